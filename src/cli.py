@@ -1,0 +1,221 @@
+"""What the commands share: folders, skipping finished work, errors in one line, the table at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src import schema
+from worstcase.results import RECORD, Record, finished_runs, write_json
+
+CONF = str(Path(__file__).parent.parent / "conf")
+RUN_ROOTS = (Path("outputs"), Path("multirun"))
+
+log = logging.getLogger(__name__)
+
+
+class JobFailed(CompactHydraException):
+    """A job that failed and has said why; a sweep goes on with the others."""
+
+
+def start(main: Callable[[], Any]) -> NoReturn:
+    """Run a Hydra main; an error is one line and a non-zero exit code (HYDRA_FULL_ERROR=1 shows it whole)."""
+    whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them with a hint
+    schema.register()
+    OmegaConf.register_new_resolver("run_folder", _run_folder)
+    OmegaConf.register_new_resolver("evaluation_folder", _evaluation_folder)
+    try:
+        main()
+    except JobFailed:
+        sys.exit(1)
+    except (HydraException, OmegaConfBaseException, schema.ConfigError, OSError) as error:
+        if whole:
+            raise
+        sys.exit(f"error: {_in_one_line(error)}")
+    sys.exit(0)
+
+
+class CheckBeforeRun(Callback):
+    """Hydra callback: a single run's settings are checked before its folder is made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            schema.check(completed(config))
+        except (schema.ConfigError, OmegaConfBaseException, OSError, ValueError) as error:
+            sys.exit(f"error: {_in_one_line(error)}")
+
+
+def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConfig) -> None:
+    """Do one job in its folder unless the folder holds its record already, and show the result.
+
+    Args:
+        kind: ``train`` or ``evaluate``.
+        work: does the job in a folder and returns its record, which is then written.
+        cfg: the job's configuration.
+
+    Raises:
+        JobFailed: it failed; what and why is in ``run.log`` and ``error.json`` in its folder.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    shown = os.path.relpath(folder)
+    try:
+        cfg = completed(cfg)
+        schema.check(cfg)
+        OmegaConf.resolve(cfg)
+        if (folder / RECORD).exists():
+            record = Record.load(folder)
+            if (record.kind, record.config) != (kind, OmegaConf.to_container(cfg)):
+                raise schema.ConfigError(
+                    f"{shown} holds the record of another configuration; choose another hydra.run.dir"
+                )
+            log.info("finished already, so not run again (delete %s to run it again)", shown)
+            print_summary(record, shown)
+            return
+    except Exception as error:
+        log.error("error: %s", _in_one_line(error))
+        raise JobFailed(str(error)) from None
+
+    (folder / "error.json").unlink(missing_ok=True)
+    handler = logging.FileHandler(folder / "run.log", mode="w")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        log.info("%s in %s", command(kind), shown)
+        record = work(cfg, folder)
+        record.save(folder)
+        print_summary(record, shown)
+    except Exception as error:
+        handler.stream.write(traceback.format_exc())
+        message = _in_one_line(error)
+        write_json(folder / "error.json", {"command": command(kind), "error": message})
+        log.error("error: %s", message)
+        raise JobFailed(message) from None
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def command(kind: str) -> str:
+    """The command that repeats this job alone."""
+    return shlex.join(["python", "-m", f"src.{kind}", *HydraConfig.get().overrides.task])
+
+
+def completed(cfg: DictConfig) -> DictConfig:
+    """An evaluation's configuration with all that it does not say as in its training run; others as they are.
+
+    Raises:
+        FileNotFoundError: there is no finished training run there, or none at all.
+    """
+    if "run" not in cfg:
+        return cfg
+    cfg = cfg.copy()
+    folder = Path(cfg.run) if cfg.run else _newest_run()
+    trained = OmegaConf.create(_training_record(folder).config)
+    cfg.run = os.path.relpath(folder)
+    for key in ("thg", "full_scale", "layers", "exclude", "seed", "data_dir"):
+        if cfg[key] is None:
+            cfg[key] = trained[key]
+    said = OmegaConf.masked_copy(
+        cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None]
+    )
+    if "_target_" in said:
+        cfg.dataset = said
+    else:
+        OmegaConf.set_struct(trained.dataset, True)
+        if "data_dir" in trained.dataset:
+            trained.dataset.data_dir = cfg.data_dir
+        cfg.dataset = OmegaConf.merge(trained.dataset, said)
+    return cfg
+
+
+def _newest_run() -> Path:
+    for folder, record in finished_runs(RUN_ROOTS):
+        if record.kind == "train":
+            return folder
+    raise FileNotFoundError(
+        "no finished training run below outputs/ or multirun/; make one with: python -m src.train"
+    )
+
+
+def _training_record(folder: Path) -> Record:
+    try:
+        record = Record.load(folder)
+    except FileNotFoundError as error:
+        died = folder / "error.json"
+        why = f" (it failed: {json.loads(died.read_text())['error']})" if died.is_file() else ""
+        raise FileNotFoundError(
+            f"{error}{why}; make one with: python -m src.train hydra.run.dir={shlex.quote(str(folder))}"
+        ) from None
+    if record.kind != "train":
+        raise ValueError(f"{folder} holds an evaluation; run= takes the folder of a training run")
+    return record
+
+
+def _run_folder(*, _root_: DictConfig) -> str:
+    """A stable, readable folder for a training configuration: what differs elsewhere differs in the digest."""
+    choice = _root_.hydra.runtime.choices
+    return f"{choice.model}-{choice.dataset}/{choice.method}/thg{_root_.thg:g}-seed{_root_.seed}-{_digest(_root_)}"
+
+
+def _evaluation_folder(*, _root_: DictConfig) -> str:
+    """An evaluation's folder lies in its training run's."""
+    cfg = completed(_root_)
+    name = f"{_root_.hydra.runtime.choices.attack}-thg{cfg.thg:g}-{_digest(cfg)}"
+    return str(Path(cfg.run).absolute() / "evaluations" / name)
+
+
+def _digest(root: DictConfig) -> str:
+    settings = OmegaConf.masked_copy(root, [key for key in root if key != "hydra"])
+    text = json.dumps(OmegaConf.to_container(settings, resolve=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _in_one_line(error: BaseException) -> str:
+    """What was wrong, without the indented details that Hydra and OmegaConf add below."""
+    if isinstance(error, HydraException) and error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("object_type=", "reference_type="))]
+    return " ".join(kept)
+
+
+def print_summary(record: Record, folder: str) -> None:
+    """The table at the end of a run, on standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    unit = "of each layer's largest weight" if record.full_scale == "layer_max" else "in weight units"
+    seconds = [f"training {record.train_seconds:.1f}"] if record.train_seconds is not None else []
+    seconds += [f"{found.attack} {found.seconds:.1f}" for found in record.attacks]
+    table = Table(
+        title=f"{record.model} on {record.dataset}, {record.method}, seed {record.seed}",
+        box=box.SIMPLE_HEAD,
+        show_header=False,
+    )
+    table.add_row(
+        "clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images"
+    )
+    for found in record.attacks:
+        table.add_row(f"lowest found ({found.attack})", f"{found.accuracy:.2%}")
+    table.add_row("th_g", f"{record.thg:g} {unit}")
+    table.add_row("seconds", ", ".join(seconds))
+    console = Console()
+    console.print(table)
+    console.print(f"  record: {folder}/{RECORD}", soft_wrap=True, highlight=False)

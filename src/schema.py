@@ -1,0 +1,91 @@
+"""Types and ranges of the settings, checked before anything is written or any long work begins."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig
+
+
+class ConfigError(ValueError):
+    """A setting is out of range; the message says what is allowed."""
+
+
+@dataclass
+class TrainConfig:
+    """Top level of conf/train.yaml; a group's keys are those of its files."""
+
+    thg: float = MISSING
+    full_scale: str = MISSING
+    layers: list[str] = MISSING
+    exclude: list[str] = MISSING
+    seed: int = MISSING
+    data_dir: str = MISSING
+    model: Any = MISSING
+    dataset: Any = MISSING
+    method: Any = MISSING
+    val_attack: Any = MISSING
+    test_attack: Any = MISSING
+    callbacks: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """Top level of conf/evaluate.yaml; null means 'as in the training run'."""
+
+    run: str | None = None
+    checkpoint: str | None = None
+    thg: float | None = None
+    full_scale: str | None = None
+    layers: list[str] | None = None
+    exclude: list[str] | None = None
+    seed: int | None = None
+    data_dir: str | None = None
+    dataset: Any = MISSING
+    attack: Any = MISSING
+
+
+@dataclass
+class ReportConfig:
+    """Top level of conf/report.yaml."""
+
+    runs: list[str] = MISSING
+    folder: str = MISSING
+
+
+def register() -> None:
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainConfig)
+    store.store("evaluate_schema", EvaluateConfig)
+    store.store("report_schema", ReportConfig)
+
+
+def check(cfg: DictConfig) -> None:
+    """Check the ranges of a train or evaluate configuration; settings that are absent or null pass.
+
+    Raises:
+        ConfigError: for the first setting that is out of range.
+    """
+    full_scale, thg = cfg.get("full_scale"), cfg.get("thg")
+    if full_scale not in (None, "layer_max", "unit"):
+        raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
+    if thg is not None:
+        if not (math.isfinite(thg) and thg >= 0):
+            raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
+        if full_scale != "unit" and thg > 1:
+            raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
+    seed = cfg.get("seed")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: must be 0 to 4294967295")
+    _check_count("dataset.batch_size", (cfg.get("dataset") or {}).get("batch_size"))
+    _check_count("trainer.max_epochs", (cfg.get("trainer") or {}).get("max_epochs"))
+
+
+def _check_count(key: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(f"{key}={value}: must be a whole number, 1 or more")

@@ -1,0 +1,133 @@
+"""Train a network, attack it, and record the lowest accuracy found: python -m src.train."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from src import cli
+from worstcase.results import PERTURBATION, AttackRecord, Record
+
+
+@hydra.main(version_base="1.3", config_path=cli.CONF, config_name="train")
+def main(cfg: DictConfig) -> None:
+    cli.run_job("train", train, cfg)
+
+
+def train(cfg: DictConfig, folder: Path) -> Record:
+    """Train, test and attack as the configuration says; what the run leaves lies in the folder."""
+    import lightning as L
+    from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+    from safetensors.torch import save_file
+
+    from worstcase import Crossbar
+    from worstcase.callbacks import EpochLines, WorstCaseAtTest
+    from worstcase.runs import CHECKPOINT
+
+    _quieten()
+    L.seed_everything(cfg.seed, verbose=False)
+    datamodule = instantiate(cfg.dataset)
+    datamodule.prepare_data()
+    datamodule.setup()
+    crossbar = Crossbar(
+        instantiate(cfg.model.net), cfg.thg, full_scale=cfg.full_scale, layers=cfg.layers, exclude=cfg.exclude
+    )
+    method = instantiate(cfg.method, _partial_=True)(
+        crossbar,
+        num_classes=datamodule.num_classes,
+        optimizer=instantiate(cfg.model.optimizer),
+        scheduler=instantiate(cfg.model.scheduler),
+    )
+
+    terminal = sys.stderr.isatty()
+    checkpoint = ModelCheckpoint(
+        folder / CHECKPOINT.parent,
+        filename=CHECKPOINT.stem,
+        monitor=method.monitor,
+        mode="max",
+        enable_version_counter=False,
+    )
+    callbacks = list(instantiate(cfg.callbacks).values())
+    loggers = _loggers(cfg, folder)
+    trainer = L.Trainer(
+        **cfg.trainer,
+        default_root_dir=folder,
+        logger=loggers,
+        callbacks=[*callbacks, checkpoint, RichProgressBar() if terminal else EpochLines()],
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    started = time.perf_counter()
+    trainer.fit(method, datamodule=datamodule)
+    train_seconds = time.perf_counter() - started
+    trainer.test(
+        method, datamodule=datamodule, ckpt_path=checkpoint.best_model_path, weights_only=True, verbose=False
+    )
+    _finish_wandb()
+
+    found = next(c.found for c in callbacks if isinstance(c, WorstCaseAtTest))
+    save_file(found.perturbation, folder / PERTURBATION)
+    choices = HydraConfig.get().runtime.choices
+    return Record(
+        kind="train",
+        source_run=None,
+        command=cli.command("train"),
+        config=OmegaConf.to_container(cfg),
+        seed=cfg.seed,
+        method=choices.method,
+        model=choices.model,
+        dataset=choices.dataset,
+        reference="test",
+        samples=found.samples,
+        dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
+        thg=cfg.thg,
+        full_scale=cfg.full_scale,
+        clean_accuracy=found.clean_accuracy,
+        attacks=[AttackRecord.of(found, seed=cfg.seed, perturbation=PERTURBATION)],
+        train_seconds=train_seconds,
+        epochs=trainer.current_epoch,
+        parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
+    )
+
+
+def _loggers(cfg: DictConfig, folder: Path) -> list:
+    """The loggers of the group, writing into the run's folder; wandb stays offline unless logged in."""
+    from hydra.utils import instantiate
+
+    if "wandb" in cfg.logger:
+        from requests.utils import get_netrc_auth
+
+        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        if not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(host)):
+            os.environ.setdefault("WANDB_MODE", "offline")
+    loggers = [instantiate(logger, save_dir=folder) for logger in cfg.logger.values()]
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg))
+    return loggers
+
+
+def _finish_wandb() -> None:
+    """Close wandb's run, so that the next job of a sweep begins its own."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish(quiet=True)
+
+
+def _quieten() -> None:
+    """Lightning's remarks on hardware, loaders and its own products say nothing about the user's run."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+if __name__ == "__main__":
+    cli.start(main)

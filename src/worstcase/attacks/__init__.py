@@ -1,0 +1,7 @@
+"""Attacks on the weights: each returns a feasible perturbation and the accuracy that it leaves."""
+
+from worstcase.attacks.base import Attack, WorstCase
+from worstcase.attacks.flwc import FLWC
+from worstcase.attacks.lwc import LWC
+
+__all__ = ["FLWC", "LWC", "Attack", "WorstCase"]

@@ -1,0 +1,71 @@
+"""F-LWC, the paper's fast worst-case evaluation (Algorithm 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from worstcase.attacks.base import Attack, Objective, Search
+from worstcase.objectives import p2
+
+
+class FLWC(Attack):
+    """F-LWC (Algorithm 1): sign steps of equal size from zero until the bound is reached.
+
+    Unlike the paper's, the perturbation is clamped to the box after each step: with an update a batch it
+    would leave it as soon as there is more than one batch.
+
+    Args:
+        steps: epochs over the reference set, Ep = th_g / eta of line 4; the step size eta is bound / steps.
+        update: ``batch``, a step after each mini-batch (as printed), or ``epoch``, one after each pass
+            over the reference set (as in the authors' code).
+        objective: what is minimised, from logits (N, classes) and labels (N,) to (N,).
+
+    Cost: 3 passes a step (forward, backward, scoring) and 1 for the clean accuracy.
+
+    Example:
+        >>> import torch
+        >>> from worstcase import Crossbar
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> FLWC(steps=2)(crossbar, [(torch.tensor([[1.0, 0.9]]), torch.tensor([0]))]).accuracy
+        0.0
+    """
+
+    name = "flwc"
+
+    def __init__(self, *, steps: int = 10, update: str = "batch", objective: Objective = p2) -> None:
+        if steps < 1:
+            raise ValueError(f"steps={steps}: must be 1 or more")
+        if update not in ("batch", "epoch"):
+            raise ValueError(f"update={update!r}: must be batch or epoch")
+        self.steps, self.update, self.objective = steps, update, objective
+
+    def expected_passes(self) -> float:
+        return 1 + 3 * self.steps
+
+    def search(self, search: Search) -> None:
+        perturbation = search.crossbar.zero_perturbation()  # line 3
+        for _ in range(self.steps):  # lines 4-5
+            if self.update == "batch":
+                for images, labels in search.batches():  # lines 6-7
+                    self._step(search, perturbation, self._gradient(search, perturbation, images, labels))
+            else:
+                gradient = search.crossbar.zero_perturbation()
+                for images, labels in search.batches():
+                    for name, g in self._gradient(search, perturbation, images, labels).items():
+                        gradient[name] += g
+                self._step(search, perturbation, gradient)
+            search.score(perturbation)
+
+    def _gradient(
+        self, search: Search, perturbation: dict[str, Tensor], images: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        return search.gradient(  # lines 8-9
+            lambda logits: self.objective(logits, labels).sum(), perturbation, images
+        )
+
+    def _step(self, search: Search, perturbation: dict[str, Tensor], gradient: dict[str, Tensor]) -> None:
+        for name, d in perturbation.items():  # line 10
+            d -= search.bound[name] / self.steps * gradient[name].sign()
+        search.clamp_(perturbation)

@@ -1,0 +1,130 @@
+"""LWC, the paper's Lagrange-based worst-case evaluation (Eq. 10)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks.base import Attack, Objective, Search
+from worstcase.objectives import p2
+
+
+class LWC(Attack):
+    """LWC (Eq. 10): Adam on c x p + L - th_g with the largest c whose result stays within the bound.
+
+    p is averaged over the mini-batch and L, the largest absolute deviation, is taken in units of the bound,
+    so c and the learning rate mean the same for every network and th_g.
+
+    The search starts at the largest c. With ``project="step"`` each iterate is clamped to the box, every c
+    is feasible, and the first trial is the answer. With ``project="end"``, the paper's free form, only
+    what is scored is clamped; c is bisected on a logarithmic scale for the largest one with L <= th_g.
+
+    Args:
+        epochs: passes over the reference set in each trial, one Adam update a mini-batch.
+        lr: Adam's learning rate in units of each array's bound.
+        c_range: the smallest and the largest c.
+        trials: values of c tried at most.
+        project: ``step`` or ``end``.
+        objective: p, from logits (N, classes) and labels (N,) to (N,).
+
+    Cost: 3 passes an epoch (forward, backward, scoring) and 1 for the clean accuracy.
+
+    Example:
+        >>> from worstcase import Crossbar
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> LWC(epochs=30)(crossbar, [(torch.tensor([[1.0, 0.9]]), torch.tensor([0]))]).accuracy
+        0.0
+    """
+
+    name = "lwc"
+
+    def __init__(
+        self,
+        *,
+        epochs: int = 20,
+        lr: float = 0.2,
+        c_range: tuple[float, float] = (1e-10, 1e3),
+        trials: int = 8,
+        project: str = "step",
+        objective: Objective = p2,
+    ) -> None:
+        if epochs < 1 or trials < 1:
+            raise ValueError(f"epochs={epochs}, trials={trials}: must be 1 or more")
+        if not (lr > 0 and math.isfinite(lr)):
+            raise ValueError(f"lr={lr}: must be above 0, in units of the bound")
+        low, high = c_range
+        if not 0 < low < high < math.inf:
+            raise ValueError(f"c_range={c_range}: must be two numbers above 0, the smaller first")
+        if project not in ("step", "end"):
+            raise ValueError(f"project={project!r}: must be step or end")
+        self.epochs, self.lr, self.c_range = epochs, lr, [float(low), float(high)]
+        self.trials, self.project, self.objective = trials, project, objective
+
+    def expected_passes(self) -> float:
+        trials = 1 if self.project == "step" else self.trials
+        return 1 + 3 * self.epochs * trials
+
+    def search(self, search: Search) -> float | None:
+        low, c = self.c_range  # low is taken as feasible, c is the one to try next
+        high = math.inf
+        accuracy_at_low = None
+        for _ in range(self.trials):
+            magnitude, accuracy = self._trial(search, c)
+            if magnitude <= 1:
+                low, accuracy_at_low = c, accuracy
+            else:
+                high = c
+            if high == math.inf or high / low < 1.01:
+                break
+            c = math.sqrt(low * high)
+        return accuracy_at_low
+
+    def _trial(self, search: Search, c: float) -> tuple[float, float]:
+        """Minimise Eq. 10 for one c: the result's magnitude L in units of the bound, and its accuracy."""
+        perturbation = search.crossbar.zero_perturbation()
+        movable = {name: bound for name, bound in search.bound.items() if bound > 0}
+        adam = torch.optim.Adam(
+            [
+                {"params": [perturbation[name]], "lr": self.lr * bound.item()}
+                for name, bound in movable.items()
+            ]
+        )
+        for _ in range(self.epochs):
+            for images, labels in search.batches():
+                gradient = search.gradient(
+                    lambda logits, labels=labels: c * self.objective(logits, labels).mean(),
+                    perturbation,
+                    images,
+                )
+                self._add_gradient_of_magnitude(gradient, perturbation, movable)
+                for name in movable:
+                    perturbation[name].grad = gradient[name]
+                adam.step()
+                if self.project == "step":
+                    search.clamp_(perturbation)
+            magnitude = self._magnitude(perturbation, movable)
+            feasible = perturbation
+            if magnitude > 1:
+                feasible = {name: d.clone() for name, d in perturbation.items()}
+                search.clamp_(feasible)
+            accuracy = search.score(feasible, c=c, magnitude=magnitude)
+        return magnitude, accuracy
+
+    @staticmethod
+    def _magnitude(perturbation: dict[str, Tensor], bound: dict[str, Tensor]) -> float:
+        return max((perturbation[name].abs().amax() / b).item() for name, b in bound.items())
+
+    @staticmethod
+    def _add_gradient_of_magnitude(
+        gradient: dict[str, Tensor], perturbation: dict[str, Tensor], bound: dict[str, Tensor]
+    ) -> None:
+        """Add the subgradient of L: sign(d) / bound at the weight of the largest relative deviation."""
+        peaks = {name: (perturbation[name].abs().amax() / b).item() for name, b in bound.items()}
+        name = max(peaks, key=peaks.__getitem__)
+        at = perturbation[name].abs().argmax()
+        d = perturbation[name].flatten()[at]
+        gradient[name].view(-1)[at] += d.sign() / bound[name]

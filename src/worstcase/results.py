@@ -1,0 +1,181 @@
+"""The record of a run, ``results.json``: its schema, and writing it so that it is whole or absent.
+
+Needs no PyTorch, so that finished runs are found and shown at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worstcase.attacks import WorstCase
+
+SCHEMA_VERSION = 1
+RECORD = "results.json"
+PERTURBATION = "perturbation.safetensors"
+
+
+@dataclass(kw_only=True)
+class AttackRecord:
+    """What one attack found. Accuracies are fractions 0..1; a pass is one forward or one backward."""
+
+    attack: str
+    thg: float
+    accuracy: float
+    final_accuracy: float
+    heldout_accuracy: float | None = None
+    max_relative_perturbation: float
+    feasible: bool
+    seconds: float
+    passes: float
+    parameters: dict[str, Any]
+    seed: int
+    perturbation: str
+    """File of the perturbation, relative to the record."""
+    history: list[dict[str, float]]
+    """Accuracy against passes, one entry a scored perturbation."""
+
+    @classmethod
+    def of(cls, found: WorstCase, *, seed: int, perturbation: str) -> AttackRecord:
+        return cls(
+            attack=found.attack,
+            thg=found.thg,
+            accuracy=found.accuracy,
+            final_accuracy=found.final_accuracy,
+            max_relative_perturbation=found.max_relative_perturbation,
+            feasible=found.feasible,
+            seconds=found.seconds,
+            passes=found.passes,
+            parameters=found.parameters,
+            seed=seed,
+            perturbation=perturbation,
+            history=found.history,
+        )
+
+
+@dataclass(kw_only=True)
+class Record:
+    """Everything that a finished run says of itself; its presence in a folder means 'finished'.
+
+    Raises:
+        RuntimeError: an accuracy contradicts another: certified <= each attack's <= clean must hold.
+    """
+
+    kind: str
+    """``train`` or ``evaluate``."""
+    source_run: str | None
+    """Of an evaluation: the training run's folder, relative to this record's."""
+    command: str
+    config: dict[str, Any]
+    seed: int
+    method: str
+    model: str
+    dataset: str
+    reference: str
+    """The split that was attacked and scored."""
+    samples: int
+    dtype: str
+    thg: float
+    full_scale: str
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    clean_accuracy: float
+    attacks: list[AttackRecord]
+    certified_accuracy: float | None = None
+    flags: list[str] = field(default_factory=list)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    train_seconds: float | None
+    epochs: int | None
+    parameters_perturbed: int
+    worst_case_accuracy: float = field(init=False)
+    """The lowest that this run's attacks found."""
+    schema_version: int = SCHEMA_VERSION
+    git_commit: str | None = field(default_factory=lambda: git_commit())
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+
+    def __post_init__(self) -> None:
+        self.worst_case_accuracy = min(found.accuracy for found in self.attacks)
+        for found in self.attacks:
+            if not (self.certified_accuracy or 0.0) <= found.accuracy <= self.clean_accuracy:
+                raise RuntimeError(
+                    f"{found.attack} found {found.accuracy}, which is not between the certified accuracy "
+                    f"({self.certified_accuracy}) and the clean one ({self.clean_accuracy})"
+                )
+            if not found.feasible or found.max_relative_perturbation > found.thg:
+                raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
+
+    def save(self, folder: Path) -> None:
+        """Write the record into a folder, atomically."""
+        write_json(folder / RECORD, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Read a folder's record.
+
+        Raises:
+            FileNotFoundError: the folder has none, so no run finished there.
+            ValueError: the file is no record of this schema.
+        """
+        path = folder / RECORD
+        if not path.is_file():
+            raise FileNotFoundError(f"no finished run in {folder}: it has no {RECORD}")
+        try:
+            content = json.loads(path.read_text())
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"its schema_version is {content['schema_version']}, not {SCHEMA_VERSION}")
+            lowest = content.pop("worst_case_accuracy")
+            record = cls(**{**content, "attacks": [AttackRecord(**found) for found in content["attacks"]]})
+            if record.worst_case_accuracy != lowest:
+                raise ValueError("its worst_case_accuracy is not the lowest of its attacks")
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{path} is no record of a run: {error}") from error
+        return record
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is whole or absent, also after a crash: beside it, fsync, rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w") as file:
+            json.dump(content, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
+    """The finished runs below some folders, newest first; files that are no record are passed over."""
+    paths = [path for root in roots for path in root.rglob(RECORD)]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            yield path.parent, Record.load(path.parent)
+        except ValueError:
+            continue
+
+
+def git_commit() -> str | None:
+    """The commit that the library's own checkout is at, '-dirty' if changed; None if it is in none."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def installed_versions() -> dict[str, str]:
+    packages = ("worstcase", "torch", "torchvision", "lightning", "hydra-core")
+    return {"python": sys.version.split()[0], **{package: version(package) for package in packages}}
