@@ -167,9 +167,10 @@ def _training_record(folder: Path) -> Record:
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
-    """A stable, readable folder for a training configuration: what differs elsewhere differs in the digest."""
+    """A stable, readable folder for a training configuration; the digest tells the rest of it apart."""
     choice = _root_.hydra.runtime.choices
-    return f"{choice.model}-{choice.dataset}/{choice.method}/thg{_root_.thg:g}-seed{_root_.seed}-{_digest(_root_)}"
+    name = f"thg{_root_.thg:g}-seed{_root_.seed}-{_digest(_root_)}"
+    return f"{choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 
 def _evaluation_folder(*, _root_: DictConfig) -> str:

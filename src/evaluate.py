@@ -1,4 +1,4 @@
-"""Attack the weights that a training run left, and record the lowest accuracy found: python -m src.evaluate."""
+"""Attack what a training run left, and record the lowest accuracy found: python -m src.evaluate."""
 
 from __future__ import annotations
 

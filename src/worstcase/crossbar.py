@@ -189,7 +189,7 @@ def _array_names(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) 
             if parameter not in module._parameters:
                 raise ValueError(
                     f"layer {layer!r} computes its {parameter} from other tensors (weight norm, pruning?); "
-                    "make it a plain parameter first, e.g. with torch.nn.utils.parametrize.remove_parametrizations"
+                    "make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
                 )
             weight = module._parameters[parameter]
             if weight is not None and weight.numel():

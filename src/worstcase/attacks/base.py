@@ -67,12 +67,12 @@ class Search:
             yield images.to(self._device), labels.to(self._device)
 
     def gradient(
-        self, loss: Callable[[Tensor], Tensor], perturbation: Perturbation, images: Tensor
+        self, loss: Callable[[Tensor, Perturbation], Tensor], perturbation: Perturbation, images: Tensor
     ) -> dict[str, Tensor]:
-        """The gradient of a loss of the logits with respect to the perturbation, on one batch."""
+        """The gradient with respect to the perturbation of a loss (of logits and perturbation), on one batch."""
         leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
         gradients = torch.autograd.grad(
-            loss(self.crossbar(images, leaves)), list(leaves.values()), materialize_grads=True
+            loss(self.crossbar(images, leaves), leaves), list(leaves.values()), materialize_grads=True
         )
         self._forwards += len(images)
         self._backwards += len(images)

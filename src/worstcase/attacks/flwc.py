@@ -62,7 +62,7 @@ class FLWC(Attack):
         self, search: Search, perturbation: dict[str, Tensor], images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
         return search.gradient(  # lines 8-9
-            lambda logits: self.objective(logits, labels).sum(), perturbation, images
+            lambda logits, _: self.objective(logits, labels).sum(), perturbation, images
         )
 
     def _step(self, search: Search, perturbation: dict[str, Tensor], gradient: dict[str, Tensor]) -> None:

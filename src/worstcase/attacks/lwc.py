@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from worstcase.attacks.base import Attack, Objective, Search
+from worstcase.crossbar import Perturbation
 from worstcase.objectives import p2
 
 
@@ -73,8 +75,8 @@ class LWC(Attack):
         high = math.inf
         accuracy_at_low = None
         for _ in range(self.trials):
-            magnitude, accuracy = self._trial(search, c)
-            if magnitude <= 1:
+            reached, accuracy = self._trial(search, c)
+            if reached <= 1:
                 low, accuracy_at_low = c, accuracy
             else:
                 high = c
@@ -86,45 +88,30 @@ class LWC(Attack):
     def _trial(self, search: Search, c: float) -> tuple[float, float]:
         """Minimise Eq. 10 for one c: the result's magnitude L in units of the bound, and its accuracy."""
         perturbation = search.crossbar.zero_perturbation()
-        movable = {name: bound for name, bound in search.bound.items() if bound > 0}
         adam = torch.optim.Adam(
-            [
-                {"params": [perturbation[name]], "lr": self.lr * bound.item()}
-                for name, bound in movable.items()
-            ]
+            [{"params": [d], "lr": self.lr * search.bound[name].item()} for name, d in perturbation.items()]
         )
         for _ in range(self.epochs):
             for images, labels in search.batches():
-                gradient = search.gradient(
-                    lambda logits, labels=labels: c * self.objective(logits, labels).mean(),
-                    perturbation,
-                    images,
-                )
-                self._add_gradient_of_magnitude(gradient, perturbation, movable)
-                for name in movable:
-                    perturbation[name].grad = gradient[name]
+
+                def eq_10(logits: Tensor, d: Perturbation, labels: Tensor = labels) -> Tensor:
+                    return c * self.objective(logits, labels).mean() + magnitude(d, search.bound) - 1
+
+                for name, gradient in search.gradient(eq_10, perturbation, images).items():
+                    perturbation[name].grad = gradient
                 adam.step()
                 if self.project == "step":
                     search.clamp_(perturbation)
-            magnitude = self._magnitude(perturbation, movable)
+            reached = magnitude(perturbation, search.bound).item()
             feasible = perturbation
-            if magnitude > 1:
+            if reached > 1:
                 feasible = {name: d.clone() for name, d in perturbation.items()}
                 search.clamp_(feasible)
-            accuracy = search.score(feasible, c=c, magnitude=magnitude)
-        return magnitude, accuracy
+            accuracy = search.score(feasible, c=c, magnitude=reached)
+        return reached, accuracy
 
-    @staticmethod
-    def _magnitude(perturbation: dict[str, Tensor], bound: dict[str, Tensor]) -> float:
-        return max((perturbation[name].abs().amax() / b).item() for name, b in bound.items())
 
-    @staticmethod
-    def _add_gradient_of_magnitude(
-        gradient: dict[str, Tensor], perturbation: dict[str, Tensor], bound: dict[str, Tensor]
-    ) -> None:
-        """Add the subgradient of L: sign(d) / bound at the weight of the largest relative deviation."""
-        peaks = {name: (perturbation[name].abs().amax() / b).item() for name, b in bound.items()}
-        name = max(peaks, key=peaks.__getitem__)
-        at = perturbation[name].abs().argmax()
-        d = perturbation[name].flatten()[at]
-        gradient[name].view(-1)[at] += d.sign() / bound[name]
+def magnitude(perturbation: Perturbation, bound: Mapping[str, Tensor]) -> Tensor:
+    """L of Eq. 10, the largest absolute deviation, in units of the bound; arrays of bound 0 do not count."""
+    peaks = [d.abs().amax() / bound[name] for name, d in perturbation.items() if bound[name] > 0]
+    return torch.stack(peaks).amax()

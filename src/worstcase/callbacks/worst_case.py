@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 
 from worstcase.attacks import Attack, WorstCase
+from worstcase.attacks.base import Loader
 from worstcase.methods import Method
 
 
@@ -18,7 +21,7 @@ class WorstCasePerEpoch(L.Callback):
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, Method)
-        found = self.attack(pl_module.crossbar, trainer.val_dataloaders, progress=False)
+        found = self.attack(pl_module.crossbar, _loader(trainer.val_dataloaders), progress=False)
         pl_module.log("val/worst_case_accuracy", found.accuracy, prog_bar=True)
 
 
@@ -31,5 +34,11 @@ class WorstCaseAtTest(L.Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Method)
-        self.found = self.attack(pl_module.crossbar, trainer.test_dataloaders)
+        self.found = self.attack(pl_module.crossbar, _loader(trainer.test_dataloaders))
         pl_module.log("test/worst_case_accuracy", self.found.accuracy)
+
+
+def _loader(loaders: Any) -> Loader:
+    if isinstance(loaders, list | tuple | dict):
+        raise ValueError("the worst case is over one reference set: give the trainer one loader, not several")
+    return loaders

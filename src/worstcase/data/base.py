@@ -73,7 +73,7 @@ class InMemoryDataModule(L.LightningDataModule):
 
 
 class ShuffledBatches(Sampler[Tensor]):
-    """Indices by batch in an order that only the seed and the epoch decide, so a resumed run sees the same."""
+    """Indices by batch, in an order that only the seed and the epoch decide: a resumed run sees the same."""
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
