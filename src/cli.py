@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -16,8 +17,9 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from src import schema
 from worstcase.results import RECORD, Record, finished_runs, write_json
@@ -43,7 +45,7 @@ def start(main: Callable[[], Any]) -> NoReturn:
         main()
     except JobFailed:
         sys.exit(1)
-    except (HydraException, OmegaConfBaseException, schema.ConfigError, OSError) as error:
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         if whole:
             raise
         sys.exit(f"error: {_in_one_line(error)}")
@@ -56,8 +58,15 @@ class CheckBeforeRun(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             schema.check(completed(config))
-        except (schema.ConfigError, OmegaConfBaseException, OSError, ValueError) as error:
+            _check_folder(Path(config.hydra.run.dir))
+        except (OmegaConfBaseException, OSError, ValueError) as error:
             sys.exit(f"error: {_in_one_line(error)}")
+
+
+def _check_folder(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file, not a folder; choose another hydra.run.dir")
 
 
 def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConfig) -> None:
@@ -68,11 +77,10 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         work: does the job in a folder and returns its record, which is then written.
         cfg: the job's configuration.
 
-    Raises:
-        JobFailed: it failed; what and why is in ``run.log`` and ``error.json`` in its folder.
+    A job that fails ends with a non-zero exit code; why is on screen, in ``run.log`` and in ``error.json``.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    shown = os.path.relpath(folder)
+    shown = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
     try:
         cfg = completed(cfg)
         schema.check(cfg)
@@ -87,8 +95,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
             print_summary(record, shown)
             return
     except Exception as error:
-        log.error("error: %s", _in_one_line(error))
-        raise JobFailed(str(error)) from None
+        _fail(_in_one_line(error))
 
     (folder / "error.json").unlink(missing_ok=True)
     handler = logging.FileHandler(folder / "run.log", mode="w")
@@ -103,11 +110,18 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         handler.stream.write(traceback.format_exc())
         message = _in_one_line(error)
         write_json(folder / "error.json", {"command": command(kind), "error": message})
-        log.error("error: %s", message)
-        raise JobFailed(message) from None
+        _fail(message)
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def _fail(message: str) -> NoReturn:
+    """End a single run, or this job of a sweep, after its error was said."""
+    log.error("error: %s", message)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise JobFailed(message) from None
+    sys.exit(1)
 
 
 def command(kind: str) -> str:
@@ -190,10 +204,15 @@ def _in_one_line(error: BaseException) -> str:
     """What was wrong, without the indented details that Hydra and OmegaConf add below."""
     if isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
-    text = str(error).strip() or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("object_type=", "reference_type="))]
-    return " ".join(kept)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node is not None:
+        known = [str(key) for key in error.parent_node if key != "hydra"]
+        similar = difflib.get_close_matches(str(error.key), known, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(known)}"
+        return f"there is no setting {error.full_key}; {hint}"
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {str(error.msg).splitlines()[0]}"
+    text = str(error).split("Config search path:")[0]
+    return " ".join(text.split()) or type(error).__name__
 
 
 def print_summary(record: Record, folder: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 class ConfigError(ValueError):
@@ -65,12 +65,28 @@ def register() -> None:
     store.store("report_schema", ReportConfig)
 
 
+GROUPS = {  # by the place of each in the configuration, how it is chosen
+    "model": "model",
+    "dataset": "dataset",
+    "method": "method",
+    "attack": "attack",
+    "val_attack": "attack@val_attack",
+    "test_attack": "attack@test_attack",
+    "callbacks": "callbacks",
+    "trainer": "trainer",
+    "logger": "logger",
+}
+
+
 def check(cfg: DictConfig) -> None:
     """Check the ranges of a train or evaluate configuration; settings that are absent or null pass.
 
     Raises:
         ConfigError: for the first setting that is out of range.
     """
+    for place, group in GROUPS.items():
+        if place in cfg and not OmegaConf.is_dict(cfg[place]):
+            raise ConfigError(f"{place}={cfg[place]}: choose one of the group's files with {group}=NAME")
     full_scale, thg = cfg.get("full_scale"), cfg.get("thg")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
@@ -82,8 +98,8 @@ def check(cfg: DictConfig) -> None:
     seed = cfg.get("seed")
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be 0 to 4294967295")
-    _check_count("dataset.batch_size", (cfg.get("dataset") or {}).get("batch_size"))
-    _check_count("trainer.max_epochs", (cfg.get("trainer") or {}).get("max_epochs"))
+    _check_count("dataset.batch_size", cfg.get("dataset", {}).get("batch_size"))
+    _check_count("trainer.max_epochs", cfg.get("trainer", {}).get("max_epochs"))
 
 
 def _check_count(key: str, value: Any) -> None:

@@ -67,13 +67,17 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    started = time.perf_counter()
-    trainer.fit(method, datamodule=datamodule)
-    train_seconds = time.perf_counter() - started
-    trainer.test(
-        method, datamodule=datamodule, ckpt_path=checkpoint.best_model_path, weights_only=True, verbose=False
-    )
-    _finish_wandb()
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg))
+    try:
+        started = time.perf_counter()
+        trainer.fit(method, datamodule=datamodule)
+        train_seconds = time.perf_counter() - started
+        best = checkpoint.best_model_path
+        trainer.test(method, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
+    finally:
+        if "wandb" in sys.modules:  # so that the next job of a sweep begins a run of its own
+            sys.modules["wandb"].finish()
 
     found = next(c.found for c in callbacks if isinstance(c, WorstCaseAtTest))
     save_file(found.perturbation, folder / PERTURBATION)
@@ -110,16 +114,7 @@ def _loggers(cfg: DictConfig, folder: Path) -> list:
         host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
         if not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(host)):
             os.environ.setdefault("WANDB_MODE", "offline")
-    loggers = [instantiate(logger, save_dir=folder) for logger in cfg.logger.values()]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg))
-    return loggers
-
-
-def _finish_wandb() -> None:
-    """Close wandb's run, so that the next job of a sweep begins its own."""
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish(quiet=True)
+    return [instantiate(logger, save_dir=folder) for logger in cfg.logger.values()]
 
 
 def _quieten() -> None:

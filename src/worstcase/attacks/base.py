@@ -69,7 +69,7 @@ class Search:
     def gradient(
         self, loss: Callable[[Tensor, Perturbation], Tensor], perturbation: Perturbation, images: Tensor
     ) -> dict[str, Tensor]:
-        """The gradient with respect to the perturbation of a loss (of logits and perturbation), on one batch."""
+        """On one batch, the gradient of a loss of logits and perturbation in the perturbation."""
         leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
         gradients = torch.autograd.grad(
             loss(self.crossbar(images, leaves), leaves), list(leaves.values()), materialize_grads=True
