@@ -79,7 +79,7 @@ class Method(L.LightningModule):
     def _cause(self, images: Tensor) -> str:
         if not torch.isfinite(images).all():
             return "the batch has inputs that are not finite; check the data"
-        for name, parameter in self.crossbar.net.named_parameters():
-            if not torch.isfinite(parameter).all():
+        for name, tensor in self.crossbar.net.state_dict().items():
+            if not torch.isfinite(tensor).all():
                 return f"{name} became not finite; lower the learning rate (model.optimizer.lr)"
         return "the logits or the loss overflowed; lower the learning rate (model.optimizer.lr)"

@@ -1,0 +1,191 @@
+"""What holds for every attack, and closed forms on networks whose worst case is known."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from worstcase import Crossbar
+from worstcase.attacks import FLWC, LWC
+
+ATTACKS = {
+    "flwc": FLWC(),
+    "flwc by epoch": FLWC(update="epoch"),
+    "lwc": LWC(),
+    "lwc in the paper's free form": LWC(project="end", lr=0.02, trials=4),
+}
+every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+
+
+def accuracy_by_hand(crossbar, perturbation, batches):
+    net = copy.deepcopy(crossbar.net).eval()
+    with torch.no_grad():
+        for name, deviation in perturbation.items():
+            net.get_parameter(name).add_(deviation)
+        right = [(net(images).argmax(1) == labels).float() for images, labels in batches]
+    return torch.cat(right).double().mean().item()
+
+
+@every_attack
+def test_result_is_feasible_and_its_accuracy_is_that_of_its_perturbation(attack, small_net, small_batches):
+    for thg in (0.01, 0.1, 1.0):
+        crossbar = Crossbar(small_net, thg)
+        found = attack(crossbar, small_batches, progress=False)
+        assert found.feasible and found.max_relative_perturbation <= thg
+        for name, bound in crossbar.bound().items():
+            assert (found.perturbation[name].abs() <= bound).all()
+        assert found.accuracy == pytest.approx(accuracy_by_hand(crossbar, found.perturbation, small_batches))
+        zero = crossbar.zero_perturbation()
+        assert found.clean_accuracy == pytest.approx(accuracy_by_hand(crossbar, zero, small_batches))
+        assert found.accuracy == min(entry["accuracy"] for entry in found.history)
+        assert found.accuracy <= found.clean_accuracy and found.accuracy <= found.final_accuracy
+        assert found.samples == 40
+
+
+@every_attack
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_network_is_bit_for_bit_what_it_was(attack, mode, small_net, small_batches):
+    small_net.train()
+    before = {name: tensor.clone() for name, tensor in small_net.state_dict().items()}
+    gradients = [p.grad for p in small_net.parameters()]
+    with mode():
+        attack(Crossbar(small_net, 0.1).train(), small_batches, progress=False)
+    after = small_net.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [p.grad for p in small_net.parameters()] == gradients == [None] * len(gradients)
+    assert all(module.training for module in small_net.modules())
+
+
+@every_attack
+def test_same_again(attack, small_net, small_batches):
+    first, second = (attack(Crossbar(small_net, 0.1), small_batches, progress=False) for _ in range(2))
+    assert first.history == second.history
+    assert all(
+        torch.equal(first.perturbation[name], second.perturbation[name]) for name in first.perturbation
+    )
+
+
+@every_attack
+def test_without_tolerance_there_is_nothing_to_find(attack, small_net, small_batches):
+    found = attack(Crossbar(small_net, 0.0), small_batches, progress=False)
+    assert found.accuracy == found.clean_accuracy and found.passes == 1
+    assert not any(d.any() for d in found.perturbation.values())
+
+
+@every_attack
+def test_cost_is_what_the_docstring_says(attack, small_net, small_batches):
+    found = attack(Crossbar(small_net, 0.1), small_batches, progress=False)
+    steps = getattr(attack, "steps", None) or attack.epochs
+    assert found.passes in [1 + 3 * steps * trials for trials in range(1, 9)]
+    assert found.passes <= attack.expected_passes()
+    passes = [entry["passes"] for entry in found.history]
+    assert passes == sorted(passes) and passes[-1] == found.passes
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(attack, dtype, small_net, small_batches):
+    batches = [(images.to(dtype), labels) for images, labels in small_batches]
+    found = attack(Crossbar(small_net.to(dtype), 0.1), batches, progress=False)
+    assert found.feasible and found.accuracy < found.clean_accuracy
+    assert all(d.dtype == dtype for d in found.perturbation.values())
+
+
+@every_attack
+def test_layers_without_use_frozen_or_of_zeros_are_no_obstacle(attack):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused, self.zero = (nn.Linear(2, 2, bias=False) for _ in range(3))
+            nn.init.eye_(self.used.weight)
+            nn.init.zeros_(self.zero.weight)
+
+        def forward(self, x):
+            return self.used(x) + self.zero(x)
+
+    crossbar = Crossbar(Net().requires_grad_(False), 0.5)
+    found = attack(crossbar, [(torch.tensor([[1.0, 0.9]]), torch.tensor([0]))], progress=False)
+    assert found.accuracy == 0 and found.feasible
+
+
+@pytest.mark.parametrize("attack", [FLWC(), FLWC(update="epoch"), LWC(), LWC(project="end", lr=0.1)])
+@pytest.mark.parametrize("seed", range(10))
+def test_linear_network_closed_form(attack, seed):
+    """One sample, O = W x: the lowest margin in the box is at a vertex, margin - 2 bound |x|_1.
+
+    With two classes the true row takes -bound sign(x) and the other +bound sign(x). Just above the th_g at
+    which that reaches zero the attack must fail the sample, and just below nothing can.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(6, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(2, 6, generator=generator))
+    x = torch.randn(1, 6, generator=generator)
+    logits = layer(x).detach()
+    label = logits.argmax(1)
+    critical = (logits.max() - logits.min()) / (2 * layer.weight.abs().max() * x.abs().sum())
+    for factor, accuracy in ((1.001, 0.0), (0.999, 1.0)):
+        crossbar = Crossbar(layer, factor * critical.item())
+        assert attack(crossbar, [(x, label)], progress=False).accuracy == accuracy
+
+
+def test_flwc_is_algorithm_1_on_one_step():
+    """By hand: one batch, one step of the whole bound against the sign of the hinge's gradient."""
+    layer = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    images, labels = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1])
+    found = FLWC(steps=1)(Crossbar(layer, 0.5), [(images, labels)], progress=False)
+    # d(sum of margins)/dW: sample 1 adds (2, 1) to row 0 and takes it from row 1, sample 2 (0, 3) the other way
+    gradient = torch.tensor([[2.0, 1.0 - 3.0], [-2.0, -1.0 + 3.0]])
+    perturbed = layer.weight.detach() - 0.5 * gradient.sign()
+    expected = ((images @ perturbed.T).argmax(1) == labels).double().mean().item()
+    assert found.final_accuracy == expected == 0.5
+    assert torch.equal(found.perturbation["weight"], -0.5 * gradient.sign())
+
+
+def test_flwc_updates_once_a_batch_and_never_leaves_the_box(small_net, small_batches):
+    """Algorithm 1 as printed would take batches x steps steps of bound / steps and leave the box."""
+    seen = []
+    crossbar = Crossbar(small_net, 0.1)
+    crossbar.register_forward_hook(lambda module, inputs, out: seen.append(len(inputs[0])))
+    FLWC(steps=2)(crossbar, small_batches, progress=False)
+    assert len(seen) == 3 + 2 * (3 + 3)
+
+
+def test_free_lwc_finds_the_largest_feasible_c(small_net, small_batches):
+    found = LWC(project="end", lr=0.1, trials=12)(Crossbar(small_net, 0.1), small_batches, progress=False)
+    last = {entry["c"]: entry for entry in found.history[1:]}  # each trial's last entry
+    assert len(last) > 3
+    feasible = [c for c, entry in last.items() if entry["magnitude"] <= 1]
+    infeasible = [c for c, entry in last.items() if entry["magnitude"] > 1]
+    assert max(feasible) < min(infeasible)
+    assert found.final_accuracy == last[max(feasible)]["accuracy"]
+
+
+def test_projected_lwc_needs_one_trial(small_net, small_batches):
+    found = LWC()(Crossbar(small_net, 0.1), small_batches, progress=False)
+    assert {entry["c"] for entry in found.history[1:]} == {1e3}
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "message"),
+    [
+        (FLWC, {"steps": 0}, "steps=0: must be 1 or more"),
+        (FLWC, {"update": "never"}, "must be batch or epoch"),
+        (LWC, {"epochs": 0}, "must be 1 or more"),
+        (LWC, {"lr": -1.0}, "lr=-1.0: must be above 0"),
+        (LWC, {"c_range": (1.0, 0.5)}, "the smaller first"),
+        (LWC, {"project": "never"}, "must be step or end"),
+    ],
+)
+def test_settings_out_of_range(attack, options, message):
+    with pytest.raises(ValueError, match=message):
+        attack(**options)
+
+
+def test_an_empty_reference_set_is_refused(small_net):
+    with pytest.raises(ValueError, match="no samples"):
+        FLWC()(Crossbar(small_net, 0.1), [], progress=False)

@@ -1,0 +1,51 @@
+import lightning as L
+import pytest
+import torch
+
+from worstcase import Crossbar
+from worstcase.attacks import FLWC, LWC
+from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
+from worstcase.methods import Vanilla
+
+
+def trainer(folder, *callbacks):
+    return L.Trainer(
+        max_epochs=2,
+        callbacks=list(callbacks),
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.ModelCheckpoint) for c in callbacks),
+    )
+
+
+def test_each_epoch_is_attacked_on_the_validation_split_and_can_select_the_checkpoint(
+    tmp_path, small_net, small_loader
+):
+    method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
+    best = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="val/worst_case_accuracy", mode="max")
+    fit = trainer(tmp_path, WorstCasePerEpoch(FLWC()), best)
+    fit.fit(method, small_loader, small_loader)
+    found = FLWC()(method.crossbar, small_loader, progress=False)  # the last epoch's weights, again
+    assert fit.callback_metrics["val/worst_case_accuracy"] == pytest.approx(found.accuracy)
+    assert best.best_model_score is not None and best.best_model_score >= found.accuracy - 1e-6
+
+
+def test_the_test_split_is_attacked_once_and_the_result_kept(tmp_path, small_net, small_loader):
+    method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
+    at_test = WorstCaseAtTest(LWC(epochs=2))
+    test = trainer(tmp_path, at_test)
+    before = {name: tensor.clone() for name, tensor in small_net.state_dict().items()}
+    test.test(method, small_loader, verbose=False)
+    assert at_test.found.samples == 40 and at_test.found.feasible
+    assert test.callback_metrics["test/worst_case_accuracy"] == pytest.approx(at_test.found.accuracy)
+    assert test.callback_metrics["test/accuracy"] == pytest.approx(at_test.found.clean_accuracy)
+    assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
+
+
+def test_several_reference_sets_at_once_are_refused(tmp_path, small_net, small_loader):
+    method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
+    method.test_step = lambda batch, batch_idx, dataloader_idx=0: None
+    with pytest.raises(ValueError, match="one reference set"):
+        trainer(tmp_path, WorstCaseAtTest(FLWC())).test(method, [small_loader, small_loader], verbose=False)
