@@ -12,10 +12,12 @@ _MODULE_OF = {
     "load_run": "worstcase.runs",
 }
 
-__all__ = ["Crossbar", "WorstCase", "load_run"]
+__all__ = ["Crossbar", "WorstCase", "attacks", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "attacks":
+        return import_module("worstcase.attacks")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'worstcase' has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF[name]), name)

@@ -138,7 +138,7 @@ def test_flwc_is_algorithm_1_on_one_step():
         layer.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     images, labels = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1])
     found = FLWC(steps=1)(Crossbar(layer, 0.5), [(images, labels)], progress=False)
-    # d(sum of margins)/dW: sample 1 adds (2, 1) to row 0 and takes it from row 1, sample 2 (0, 3) the other way
+    # by row of W: sample 1 adds (2, 1) to row 0 and takes it from row 1, sample 2 (0, 3) the other way
     gradient = torch.tensor([[2.0, 1.0 - 3.0], [-2.0, -1.0 + 3.0]])
     perturbed = layer.weight.detach() - 0.5 * gradient.sign()
     expected = ((images @ perturbed.T).argmax(1) == labels).double().mean().item()

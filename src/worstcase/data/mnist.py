@@ -52,6 +52,11 @@ class MNISTDataModule(InMemoryDataModule):
         try:
             MNIST(self.data_dir, train=True, download=self.download)
             MNIST(self.data_dir, train=False, download=self.download)
+        except (AssertionError, ValueError, EOFError):
+            raise ValueError(
+                f"cannot read the MNIST files below {self.data_dir}: they are truncated or something else; "
+                "remove them and lay them out, or download them, again"
+            ) from None
         except RuntimeError as error:
             if self.download:
                 raise RuntimeError(f"MNIST could not be downloaded to {self.data_dir}: {error}") from error

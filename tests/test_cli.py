@@ -1,0 +1,352 @@
+"""The commands as a user gives them, in processes of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, command, environment, run
+
+from worstcase.models import LeNet
+
+ONE_EPOCH = "trainer.max_epochs=1"
+
+
+def record(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def without_times(content):
+    """A record but for what differs from run to run: durations."""
+    content = {key: value for key, value in content.items() if key != "train_seconds"}
+    content["attacks"] = [{k: v for k, v in found.items() if k != "seconds"} for found in content["attacks"]]
+    return content
+
+
+def files(folder):
+    """Content and time of every file below a folder."""
+    paths = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+# ---- what a run leaves
+
+
+def test_training_leaves_a_record_a_checkpoint_a_perturbation_and_a_log(trained):
+    content = record(trained)
+    assert content["kind"] == "train" and content["source_run"] is None
+    assert (content["method"], content["model"], content["dataset"]) == ("vanilla", "lenet", "mnist5k")
+    assert (content["samples"], content["reference"], content["epochs"]) == (1000, "test", 3)
+    assert content["command"].startswith("python -m src.train method=vanilla")
+    assert content["config"]["trainer"]["max_epochs"] == 3
+    assert content["clean_accuracy"] > 0.7 and content["worst_case_accuracy"] < content["clean_accuracy"]
+    assert content["parameters_perturbed"] == 105_918
+    (found,) = content["attacks"]
+    assert found["attack"] == "lwc" and found["feasible"]
+    assert 0 < found["max_relative_perturbation"] <= found["thg"] == 0.03
+    assert {path.name for path in trained.iterdir()} == {
+        "checkpoints",
+        "hparams.yaml",
+        "metrics.csv",
+        "perturbation.safetensors",
+        "results.json",
+        "run.log",
+    }
+    assert "val/worst_case_accuracy" in (trained / "metrics.csv").read_text()
+    assert "epoch 3 of 3" in (trained / "run.log").read_text()
+
+
+def test_summary_names_the_attack_and_the_unit(trained):
+    shown = run("src.train", "method=vanilla", "trainer.max_epochs=3", f"hydra.run.dir={trained}").stdout
+    for part in (
+        "clean accuracy",
+        "lowest found (lwc)",
+        "of each layer's largest weight",
+        "seconds",
+        "results.json",
+    ):
+        assert part in shown
+
+
+def test_a_finished_run_is_not_run_again_and_not_touched(trained):
+    before = files(trained)
+    done = run("src.train", "method=vanilla", "trainer.max_epochs=3", f"hydra.run.dir={trained}")
+    assert "finished already" in done.stderr
+    assert files(trained) == before
+
+
+def test_a_record_of_another_configuration_is_never_overwritten(trained):
+    before = files(trained)
+    done = run("src.train", "method=vanilla", "seed=1", f"hydra.run.dir={trained}", fails=True)
+    assert "holds the record of another configuration; choose another hydra.run.dir" in done.stderr
+    done = run("src.evaluate", f"run={trained}", f"hydra.run.dir={trained}", fails=True)
+    assert "holds the record of another configuration" in done.stderr
+    assert files(trained) == before
+
+
+def test_same_seed_same_record_other_seed_another(tmp_path):
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        run("src.train", ONE_EPOCH, f"seed={seed}", f"hydra.run.dir={tmp_path / name}")
+    first, again, other = (without_times(record(tmp_path / name)) for name in ("first", "again", "other"))
+    assert first == again
+    assert first["attacks"] != other["attacks"]
+
+
+# ---- evaluate
+
+
+def test_evaluation_takes_from_the_run_what_is_not_said_and_lies_in_its_folder(trained):
+    run("src.evaluate", f"run={trained}", "attack=flwc", "thg=0.01")
+    (folder,) = (trained / "evaluations").glob("flwc-thg0.01-*")
+    content, source = record(folder), record(trained)
+    assert content["kind"] == "evaluate" and (folder / content["source_run"]).resolve() == trained.resolve()
+    assert content["thg"] == 0.01 and content["seed"] == source["seed"]
+    assert content["clean_accuracy"] == pytest.approx(source["clean_accuracy"], abs=0.002)
+    assert content["config"]["dataset"] == source["config"]["dataset"]
+    assert [found["attack"] for found in content["attacks"]] == ["flwc"]
+    before = files(folder)
+    assert "finished already" in run("src.evaluate", f"run={trained}", "attack=flwc", "thg=0.01").stderr
+    assert files(folder) == before
+
+
+def test_evaluation_defaults_to_the_newest_training_run(trained, tmp_path):
+    """In a copy of the entry points, so that the repository's own runs play no part."""
+    shutil.copytree(REPOSITORY / "conf", tmp_path / "conf")
+    shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=shutil.ignore_patterns("worstcase"))
+    shutil.copytree(trained, tmp_path / "outputs" / "older")
+    shutil.copytree(trained, tmp_path / "multirun" / "deep" / "newer")
+    os.utime(tmp_path / "outputs" / "older" / "results.json", (1, 1))
+    done = subprocess.run(
+        command("src.evaluate", "attack=flwc"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(
+        (tmp_path / "multirun" / "deep" / "newer" / "evaluations").glob("flwc-thg0.03-*/results.json")
+    )
+    shutil.rmtree(tmp_path / "outputs")
+    shutil.rmtree(tmp_path / "multirun")
+    done = subprocess.run(
+        command("src.evaluate"), cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert (
+        "no finished training run below outputs/ or multirun/; make one with: python -m src.train"
+        in done.stderr
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"conf", "src"}
+
+
+# ---- sweeps
+
+
+def test_a_killed_sweep_runs_only_what_is_missing(tmp_path):
+    sweep = command(
+        "src.train",
+        "-m",
+        "method=vanilla,atrice",
+        "seed=0,1",
+        "thg=0.01,0.03",
+        ONE_EPOCH,
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    process = subprocess.Popen(sweep, cwd=REPOSITORY, env=environment(), stderr=subprocess.DEVNULL)
+    while len(list(tmp_path.rglob("results.json"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = list(tmp_path.rglob("results.json"))
+    assert 3 <= len(finished) < 8
+    before = {path: content for done in finished for path, content in files(done.parent).items()}
+
+    again = subprocess.run(sweep, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("finished already") == len(finished)
+    after = files(tmp_path)
+    assert {path: after[path] for path in before} == before
+    records = {path.parent: record(path.parent) for path in tmp_path.rglob("results.json")}
+    assert len(records) == 8
+    for folder, content in records.items():
+        method, name = folder.relative_to(tmp_path).parts[-2:]
+        assert method == content["method"]
+        assert name.startswith(f"thg{content['thg']:g}-seed{content['seed']}-")
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails(tmp_path):
+    done = run(
+        "src.train",
+        "-m",
+        "method=vanilla",
+        ONE_EPOCH,
+        "model.optimizer.lr=1e30,1e-3",
+        f"hydra.sweep.dir={tmp_path}",
+        fails=True,
+    )
+    assert "error: the loss is nan at step" in done.stderr
+    (failed,) = tmp_path.rglob("error.json")
+    assert "model.optimizer.lr=1e+30" in json.loads(failed.read_text())["command"]
+    (finished,) = tmp_path.rglob("results.json")
+    assert record(finished.parent)["config"]["model"]["optimizer"]["lr"] == 1e-3
+
+
+# ---- bad input
+
+
+BAD = {
+    "thg=-0.1": "thg=-0.1: must be a finite number, 0 or more",
+    "thg=abc": "thg: Value 'abc' of type 'str' could not be converted to Float",
+    "thg=nan": "thg=nan: must be a finite number",
+    "thg=inf": "thg=inf: must be a finite number",
+    "thg=2": "thg=2.0: must be at most 1, a fraction of each layer's full scale",
+    "full_scale=half": "must be layer_max or unit",
+    "trainer.max_epochs=-3": "trainer.max_epochs=-3: must be a whole number, 1 or more",
+    "seed=abc": "seed: Value 'abc' of type 'str' could not be converted to Integer",
+    "seed=-1": "seed=-1: must be 0 to",
+    "dataset.batch_size=0": "dataset.batch_size=0: must be a whole number, 1 or more",
+    "method=nope": "Could not find 'method/nope' Available options in 'method': atrice vanilla",
+    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': flwc lwc",
+    "attack=nope": "attack@test_attack",
+    "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
+    "method.alhpa=0.5": "there is no setting method.alhpa; did you mean alpha?",
+    "tgh=0.1": "there is no setting tgh; did you mean thg?",
+    "thg=[0.1": "no viable alternative at input '[0.1'",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), BAD.items(), ids=BAD.keys())
+def test_bad_settings_are_one_line_before_anything_is_written(override, message, tmp_path):
+    folder = tmp_path / "run"
+    done = run("src.train", override, f"hydra.run.dir={folder}", fails=True)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset=mnist", "data_dir=nowhere"], "no MNIST below nowhere"),
+        (["method.alpha=2"], "method.alpha=2: must be 0..1"),
+        (["layers=[head]"], "no conv or linear layer is named 'head'; there are conv1, conv2, fc1, fc2, fc3"),
+        (["val_attack.steps=0"], "steps=0: must be 1 or more"),
+    ],
+)
+def test_what_only_the_job_can_tell_stops_it_before_training(overrides, message, tmp_path):
+    done = run("src.train", *overrides, f"hydra.run.dir={tmp_path}", fails=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert {path.name for path in tmp_path.iterdir()} == {"run.log", "error.json"}
+    assert "Traceback" in (tmp_path / "run.log").read_text()
+
+
+def test_a_diverging_training_stops_with_step_and_cause(tmp_path):
+    done = run("src.train", "model.optimizer.lr=1e30", f"hydra.run.dir={tmp_path}", fails=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert "the loss is nan at step 1 (epoch 0)" in error and "lower the learning rate" in error
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_file_where_the_folder_should_be_stays_as_it_is(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for folder in (file, file / "below"):
+        done = run("src.train", f"hydra.run.dir={folder}", fails=True)
+        assert done.stderr.strip() == f"error: {file} is a file, not a folder; choose another hydra.run.dir"
+    assert file.read_text() == "mine"
+
+
+def test_an_evaluation_of_a_run_that_died_says_how_to_make_one(trained, tmp_path):
+    died = shutil.copytree(
+        trained, tmp_path / "died", ignore=shutil.ignore_patterns("results.json", "evaluations")
+    )
+    done = run("src.evaluate", f"run={died}", fails=True)
+    assert f"no finished run in {died}" in done.stderr
+    assert f"make one with: python -m src.train hydra.run.dir={died}" in done.stderr
+    assert not (died / "evaluations").exists()
+    assert "no finished run" in run("src.evaluate", f"run={tmp_path / 'nowhere'}", fails=True).stderr
+
+
+def test_an_evaluation_names_a_bad_attack_or_setting(trained):
+    for override, message in {
+        "attack=nope": "Available options in 'attack': flwc lwc",
+        "thg=1.5": "thg=1.5: must be at most 1",
+        "dataset.batch_sise=3": "did you mean batch_size?",
+        "dataset.download=true": "there is no setting dataset.download",
+    }.items():
+        done = run("src.evaluate", f"run={trained}", override, fails=True)
+        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "of another network"])
+def test_an_evaluation_refuses_a_bad_checkpoint(trained, tmp_path, kind):
+    file = tmp_path / "weights.ckpt"
+    if kind == "truncated":
+        file.write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes()[:10_000])
+    elif kind == "of another network":
+        torch.save(LeNet(num_classes=3).state_dict(), file)
+    done = run(
+        "src.evaluate",
+        f"run={trained}",
+        f"checkpoint={file}",
+        f"hydra.run.dir={tmp_path / 'out'}",
+        fails=True,
+    )
+    error = done.stderr.strip().splitlines()[-1]
+    message = {
+        "missing": "no checkpoint at",
+        "truncated": "cannot read the checkpoint",
+        "of another network": "does not belong to this LeNet",
+    }
+    assert error.startswith("error: ") and message[kind] in error and str(file) in error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+# ---- start-up
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["thg=-1"], ["method=nope"], ["sed=1"]])
+@pytest.mark.parametrize("module", ["src.train", "src.evaluate"])
+def test_help_and_bad_settings_import_no_pytorch(module, arguments):
+    done = subprocess.run(
+        [command()[0], "-X", "importtime", "-m", module, *arguments],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    imported = {
+        line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")
+    }
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib"}
+
+
+def test_help_tells_the_groups_and_how_to_use_them():
+    shown = run("src.train", "--help").stdout
+    for part in (
+        "python -m src.train method=atrice thg=0.02",
+        "method: atrice, vanilla",
+        "attack: flwc, lwc",
+        "thg:",
+    ):
+        assert part in shown
+
+
+def test_th_g_presets_set_thg_and_the_command_line_wins():
+    assert "thg: 0.01" in run("src.train", "--cfg", "job", "th_g=strong_write_verify").stdout
+    assert "thg: 0.05" in run("src.train", "--cfg", "job", "th_g=strong_write_verify", "thg=0.05").stdout
+
+
+def test_wandb_is_offline_unless_logged_in(tmp_path):
+    run("src.train", "logger=wandb", "method=vanilla", ONE_EPOCH, f"hydra.run.dir={tmp_path}")
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert (tmp_path / "metrics.csv").exists() and (tmp_path / "results.json").exists()

@@ -1,0 +1,137 @@
+import dataclasses
+import json
+import os
+
+import pytest
+
+from worstcase import results
+from worstcase.results import AttackRecord, Record, finished_runs, write_json
+
+
+def attack_record(**changes):
+    return AttackRecord(
+        **{
+            "attack": "flwc",
+            "thg": 0.03,
+            "accuracy": 0.25,
+            "final_accuracy": 0.5,
+            "max_relative_perturbation": 0.03,
+            "feasible": True,
+            "seconds": 1.0,
+            "passes": 31.0,
+            "parameters": {"steps": 10},
+            "seed": 0,
+            "perturbation": "perturbation.safetensors",
+            "history": [{"passes": 1.0, "accuracy": 0.9}],
+            **changes,
+        }
+    )
+
+
+def record(*attacks, **changes):
+    return Record(
+        **{
+            "kind": "train",
+            "source_run": None,
+            "command": "python -m src.train",
+            "config": {"thg": 0.03},
+            "seed": 0,
+            "method": "vanilla",
+            "model": "lenet",
+            "dataset": "mnist5k",
+            "reference": "test",
+            "samples": 1000,
+            "dtype": "float32",
+            "thg": 0.03,
+            "full_scale": "layer_max",
+            "clean_accuracy": 0.9,
+            "attacks": list(attacks) or [attack_record()],
+            "train_seconds": 1.0,
+            "epochs": 2,
+            "parameters_perturbed": 3,
+            **changes,
+        }
+    )
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path):
+    written = record(attack_record(), attack_record(attack="lwc", accuracy=0.125))
+    written.save(tmp_path)
+    assert Record.load(tmp_path) == written
+    assert json.loads((tmp_path / "results.json").read_text())["worst_case_accuracy"] == 0.125
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accuracy": 0.95},
+        {"feasible": False},
+        {"max_relative_perturbation": 0.0300001},
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(changes):
+    with pytest.raises(RuntimeError):
+        record(attack_record(**changes))
+    with pytest.raises(RuntimeError, match="certified"):
+        record(certified_accuracy=0.3)
+
+
+def test_a_crash_while_writing_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1}', "\x00\xff"]
+)
+def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match="is no record of a run"):
+        Record.load(tmp_path)
+
+
+def test_a_record_whose_worst_case_was_edited_is_refused(tmp_path):
+    record().save(tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text().replace('"worst_case_accuracy": 0.25', '"worst_case_accuracy": 0.99'))
+    with pytest.raises(ValueError, match="not the lowest"):
+        Record.load(tmp_path)
+
+
+def test_no_record_means_not_finished(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        Record.load(tmp_path)
+
+
+def test_finished_runs_come_newest_first_without_broken_ones(tmp_path):
+    for age, name in enumerate(["new", "middle/deep", "old", "broken"]):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        record(seed=age).save(folder)
+        os.utime(folder / "results.json", (1000 - age, 1000 - age))
+    (tmp_path / "broken" / "results.json").write_text("{")
+    assert [found.seed for _, found in finished_runs([tmp_path, tmp_path / "none"])] == [0, 1, 2]
+
+
+def test_the_commit_is_the_librarys_own_checkout():
+    commit = results.git_commit()
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_the_record_has_the_fields_of_the_schema_and_no_others():
+    assert " ".join(sorted(field.name for field in dataclasses.fields(Record))) == (
+        "activation_bits attacks certified_accuracy clean_accuracy command config dataset diagnosis dtype "
+        "epochs flags full_scale git_commit kind method model parameters_perturbed reference samples "
+        "schema_version seed source_run thg train_seconds versions weight_bits worst_case_accuracy"
+    )

@@ -1,0 +1,123 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import worstcase
+from worstcase import load_run
+from worstcase.models import LeNet
+from worstcase.runs import build, load_weights
+
+
+def test_a_finished_run_comes_back_ready_to_attack(trained):
+    run = load_run(trained)
+    assert not any(module.training for module in run.crossbar.modules())
+    found = worstcase.attacks.LWC()(run.crossbar, run.datamodule.test_dataloader(), progress=False)
+    assert found.clean_accuracy == pytest.approx(run.record.clean_accuracy, abs=0.002)
+    run.crossbar.thg = 0.01
+    assert run.crossbar.bound()["fc3.weight"] > 0
+
+
+def test_saved_perturbation_is_feasible_and_has_the_recorded_accuracy(trained):
+    """Recomputed from the files alone."""
+    run = load_run(trained)
+    (found,) = run.record.attacks
+    perturbation = load_file(trained / found.perturbation)
+    weights = run.crossbar.programmed()
+    assert perturbation.keys() == weights.keys()
+    largest = max(
+        (d.double().abs().max() / weights[name].double().abs().max()).item()
+        for name, d in perturbation.items()
+    )
+    assert 0 < largest == found.max_relative_perturbation <= run.record.thg
+    right = total = 0
+    with torch.no_grad():
+        for images, labels in run.datamodule.test_dataloader():
+            right += (run.crossbar(images, perturbation).argmax(1) == labels).sum().item()
+            total += len(labels)
+    assert right / total == pytest.approx(found.accuracy, abs=0.002)
+
+
+def test_checkpoints_hold_plain_tensors(trained):
+    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    assert any(key.startswith("crossbar.net.conv1") for key in content["state_dict"])
+
+
+def test_a_plain_state_dict_loads_too(tmp_path):
+    torch.manual_seed(0)
+    net = LeNet()
+    torch.save(net.state_dict(), tmp_path / "plain.pt")
+    other = LeNet()
+    load_weights(other, tmp_path / "plain.pt")
+    assert torch.equal(net.fc1.weight, other.fc1.weight)
+
+
+def test_weights_of_another_network_are_refused_with_what_differs(tmp_path):
+    torch.save(LeNet(num_classes=7).state_dict(), tmp_path / "seven.pt")
+    with pytest.raises(
+        ValueError, match=r"does not belong to this LeNet: fc3.weight is \(7, 84\), not \(10, 84\)"
+    ):
+        load_weights(LeNet(), tmp_path / "seven.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
+    with pytest.raises(ValueError, match=r"missing conv1.bias, .*; unexpected bias, weight"):
+        load_weights(LeNet(), tmp_path / "linear.pt")
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "pickle", "no state dict"])
+def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
+    path = tmp_path / "weights.pt"
+    if kind == "truncated":
+        torch.save(LeNet().state_dict(), path)
+        path.write_bytes(path.read_bytes()[:20_000])
+    elif kind == "pickle":
+        torch.save({"state_dict": Harmful()}, path)
+    elif kind == "no state dict":
+        torch.save([1, 2], path)
+    else:
+        path.write_text("no tensors" if kind == "text" else "")
+    with pytest.raises(ValueError, match=r"cannot read|does not belong") as error:
+        load_weights(LeNet(), path)
+    assert "\n" not in str(error.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_target_": "os.system", "command": "true"},
+        {"_target_": "worstcase.runs.torch.load"},
+        {"_target_": "worstcase.results.write_json"},
+        {"_target_": "worstcase.data.MNIST5k"},
+        {"_target_": "worstcase.models.LeNet", "num_classes": {"_target_": "os.getpid"}},
+        {"_target_": "torchvision.models.torch.load"},
+        {"_target_": "worstcase.none.Such"},
+        {},
+    ],
+)
+def test_a_foreign_configuration_executes_no_code(config):
+    with pytest.raises(ValueError, match="so it is not built from a record"):
+        build(config, nn.Module)
+
+
+def test_ours_and_torchvisions_networks_are_built():
+    assert isinstance(build({"_target_": "worstcase.models.LeNet", "num_classes": 3}, nn.Module), LeNet)
+    squeezenet = build({"_target_": "torchvision.models.squeezenet1_1", "num_classes": 3}, nn.Module)
+    assert squeezenet(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_a_folder_without_a_finished_training_run_is_refused(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        load_run(tmp_path)
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    content = json.loads((copy / "results.json").read_text())
+    (copy / "results.json").write_text(json.dumps({**content, "kind": "evaluate"}))
+    with pytest.raises(ValueError, match="an evaluation, not a training run"):
+        load_run(copy)
