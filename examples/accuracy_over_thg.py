@@ -1,0 +1,25 @@
+"""Draw clean and lowest found accuracy against th_g from the records of a sweep.
+
+python -m src.train -m method=vanilla,atrice thg=0.01,0.02,0.03,0.04 seed=0,1,2 \\
+    hydra.sweep.dir=multirun/first_look
+python examples/accuracy_over_thg.py multirun/first_look accuracy_over_thg.png
+"""
+
+import sys
+from pathlib import Path
+
+from worstcase.figures import accuracy_over_thg
+from worstcase.results import finished_runs
+
+
+def main(sweep: str, picture: str) -> None:
+    records = [record for _, record in finished_runs([Path(sweep)]) if record.kind == "train"]
+    if not records:
+        sys.exit(f"error: no finished runs below {sweep}; make some with: python -m src.train -m seed=0,1,2")
+    accuracy_over_thg(records).savefig(picture, dpi=150)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -1,0 +1,61 @@
+"""Clean and lowest found accuracy against th_g (the axes of the paper's Fig. 8), from records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+
+from matplotlib.figure import Figure
+
+from worstcase.results import Record
+
+
+def accuracy_over_thg(records: Iterable[Record]) -> Figure:
+    """One colour a method: mean over seeds, a bar of one standard deviation, and each run as a dot.
+
+    Args:
+        records: of one network, data set, full scale and set of attacks; methods, th_g and seeds may differ.
+
+    Raises:
+        ValueError: there are none, or they are of several networks, data sets, full scales or attacks.
+    """
+    records = list(records)
+    settings = {
+        (r.model, r.dataset, r.full_scale, r.reference, ", ".join(found.attack for found in r.attacks))
+        for r in records
+    }
+    if len(settings) != 1:
+        raise ValueError(
+            f"one network, data set, full scale and set of attacks is drawn, not {len(settings)}"
+        )
+    ((model, dataset, full_scale, reference, attacks),) = settings
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for color, method in enumerate(sorted({r.method for r in records})):
+        for label, style, attribute in (
+            ("without perturbation", "--", "clean_accuracy"),
+            (f"lowest found ({attacks})", "-", "worst_case_accuracy"),
+        ):
+            by_thg = defaultdict(list)
+            for r in records:
+                if r.method == method:
+                    by_thg[r.thg].append(100 * getattr(r, attribute))
+            thgs = sorted(by_thg)
+            means = [statistics.mean(by_thg[thg]) for thg in thgs]
+            deviations = [statistics.stdev(by_thg[thg]) if len(by_thg[thg]) > 1 else 0.0 for thg in thgs]
+            axes.errorbar(
+                thgs, means, deviations, color=f"C{color}", ls=style, capsize=3, label=f"{method}, {label}"
+            )
+            for thg in thgs:
+                axes.plot([thg] * len(by_thg[thg]), by_thg[thg], ".", color=f"C{color}", alpha=0.5)
+    unit = "each layer's largest weight" if full_scale == "layer_max" else "1"
+    seeds = len({r.seed for r in records})
+    axes.set_xlabel(f"write-verify bound th_g (in units of {unit})")
+    axes.set_ylabel(f"accuracy on the {reference} split (%)")
+    axes.set_title(f"{model} on {dataset}, {seeds} seeds: mean and standard deviation", fontsize="medium")
+    axes.set_ylim(0, 102)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
