@@ -37,6 +37,8 @@ class JobFailed(CompactHydraException):
 def start(main: Callable[[], Any]) -> NoReturn:
     """Run a Hydra main; an error is one line and a non-zero exit code (HYDRA_FULL_ERROR=1 shows it whole)."""
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Waiting threads of GNU OpenMP sleep sooner: as fast alone, 6 times as fast beside two busy processes.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them with a hint
     schema.register()
     OmegaConf.register_new_resolver("run_folder", _run_folder)
