@@ -26,6 +26,14 @@ from worstcase.results import RECORD, Record, finished_runs, write_json
 
 CONF = str(Path(__file__).parent.parent / "conf")
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
+WITHOUT_RUN = {  # what an evaluation takes from its training run, and its values where there is none
+    "thg": 0.03,
+    "full_scale": "layer_max",
+    "layers": ["*"],
+    "exclude": [],
+    "seed": 0,
+    "data_dir": os.environ.get("WORSTCASE_DATA", "data"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -134,28 +142,36 @@ def command(kind: str) -> str:
 def completed(cfg: DictConfig) -> DictConfig:
     """An evaluation's configuration with all that it does not say as in its training run; others as they are.
 
+    An evaluation of the user's own network (net=, checkpoint=, dataset=) has no training run.
+
     Raises:
         FileNotFoundError: there is no finished training run there, or none at all.
+        ConfigError: it does not say enough to do without one.
     """
     if "run" not in cfg:
         return cfg
     cfg = cfg.copy()
-    folder = Path(cfg.run) if cfg.run else _newest_run()
-    trained = OmegaConf.create(_training_record(folder).config)
-    cfg.run = os.path.relpath(folder)
-    for key in ("thg", "full_scale", "layers", "exclude", "seed", "data_dir"):
+    said = OmegaConf.masked_copy(cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None])
+    if cfg.net and not cfg.run:
+        if not cfg.checkpoint or "_target_" not in said:
+            raise schema.ConfigError(f"net={cfg.net} needs checkpoint=FILE and dataset=NAME, or run=FOLDER")
+        trained = OmegaConf.create(WITHOUT_RUN)
+    else:
+        folder = Path(cfg.run) if cfg.run else _newest_run()
+        trained = OmegaConf.create(_training_record(folder).config)
+        cfg.run = os.path.relpath(folder)
+    for key in WITHOUT_RUN:
         if cfg[key] is None:
             cfg[key] = trained[key]
-    said = OmegaConf.masked_copy(
-        cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None]
-    )
-    if "_target_" in said:
-        cfg.dataset = said
-    else:
+    if "_target_" not in said:
         OmegaConf.set_struct(trained.dataset, True)
         if "data_dir" in trained.dataset:
             trained.dataset.data_dir = cfg.data_dir
-        cfg.dataset = OmegaConf.merge(trained.dataset, said)
+        said = OmegaConf.merge(trained.dataset, said)
+    cfg.dataset = said
+    if cfg.run:
+        bits = {key: value for key, value in cfg.model.items() if value is not None}
+        cfg.model = OmegaConf.merge(trained.model, bits)
     return cfg
 
 
@@ -186,14 +202,21 @@ def _run_folder(*, _root_: DictConfig) -> str:
     """A stable, readable folder for a training configuration; the digest tells the rest of it apart."""
     choice = _root_.hydra.runtime.choices
     name = f"thg{_root_.thg:g}-seed{_root_.seed}-{_digest(_root_)}"
-    return f"{choice.model}-{choice.dataset}/{choice.method}/{name}"
+    return f"{_own(_root_.net) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 
 def _evaluation_folder(*, _root_: DictConfig) -> str:
     """An evaluation's folder lies in its training run's."""
     cfg = completed(_root_)
-    name = f"{_root_.hydra.runtime.choices.attack}-thg{cfg.thg:g}-{_digest(cfg)}"
-    return str(Path(cfg.run).absolute() / "evaluations" / name)
+    choice = _root_.hydra.runtime.choices
+    name = f"{choice.attack}-thg{cfg.thg:g}-{_digest(cfg)}"
+    within = Path(cfg.run) if cfg.run else Path("outputs", f"{_own(cfg.net)}-{choice.dataset}")
+    return str(within.absolute() / "evaluations" / name)
+
+
+def _own(net: str | None) -> str:
+    """The user's own network as part of a folder's name."""
+    return net.split(":")[-1] if net else ""
 
 
 def _digest(root: DictConfig) -> str:
@@ -226,14 +249,15 @@ def print_summary(record: Record, folder: str) -> None:
     unit = "of each layer's largest weight" if record.full_scale == "layer_max" else "in weight units"
     seconds = [f"training {record.train_seconds:.1f}"] if record.train_seconds is not None else []
     seconds += [f"{found.attack} {found.seconds:.1f}" for found in record.attacks]
+    title = [f"{record.model} on {record.dataset}", record.method or "given weights", f"seed {record.seed}"]
+    if record.weight_bits or record.activation_bits:
+        title.append(f"bits {record.weight_bits or 'float'}/{record.activation_bits or 'float'}")
     table = Table(
-        title=f"{record.model} on {record.dataset}, {record.method}, seed {record.seed}",
+        title=", ".join(title),
         box=box.SIMPLE_HEAD,
         show_header=False,
     )
-    table.add_row(
-        "clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images"
-    )
+    table.add_row("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images")
     for found in record.attacks:
         table.add_row(f"lowest found ({found.attack})", f"{found.accuracy:.2%}")
     table.add_row("th_g", f"{record.thg:g} {unit}")

@@ -24,6 +24,8 @@ class TrainConfig:
     exclude: list[str] = MISSING
     seed: int = MISSING
     data_dir: str = MISSING
+    net: str | None = None
+    init_from: str | None = None
     model: Any = MISSING
     dataset: Any = MISSING
     method: Any = MISSING
@@ -40,12 +42,14 @@ class EvaluateConfig:
 
     run: str | None = None
     checkpoint: str | None = None
+    net: str | None = None
     thg: float | None = None
     full_scale: str | None = None
     layers: list[str] | None = None
     exclude: list[str] | None = None
     seed: int | None = None
     data_dir: str | None = None
+    model: Any = MISSING
     dataset: Any = MISSING
     attack: Any = MISSING
 
@@ -66,6 +70,14 @@ GROUPS = {  # by the place of each in the configuration, how it is chosen
     "callbacks": "callbacks",
     "trainer": "trainer",
     "logger": "logger",
+}
+
+COUNTS = {  # whole numbers and the least that each may be
+    "dataset.batch_size": 1,
+    "dataset.limit": 2,
+    "trainer.max_epochs": 1,
+    "model.weight_bits": 1,
+    "model.activation_bits": 1,
 }
 
 
@@ -89,10 +101,7 @@ def check(cfg: DictConfig) -> None:
     seed = cfg.get("seed")
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be 0 to 4294967295")
-    _check_count("dataset.batch_size", cfg.get("dataset", {}).get("batch_size"))
-    _check_count("trainer.max_epochs", cfg.get("trainer", {}).get("max_epochs"))
-
-
-def _check_count(key: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ConfigError(f"{key}={value}: must be a whole number, 1 or more")
+    for key, least in COUNTS.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")

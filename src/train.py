@@ -29,18 +29,18 @@ def train(cfg: DictConfig, folder: Path) -> Record:
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
     from safetensors.torch import save_file
 
-    from worstcase import Crossbar
     from worstcase.callbacks import EpochLines, WorstCaseAtTest
-    from worstcase.runs import CHECKPOINT
+    from worstcase.runs import CHECKPOINT, check_fit, load_weights, make_crossbar, user_net
 
     _quieten()
     L.seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.dataset)
     datamodule.prepare_data()
     datamodule.setup()
-    crossbar = Crossbar(
-        instantiate(cfg.model.net), cfg.thg, full_scale=cfg.full_scale, layers=cfg.layers, exclude=cfg.exclude
-    )
+    crossbar = make_crossbar(user_net(cfg.net) if cfg.net else instantiate(cfg.model.net), cfg)
+    if cfg.init_from:
+        load_weights(crossbar, Path(cfg.init_from))
+    check_fit(crossbar, datamodule)
     method = instantiate(cfg.method, _partial_=True)(
         crossbar,
         num_classes=datamodule.num_classes,
@@ -89,13 +89,15 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         config=OmegaConf.to_container(cfg),
         seed=cfg.seed,
         method=choices.method,
-        model=choices.model,
+        model=cfg.net or choices.model,
         dataset=choices.dataset,
         reference="test",
         samples=found.samples,
         dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
         thg=cfg.thg,
         full_scale=cfg.full_scale,
+        weight_bits=crossbar.weight_bits,
+        activation_bits=crossbar.activation_bits,
         clean_accuracy=found.clean_accuracy,
         attacks=[AttackRecord.of(found, seed=cfg.seed, perturbation=PERTURBATION)],
         train_seconds=train_seconds,

@@ -129,18 +129,13 @@ def test_evaluation_defaults_to_the_newest_training_run(trained, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert list(
-        (tmp_path / "multirun" / "deep" / "newer" / "evaluations").glob("flwc-thg0.03-*/results.json")
-    )
+    assert list((tmp_path / "multirun" / "deep" / "newer" / "evaluations").glob("flwc-thg0.03-*/results.json"))
     shutil.rmtree(tmp_path / "outputs")
     shutil.rmtree(tmp_path / "multirun")
-    done = subprocess.run(
-        command("src.evaluate"), cwd=tmp_path, env=environment(), capture_output=True, text=True
-    )
+    done = subprocess.run(command("src.evaluate"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode != 0
     assert (
-        "no finished training run below outputs/ or multirun/; make one with: python -m src.train"
-        in done.stderr
+        "no finished training run below outputs/ or multirun/; make one with: python -m src.train" in done.stderr
     )
     assert {path.name for path in tmp_path.iterdir()} == {"conf", "src"}
 
@@ -323,9 +318,7 @@ def test_help_and_bad_settings_import_no_pytorch(module, arguments):
         capture_output=True,
         text=True,
     )
-    imported = {
-        line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")
-    }
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "hydra" in imported
     assert not imported & {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib"}
 

@@ -102,9 +102,7 @@ def test_a_shared_weight_is_one_array_with_one_deviation():
     assert list(crossbar.programmed()) == ["0.weight"]
     deviated = net[0].weight + 0.1
     x = torch.ones(1, 2)
-    torch.testing.assert_close(
-        crossbar(x, {"0.weight": torch.full((2, 2), 0.1)}), x @ deviated.T @ deviated.T
-    )
+    torch.testing.assert_close(crossbar(x, {"0.weight": torch.full((2, 2), 0.1)}), x @ deviated.T @ deviated.T)
 
 
 def test_layers_can_be_chosen_and_left_out():

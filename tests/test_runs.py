@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import worstcase
-from worstcase import load_run
+from worstcase import Crossbar, load_run
 from worstcase.models import LeNet
 from worstcase.runs import build, load_weights
 
@@ -29,8 +29,7 @@ def test_saved_perturbation_is_feasible_and_has_the_recorded_accuracy(trained):
     weights = run.crossbar.programmed()
     assert perturbation.keys() == weights.keys()
     largest = max(
-        (d.double().abs().max() / weights[name].double().abs().max()).item()
-        for name, d in perturbation.items()
+        (d.double().abs().max() / weights[name].double().abs().max()).item() for name, d in perturbation.items()
     )
     assert 0 < largest == found.max_relative_perturbation <= run.record.thg
     right = total = 0
@@ -51,7 +50,7 @@ def test_a_plain_state_dict_loads_too(tmp_path):
     net = LeNet()
     torch.save(net.state_dict(), tmp_path / "plain.pt")
     other = LeNet()
-    load_weights(other, tmp_path / "plain.pt")
+    load_weights(Crossbar(other, 0.1), tmp_path / "plain.pt")
     assert torch.equal(net.fc1.weight, other.fc1.weight)
 
 
@@ -60,10 +59,10 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path):
     with pytest.raises(
         ValueError, match=r"does not belong to this LeNet: fc3.weight is \(7, 84\), not \(10, 84\)"
     ):
-        load_weights(LeNet(), tmp_path / "seven.pt")
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "seven.pt")
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     with pytest.raises(ValueError, match=r"missing conv1.bias, .*; unexpected bias, weight"):
-        load_weights(LeNet(), tmp_path / "linear.pt")
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "linear.pt")
 
 
 class Harmful:
@@ -84,7 +83,7 @@ def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
     else:
         path.write_text("no tensors" if kind == "text" else "")
     with pytest.raises(ValueError, match=r"cannot read|does not belong") as error:
-        load_weights(LeNet(), path)
+        load_weights(Crossbar(LeNet(), 0.1), path)
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from worstcase.quantisation import OutputQuantiser, check_bits, quantise
 
 Perturbation = Mapping[str, Tensor]
 
@@ -22,6 +24,7 @@ _ARRAYS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.modules.conv._ConvNd: ("weight",),
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
+_BIASES = ("bias", "in_proj_bias")
 
 
 class Crossbar(nn.Module):
@@ -39,10 +42,14 @@ class Crossbar(nn.Module):
         layers: names of the layers to program, as shell patterns (``"*"``, ``"features.*"``); the others
             stay exact.
         exclude: patterns of layers to take out again.
+        weight_bits: quantises weights and biases of the programmed layers to N bits and a sign, see
+            `worstcase.quantisation`; a perturbation comes on top. None: as they are.
+        activation_bits: the same for the outputs of the programmed layers; the ranges follow the data in
+            training mode, are fixed in eval mode, and come from `calibrate` if it was not trained so.
 
     Raises:
-        ValueError: th_g out of range, an unknown full scale, a pattern that fits no layer, or a network
-            with no weight to perturb.
+        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits no layer, or a
+            network with no weight to perturb.
 
     Example:
         >>> crossbar = Crossbar(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), thg=0.03)
@@ -60,14 +67,27 @@ class Crossbar(nn.Module):
         full_scale: str = "layer_max",
         layers: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        weight_bits: int | None = None,
+        activation_bits: int | None = None,
     ) -> None:
         super().__init__()
+        check_bits("weight_bits", weight_bits)
+        check_bits("activation_bits", activation_bits)
         if full_scale not in FULL_SCALES:
             raise ValueError(f"full_scale={full_scale!r}: must be one of {', '.join(FULL_SCALES)}")
         self.net = net
         self.full_scale = full_scale
         self.thg = thg
-        self._names = _array_names(net, layers, exclude)
+        chosen = _programmed_layers(net, layers, exclude)
+        self._names = _array_names(chosen)
+        self._bias_names = [
+            f"{layer}.{name}".removeprefix(".")
+            for layer, module in chosen.items()
+            for name in _BIASES
+            if module._parameters.get(name) is not None
+        ]
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self.outputs = OutputQuantiser(list(chosen.values()), activation_bits) if activation_bits else None
 
     @property
     def thg(self) -> float:
@@ -83,15 +103,16 @@ class Crossbar(nn.Module):
         self._thg = float(thg)
 
     def programmed(self) -> dict[str, Tensor]:
-        """What the devices are told to hold: each array's weight, by parameter name."""
-        return {name: self.net.get_parameter(name) for name in self._names}
+        """What the devices are told to hold: each array's weight or its quantised value, by parameter name.
+
+        Its gradient with respect to the network's own weight is straight through.
+        """
+        return self._quantised(self._names)
 
     def full_scales(self) -> dict[str, Tensor]:
         """The full scale of each array in weight units: a detached float64 scalar by name."""
         if self.full_scale == "unit":
-            return {
-                n: torch.ones((), dtype=torch.double, device=w.device) for n, w in self._detached().items()
-            }
+            return {n: torch.ones((), dtype=torch.double, device=w.device) for n, w in self._detached().items()}
         return {name: w.abs().amax().double() for name, w in self._detached().items()}
 
     def bound(self) -> dict[str, Tensor]:
@@ -117,15 +138,29 @@ class Crossbar(nn.Module):
 
         Raises:
             KeyError: the perturbation's names are not those of the arrays.
+            RuntimeError: outputs are quantised, but their ranges are not known yet.
         """
         weights = self.programmed()
         if perturbation is not None:
             if perturbation.keys() != weights.keys():
-                raise KeyError(
-                    f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(weights)}"
-                )
+                raise KeyError(f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(weights)}")
             weights = {name: _deviate(weight, perturbation[name]) for name, weight in weights.items()}
-        return functional_call(self.net, weights, (x,))
+        if self.weight_bits:
+            weights |= self._quantised(self._bias_names)
+        with self.outputs.attached() if self.outputs else nullcontext():
+            return functional_call(self.net, weights, (x,))
+
+    @torch.no_grad()
+    def calibrate(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Set the ranges of quantised outputs anew from data, batches (inputs, labels), in eval mode."""
+        if self.outputs is None:
+            return
+        self.outputs.ranges.fill_(torch.nan)
+        with evaluating(self):
+            self.outputs.train()
+            for images, _ in loader:
+                self(images.to(self.outputs.ranges.device))
+            self.outputs.eval()
 
     def zero_perturbation(self) -> dict[str, Tensor]:
         """No deviation at all, by name, in the shapes, dtypes and on the devices of the weights."""
@@ -144,6 +179,12 @@ class Crossbar(nn.Module):
             d = deviation.detach().abs().amax().double().item()
             largest = max(largest, d / scales[name].item() if d else 0.0)
         return largest
+
+    def _quantised(self, names: Sequence[str]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {name: self.net.get_parameter(name) for name in names}
+        if self.weight_bits is None:
+            return tensors
+        return {name: quantise(t, t.detach().abs().amax(), self.weight_bits) for name, t in tensors.items()}
 
     def _detached(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.programmed().items()}
@@ -167,24 +208,32 @@ def _deviate(weight: Tensor, deviation: Tensor) -> Tensor:
     return (weight.to(wide) + deviation.to(wide)).to(weight.dtype)
 
 
-def _array_names(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> tuple[str, ...]:
-    """Parameter names of the arrays; a tensor that several layers share is one array under its first name."""
-    arrays = {
-        name: (module, parameters)
-        for name, module in net.named_modules()
-        for kind, parameters in _ARRAYS.items()
-        if isinstance(module, kind)
-    }
+def _programmed_layers(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
+    """The conv, linear and attention layers that the patterns choose, by name."""
+    kinds: tuple[type[nn.Module], ...] = tuple(_ARRAYS)
+    found = {name: module for name, module in net.named_modules() if isinstance(module, kinds)}
     for pattern in (*layers, *exclude):
-        if arrays and not any(fnmatchcase(name, pattern) for name in arrays):
-            raise ValueError(f"no conv or linear layer is named {pattern!r}; there are {', '.join(arrays)}")
+        if found and not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(f"no conv or linear layer is named {pattern!r}; there are {', '.join(found)}")
+    chosen = {
+        name: module
+        for name, module in found.items()
+        if any(fnmatchcase(name, pattern) for pattern in layers)
+        and not any(fnmatchcase(name, pattern) for pattern in exclude)
+    }
+    if not chosen:
+        raise ValueError(
+            f"{type(net).__name__} has no weight to perturb: no conv or linear layer"
+            + (" is left by the choice of layers" if found else " in it")
+        )
+    return chosen
 
+
+def _array_names(layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """Parameter names of the arrays; a tensor that several layers share is one array under its first name."""
     names: dict[int, str] = {}
-    for layer, (module, parameters) in arrays.items():
-        if not any(fnmatchcase(layer, pattern) for pattern in layers):
-            continue
-        if any(fnmatchcase(layer, pattern) for pattern in exclude):
-            continue
+    for layer, module in layers.items():
+        parameters = next(names for kind, names in _ARRAYS.items() if isinstance(module, kind))
         for parameter in parameters:
             if parameter not in module._parameters:
                 raise ValueError(
@@ -193,10 +242,5 @@ def _array_names(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) 
                 )
             weight = module._parameters[parameter]
             if weight is not None and weight.numel():
-                names.setdefault(id(weight), f"{layer}.{parameter}" if layer else parameter)
-    if not names:
-        raise ValueError(
-            f"{type(net).__name__} has no weight to perturb: no conv or linear layer"
-            + (" is left by the choice of layers" if arrays else " in it")
-        )
+                names.setdefault(id(weight), f"{layer}.{parameter}".removeprefix("."))
     return tuple(names.values())

@@ -16,9 +16,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def progress_bar(
-    name: str, total: float, *, enabled: bool = True
-) -> Iterator[Callable[[float, float], None]]:
+def progress_bar(name: str, total: float, *, enabled: bool = True) -> Iterator[Callable[[float, float], None]]:
     """Show how far an attack is: yields a function of the passes done and the lowest accuracy so far."""
     console = Console(stderr=True)
     if not enabled:

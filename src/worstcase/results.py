@@ -76,7 +76,8 @@ class Record:
     command: str
     config: dict[str, Any]
     seed: int
-    method: str
+    method: str | None
+    """Of training; None where this project did not train the network."""
     model: str
     dataset: str
     reference: str

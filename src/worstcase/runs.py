@@ -10,12 +10,13 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import lightning as L
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from worstcase.crossbar import Crossbar
-from worstcase.data import InMemoryDataModule
+from worstcase.crossbar import Crossbar, evaluating
+from worstcase.data import ImageDataModule
 from worstcase.results import Record
 
 CHECKPOINT = Path("checkpoints", "best.ckpt")
@@ -26,11 +27,11 @@ class Run:
     """A finished training run: its crossbar (eval mode, th_g can be set), its data, its record."""
 
     crossbar: Crossbar
-    datamodule: InMemoryDataModule
+    datamodule: ImageDataModule
     record: Record
 
 
-def load_run(folder: str | Path, *, checkpoint: str | Path | None = None) -> Run:
+def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None) -> Run:
     """Give back what a finished run trained.
 
     Only classes of ``worstcase`` and networks of ``torchvision.models`` are built, whatever the run's
@@ -39,27 +40,73 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None) -> Run
     Args:
         folder: of a training run.
         checkpoint: weights to take instead of the run's best.
+        net: ``module:callable`` of the run's network where it is the user's own, see `user_net`.
 
     Raises:
         FileNotFoundError: no run finished there, or the checkpoint is missing.
-        ValueError: the folder holds something else, or the checkpoint cannot be read or belongs to
-            another network.
+        ValueError: the folder holds something else, the network is the user's own and not named, or the
+            checkpoint cannot be read or belongs to another network.
     """
     folder = Path(folder)
     record = Record.load(folder)
     if record.kind != "train":
         raise ValueError(f"{folder} holds an evaluation, not a training run")
-    config = record.config
-    net = build(config["model"]["net"], nn.Module)
-    load_weights(net, Path(checkpoint) if checkpoint else folder / CHECKPOINT)
-    crossbar = Crossbar(
+    own = record.config["net"]
+    if own and not net:
+        raise ValueError(f"the network of {folder} is the user's own {own}; if you trust it, say net={own}")
+    module = user_net(net) if net else build(record.config["model"]["net"], nn.Module)
+    crossbar = make_crossbar(module, record.config)
+    load_weights(crossbar, Path(checkpoint) if checkpoint else folder / CHECKPOINT)
+    return Run(crossbar.eval(), build(record.config["dataset"], ImageDataModule), record)
+
+
+def make_crossbar(net: nn.Module, config: Mapping[str, Any]) -> Crossbar:
+    """A network as a configuration programs it."""
+    return Crossbar(
         net,
         config["thg"],
         full_scale=config["full_scale"],
         layers=config["layers"],
         exclude=config["exclude"],
+        weight_bits=config["model"]["weight_bits"],
+        activation_bits=config["model"]["activation_bits"],
     )
-    return Run(crossbar.eval(), build(config["dataset"], L.LightningDataModule), record)
+
+
+def user_net(name: str) -> nn.Module:
+    """Build the user's own network from ``module:callable``, called without arguments.
+
+    Raises:
+        ValueError: there is no such callable, or it returns no network.
+    """
+    try:
+        net = resolve_name(name)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"net={name}: must be module:callable, without arguments: {error}") from None
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"net={name}: must return a torch.nn.Module, not {type(net).__name__}")
+    return net
+
+
+def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
+    """Make sure that a network takes the images of a data set and has an output for each class.
+
+    Raises:
+        ValueError: it does not.
+    """
+    images, _ = next(iter(datamodule.test_dataloader()))
+    images = images[:2].to(next(crossbar.parameters()).device)
+    size = "x".join(map(str, images.shape[1:]))
+    try:
+        with evaluating(crossbar), torch.no_grad():
+            shape = tuple(crossbar.net(images).shape)
+    except RuntimeError as error:
+        raise ValueError(f"the network does not take images of {size}: {str(error).splitlines()[0]}") from None
+    if shape != (len(images), datamodule.num_classes):
+        raise ValueError(
+            f"the network's output has shape {shape} for {len(images)} images, but the data set has "
+            f"{datamodule.num_classes} classes"
+        )
 
 
 def build(config: Mapping[str, Any], kind: type) -> Any:
@@ -87,8 +134,11 @@ def build(config: Mapping[str, Any], kind: type) -> Any:
     return found(**arguments)
 
 
-def load_weights(net: nn.Module, file: Path) -> None:
-    """Load a network's weights from a run's checkpoint or a plain state dict.
+def load_weights(crossbar: Crossbar, file: Path) -> None:
+    """Load a run's checkpoint, or a network's plain state dict in PyTorch's or the safetensors format.
+
+    The ranges of quantised outputs come with a run's checkpoint; where they do not, `Crossbar.calibrate`
+    must set them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -97,19 +147,35 @@ def load_weights(net: nn.Module, file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        content: Any = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise ValueError(
             f"cannot read the checkpoint {file}: it is truncated or holds more than tensors ({reason})"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    prefix = "crossbar.net."
-    if any(str(key).startswith(prefix) for key in state):
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    ranges = state.get("crossbar.outputs.ranges")
+    for prefix in ("crossbar.net.", "module."):  # of a run, of a network in DataParallel
+        if any(str(key).startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    net = crossbar.net
     if problem := _mismatch(net.state_dict(), state):
         raise ValueError(f"the checkpoint {file} does not belong to this {type(net).__name__}: {problem}")
     net.load_state_dict(state)
+    if crossbar.outputs is not None and ranges is not None:
+        crossbar.outputs.load_state_dict({"ranges": ranges})
 
 
 def _mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:

@@ -1,35 +1,210 @@
-"""Samplers of random perturbations."""
+"""Samplers of random perturbations of weights, for Monte Carlo and for training.
+
+Each function draws a sample for every tensor of a mapping, in its shape, dtype and device. A scale (sigma,
+bound) is a mapping of scalars by the same names, in weight units, as `Crossbar.bound` and
+`Crossbar.full_scales` give it. `per_device` composes any of them from devices by Eq. 4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from worstcase.device import device_weights, write_verify
 
-def right_censored_gaussian(
-    like: Mapping[str, Tensor], sigma: Mapping[str, Tensor], threshold: float
-) -> dict[str, Tensor]:
-    """Right-censored Gaussian noise (Eq. 11): N(0, sigma), values above threshold x sigma set to it.
+Scale = Mapping[str, Tensor]
+Sample = dict[str, Tensor]
+Sampler = Callable[[Mapping[str, Tensor], Scale, torch.Generator | None], Sample]
 
-    Args:
-        like: tensors whose shapes, dtypes and devices the samples take, by name.
-        sigma: sigma_t of each tensor in weight units, a scalar by name.
-        threshold: th of Eq. 11, the cut-off in units of sigma_t.
 
-    Returns:
-        Samples by name, drawn from torch's default generator. Not bounded from below; with phi and Phi the
-        standard normal density and distribution, their mean is
-        sigma (threshold (1 - Phi(threshold)) - phi(threshold)).
+def gaussian(like: Mapping[str, Tensor], sigma: Scale, generator: torch.Generator | None = None) -> Sample:
+    """N(0, sigma): mean 0, standard deviation sigma; not bounded.
 
     Example:
-        >>> noise = right_censored_gaussian({"w": torch.empty(1000)}, {"w": torch.tensor(0.1)}, threshold=1.0)
-        >>> bool(noise["w"].max() == 0.1)
+        >>> gaussian({"w": torch.empty(2, 3)}, {"w": torch.tensor(0.1)})["w"].shape
+        torch.Size([2, 3])
+    """
+    return {name: _randn(t, generator) * sigma[name].to(t.dtype) for name, t in like.items()}
+
+
+def truncated_gaussian(
+    like: Mapping[str, Tensor],
+    bound: Scale,
+    generator: torch.Generator | None = None,
+    *,
+    tolerance: float = 1.0,
+) -> Sample:
+    """N(0, sigma) given that it is within the bound: what write-verify leaves of a Gaussian programming error.
+
+    Args:
+        like: see the module.
+        bound: the largest absolute value.
+        generator: draws; None: torch's default.
+        tolerance: t = bound / sigma, above 0.
+
+    With phi and Phi the standard normal density and distribution and Z = 2 Phi(t) - 1, the mean is 0 and the
+    variance sigma^2 (1 - 2 t phi(t) / Z).
+
+    Example:
+        >>> noise = truncated_gaussian({"w": torch.empty(1000)}, {"w": torch.tensor(0.1)})["w"]
+        >>> bool(noise.abs().max() <= 0.1)
         True
     """
-    noise = {}
-    for name, tensor in like.items():
-        scale = sigma[name].to(tensor.dtype)
-        noise[name] = torch.randn_like(tensor).mul_(scale).clamp_(max=threshold * scale)
-    return noise
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance}: must be above 0, in units of sigma")
+    z = math.erf(tolerance / math.sqrt(2))
+    sample = {}
+    for name, t in like.items():
+        u = torch.rand(t.shape, generator=generator, device=t.device, dtype=torch.double) * 2 - 1
+        inside = torch.erfinv(u * z) * (math.sqrt(2) / tolerance)  # in units of the bound
+        sample[name] = _within(inside.to(t.dtype) * bound[name].to(t.dtype), bound[name])
+    return sample
+
+
+def right_censored_gaussian(
+    like: Mapping[str, Tensor],
+    sigma: Scale,
+    generator: torch.Generator | None = None,
+    *,
+    threshold: float = 1.0,
+) -> Sample:
+    """Right-censored Gaussian (Eq. 11): N(0, sigma), values above threshold x sigma set to it; not bounded below.
+
+    With phi and Phi the standard normal density and distribution and th the threshold, the mean is
+    sigma (th (1 - Phi(th)) - phi(th)) and the mean square sigma^2 (Phi(th) - th phi(th) + th^2 (1 - Phi(th))).
+
+    Example:
+        >>> noise = right_censored_gaussian({"w": torch.empty(1000)}, {"w": torch.tensor(0.1)})["w"]
+        >>> bool(noise.max() == 0.1)
+        True
+    """
+    sample = {}
+    for name, t in like.items():
+        scale = sigma[name].to(t.dtype)
+        sample[name] = (_randn(t, generator) * scale).clamp_(max=threshold * scale)
+    return sample
+
+
+def uniform(like: Mapping[str, Tensor], bound: Scale, generator: torch.Generator | None = None) -> Sample:
+    """Uniform on [-bound, bound]: mean 0, variance bound^2 / 3.
+
+    Example:
+        >>> bool(uniform({"w": torch.empty(1000)}, {"w": torch.tensor(0.1)})["w"].abs().max() <= 0.1)
+        True
+    """
+    return {
+        name: _within(
+            (torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype) * 2 - 1)
+            * bound[name].to(t.dtype),
+            bound[name],
+        )
+        for name, t in like.items()
+    }
+
+
+def vertex(like: Mapping[str, Tensor], bound: Scale, generator: torch.Generator | None = None) -> Sample:
+    """Plus or minus the bound with equal chance, a corner of the box: mean 0, variance bound^2.
+
+    Example:
+        >>> vertex({"w": torch.empty(1000)}, {"w": torch.tensor(0.5)})["w"].unique().tolist()
+        [-0.5, 0.5]
+    """
+    sample = {}
+    for name, t in like.items():
+        signs = torch.randint(2, t.shape, generator=generator, device=t.device, dtype=t.dtype) * 2 - 1
+        sample[name] = signs * bound[name].to(t.dtype)
+    return sample
+
+
+def programmed(
+    like: Mapping[str, Tensor],
+    bound: Scale,
+    generator: torch.Generator | None = None,
+    *,
+    tolerance: float = 1.0,
+    max_pulses: int = 1000,
+) -> Sample:
+    """The outcome of `worstcase.device.write_verify`: devices that fail to verify stay outside the bound.
+
+    Args:
+        like: see the module.
+        bound: th_g of each tensor.
+        generator: draws, on the CPU; None: torch's default.
+        tolerance: bound / sigma, above 0.
+        max_pulses: the budget of a device. If none fails, the moments are those of `truncated_gaussian`.
+    """
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance}: must be above 0, in units of sigma")
+    sample = {}
+    for name, t in like.items():
+        done = write_verify(tuple(t.shape), 1 / tolerance, 1.0, max_pulses=max_pulses, generator=generator)
+        deviation = done.deviation.to(t.device, t.dtype) * bound[name].to(t.dtype)
+        sample[name] = torch.where(done.verified.to(t.device), _within(deviation, bound[name]), deviation)
+    return sample
+
+
+def per_device(sampler: Sampler, weight_bits: int, device_bits: int) -> Sampler:
+    """A sampler of weights that draws each device and adds them up by Eq. 4.
+
+    A scale is that of the weight: the bound th_g is reached only where all devices deviate by th in the same
+    direction, and sigma is that of one device times the sum of 2^(i K).
+    The variance is the sampler's times the sum of 4^(i K) over the square of the sum of 2^(i K).
+
+    Args:
+        sampler: any of this module.
+        weight_bits: M, divisible by K.
+        device_bits: K.
+
+    Example:
+        >>> draw = per_device(uniform, weight_bits=4, device_bits=2)
+        >>> bool(draw({"w": torch.empty(1000)}, {"w": torch.tensor(0.1)}, None)["w"].abs().max() <= 0.1)
+        True
+    """
+    weights = device_weights(weight_bits, device_bits)
+
+    def draw(like: Mapping[str, Tensor], scale: Scale, generator: torch.Generator | None = None) -> Sample:
+        devices = [sampler(like, scale, generator) for _ in weights]
+        return {name: _weighted_mean([device[name] for device in devices], weights) for name in like}
+
+    draw.of = sampler  # type: ignore[attr-defined]
+    return draw
+
+
+def is_bounded(sampler: Callable[..., Sample]) -> bool:
+    """Whether a sampler, however wrapped by `per_device` or `functools.partial`, never leaves its bound."""
+    while (inner := getattr(sampler, "of", None) or getattr(sampler, "func", None)) is not None:
+        sampler = inner
+    return sampler in (truncated_gaussian, uniform, vertex)
+
+
+def require_bounded(sampler: Callable[..., Sample]) -> None:
+    """Refuse a sampler that can leave the box.
+
+    Raises:
+        ValueError: it can.
+    """
+    if not is_bounded(sampler):
+        raise ValueError(
+            "this sampler can leave the box of write-verify; take truncated_gaussian, uniform or vertex"
+        )
+
+
+def _weighted_mean(devices: list[Tensor], weights: list[int]) -> Tensor:
+    """The mean of the devices' deviations, which rounding must not take beyond the largest of them."""
+    stacked = torch.stack(devices).double()
+    shares = torch.tensor(weights, dtype=torch.double, device=stacked.device) / sum(weights)
+    largest = stacked.abs().amax(0)
+    mean = torch.tensordot(shares, stacked, dims=1).clamp(-largest, largest)
+    return mean.to(devices[0].dtype)
+
+
+def _randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _within(sample: Tensor, bound: Tensor) -> Tensor:
+    limit = bound.to(sample.dtype)
+    return sample.clamp(-limit, limit)

@@ -62,9 +62,7 @@ def test_network_is_bit_for_bit_what_it_was(attack, mode, small_net, small_batch
 def test_same_again(attack, small_net, small_batches):
     first, second = (attack(Crossbar(small_net, 0.1), small_batches, progress=False) for _ in range(2))
     assert first.history == second.history
-    assert all(
-        torch.equal(first.perturbation[name], second.perturbation[name]) for name in first.perturbation
-    )
+    assert all(torch.equal(first.perturbation[name], second.perturbation[name]) for name in first.perturbation)
 
 
 @every_attack

@@ -36,9 +36,7 @@ def test_atrice_step_equals_algorithm_3_by_hand():
     layer = nn.Linear(5, 3, bias=False, dtype=torch.double)
     with torch.no_grad():
         layer.weight.copy_(weight)
-    method = ATrice(
-        Crossbar(layer, thg), num_classes=3, alpha=alpha, step=1.5, sigma=sigma, threshold=threshold
-    )
+    method = ATrice(Crossbar(layer, thg), num_classes=3, alpha=alpha, step=1.5, sigma=sigma, threshold=threshold)
     torch.manual_seed(1)
     loss = method.training_loss(images, labels)
     loss.backward()
@@ -53,9 +51,7 @@ def test_atrice_step_equals_algorithm_3_by_hand():
     s = 1.5 * thg * full_scale
     loss_p, gradient_p = cross_entropy_gradient(weight - s * cost_gradient.sign(), images, labels)  # 10-11
     torch.manual_seed(1)
-    noise = (torch.randn(3, 5, dtype=torch.double) * sigma * full_scale).clamp(
-        max=threshold * sigma * full_scale
-    )
+    noise = (torch.randn(3, 5, dtype=torch.double) * sigma * full_scale).clamp(max=threshold * sigma * full_scale)
     loss_n, gradient_n = cross_entropy_gradient(weight + noise, images, labels)  # 13-15
     torch.testing.assert_close(loss, (1 - alpha) * loss_n + alpha * loss_p)  # 16
     torch.testing.assert_close(layer.weight.grad, (1 - alpha) * gradient_n + alpha * gradient_p)  # 17
@@ -92,9 +88,7 @@ def test_batch_norm_sees_one_pass_a_step(method, small_net, small_batches):
 
 
 @every_method
-def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(
-    method, small_net, small_batches, small_loader
-):
+def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net, small_batches, small_loader):
     fit = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     images, labels = small_batches[0]
     images = images.clone()
@@ -102,9 +96,7 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(
     module = method(Crossbar(copy.deepcopy(small_net), 0.1), num_classes=3)
     with pytest.raises(FloatingPointError, match=r"step 0 \(epoch 0\): the batch has inputs"):
         L.Trainer(**fit).fit(module, DataLoader([(images, labels)], batch_size=None))
-    module = method(
-        Crossbar(small_net, 0.1), num_classes=3, optimizer=lambda p: torch.optim.SGD(p, lr=torch.inf)
-    )
+    module = method(Crossbar(small_net, 0.1), num_classes=3, optimizer=lambda p: torch.optim.SGD(p, lr=torch.inf))
     with pytest.raises(FloatingPointError, match=r"step 1 .*became not finite; lower the learning rate"):
         L.Trainer(**fit).fit(module, small_loader)
 

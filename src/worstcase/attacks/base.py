@@ -172,7 +172,5 @@ class Attack(ABC):
     def parameters(self) -> dict[str, Any]:
         """The settings, in plain types, for the record."""
         return {
-            key: getattr(value, "__name__", value)
-            for key, value in vars(self).items()
-            if not key.startswith("_")
+            key: getattr(value, "__name__", value) for key, value in vars(self).items() if not key.startswith("_")
         }

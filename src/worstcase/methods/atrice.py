@@ -73,4 +73,4 @@ class ATrice(Method):
 
     def _noise(self) -> dict[str, Tensor]:
         sigma = {name: self.sigma * scale for name, scale in self.crossbar.full_scales().items()}
-        return right_censored_gaussian(self.crossbar.zero_perturbation(), sigma, self.threshold)
+        return right_censored_gaussian(self.crossbar.zero_perturbation(), sigma, threshold=self.threshold)

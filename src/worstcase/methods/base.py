@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -49,6 +50,13 @@ class Method(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.crossbar(images)
+
+    def on_train_start(self) -> None:
+        """A pass in eval mode may come first: quantised outputs get their first ranges from one batch."""
+        outputs = self.crossbar.outputs
+        if outputs is not None and outputs.ranges.isnan().any():
+            assert self.trainer.train_dataloader is not None
+            self.crossbar.calibrate(islice(self.trainer.train_dataloader, 1))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss = self.training_loss(*batch)

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """LeNet as the paper's authors lay it out: 3x3 convolutions of 6 and 16 channels, then 784-120-84-10.
+    """LeNet with ReLU and max pooling.
 
     Args:
         num_classes: number of outputs.
+        variant: ``authors``, as the paper's authors lay it out (3x3 convolutions of 6 and 16 channels, then
+            784-120-84), or ``lecun98`` (5x5 convolutions, then 400-120-84, as in LeCun et al., 1998).
 
     Example:
         >>> import torch
@@ -18,11 +20,14 @@ class LeNet(nn.Module):
         torch.Size([2, 10])
     """
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, variant: str = "authors") -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 3, padding=1)
-        self.conv2 = nn.Conv2d(6, 16, 3, padding=1)
-        self.fc1 = nn.Linear(16 * 7 * 7, 120)
+        if variant not in ("authors", "lecun98"):
+            raise ValueError(f"model.variant={variant}: must be authors or lecun98")
+        kernel, first_padding, second_padding, side = (3, 1, 1, 7) if variant == "authors" else (5, 2, 0, 5)
+        self.conv1 = nn.Conv2d(1, 6, kernel, padding=first_padding)
+        self.conv2 = nn.Conv2d(6, 16, kernel, padding=second_padding)
+        self.fc1 = nn.Linear(16 * side * side, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
 

@@ -1,0 +1,32 @@
+"""Random changes of whole batches, each image by its own draw, from torch's default generator."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flip_and_crop(images: Tensor, padding: int) -> Tensor:
+    """Flip half of the images left to right, pad all with zeros and cut the original size out again.
+
+    Args:
+        images: (N, C, H, W).
+        padding: pixels at each side.
+
+    Example:
+        >>> flip_and_crop(torch.ones(2, 3, 8, 8), padding=2).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    n, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    rows = torch.randint(2 * padding + 1, (n, 1)) + torch.arange(height)
+    columns = torch.randint(2 * padding + 1, (n, 1)) + torch.arange(width)
+    columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+    image = torch.arange(n).view(n, 1, 1)
+    return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def standardise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """(images - mean) / std by channel, in place; images (N, C, H, W)."""
+    return images.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))

@@ -1,0 +1,147 @@
+"""Images in folders, one a class, or in one folder with a table of labels: ImageNet and the user's own."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+from torchvision.transforms import v2
+
+from worstcase.data.base import ImageDataModule, ShuffledBatches, Split, check_classes, draw
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Colour images read from files when they are asked for, by worker processes.
+
+    ``folder/train/CLASS/*`` is the training data and may be absent where nothing is trained;
+    ``folder/val/CLASS/*``, or ``folder/test/CLASS/*``, is the test split. Instead of the latter,
+    ``folder/labels.csv`` with columns ``file`` and ``label`` (0, 1, ...) may list images in ``folder/images``.
+    The test split is in an order that mixes the classes, the same for every seed.
+
+    Args:
+        data_dir: where `folder` is looked for.
+        folder: path of the data set in it.
+        resize: the shorter side of a test image after scaling; None: as it is.
+        crop: side of the square that is cut out of the middle of a test image, or at random out of a
+            training image (and scaled and flipped).
+        mean: subtracted from the channels, which are in [0, 1].
+        std: divides the channels after that.
+        num_workers: processes that read images.
+        options: see `ImageDataModule`; num_classes must be given.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: str,
+        folder: str,
+        resize: int | None = 256,
+        crop: int = 224,
+        mean: list[float] = IMAGENET_MEAN,
+        std: list[float] = IMAGENET_STD,
+        num_workers: int = 2,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.folder, self.num_workers = Path(data_dir, folder), num_workers
+        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        self._for_training = v2.Compose([v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), *finish])
+        scale = [v2.Resize(resize)] if resize else []
+        self._for_test = v2.Compose([*scale, v2.CenterCrop(crop), *finish])
+
+    def prepare_data(self) -> None:
+        if not self._test_place().exists():
+            raise FileNotFoundError(
+                f"no images in {self.folder}: it needs val/CLASS/*, test/CLASS/*, or labels.csv and images/, and "
+                "train/CLASS/* for training; set data_dir and dataset.folder"
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        if hasattr(self, "_test"):
+            return
+        place = self._test_place()
+        self._test: Listed | ImageFolder
+        if place.suffix == ".csv":
+            self._test = Listed(place, self._for_test)
+            if self._test.largest_label >= self.num_classes:
+                raise ValueError(
+                    f"dataset.num_classes={self.num_classes}, but {place} has label {self._test.largest_label}"
+                )
+        else:
+            self._test = ImageFolder(place, self._for_test)
+            check_classes(self.num_classes, len(self._test.classes), place)
+
+    def _test_place(self) -> Path:
+        places = [self.folder / "val", self.folder / "test", self.folder / "labels.csv"]
+        return next((place for place in places if place.exists()), places[0])
+
+    def train_dataloader(self) -> DataLoader:
+        data, (train, _) = self._training_data(self._for_training)
+        chosen = BatchesOf(data, train)
+        return self._loader(chosen, ShuffledBatches(len(chosen), self.batch_size, self.seed))
+
+    def val_dataloader(self) -> DataLoader:
+        data, (_, val) = self._training_data(self._for_test)
+        return self._loader(BatchesOf(data, val), torch.arange(len(val)).split(self.batch_size))
+
+    def test_dataloader(self) -> DataLoader:
+        self.setup()
+        order = draw(len(self._test), seed=0)[: self.limit]
+        return self._loader(BatchesOf(self._test, order), torch.arange(len(order)).split(self.batch_size))
+
+    def _training_data(self, transform: Callable[[Any], Tensor]) -> tuple[ImageFolder, tuple[Tensor, Tensor]]:
+        self.setup()
+        folder = self.folder / "train"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no training images: {folder} does not exist, so this data is for evaluation")
+        data = ImageFolder(folder, transform)
+        check_classes(self.num_classes, len(data.classes), folder)
+        return data, self.cut(len(data))
+
+    def _loader(self, data: BatchesOf, batches: Any) -> DataLoader:
+        return DataLoader(data, sampler=batches, batch_size=None, num_workers=self.num_workers)
+
+
+class Listed(Dataset):
+    """Images of one folder that a table lists."""
+
+    def __init__(self, table: Path, transform: Callable[[Any], Tensor]) -> None:
+        self.folder, self.transform = table.parent / "images", transform
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        try:
+            self.files = [(row["file"], int(row["label"])) for row in rows]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{table} needs columns file and label, the latter 0, 1, ...: {error}") from None
+        if missing := next((name for name, _ in self.files if not (self.folder / name).is_file()), None):
+            raise FileNotFoundError(f"{table} lists {missing}, which is not in {self.folder}")
+        self.largest_label = max(label for _, label in self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        name, label = self.files[index]
+        return self.transform(default_loader(str(self.folder / name))), label
+
+
+class BatchesOf(Dataset[Split]):
+    """Chosen items of a data set, by a tensor of positions at a time."""
+
+    def __init__(self, data: Dataset, chosen: Tensor) -> None:
+        self.data, self.chosen = data, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, positions: Tensor) -> Split:
+        return default_collate([self.data[index] for index in self.chosen[positions].tolist()])

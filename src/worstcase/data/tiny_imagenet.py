@@ -1,0 +1,69 @@
+"""Tiny ImageNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from worstcase.data.augmentation import flip_and_crop, standardise
+from worstcase.data.base import InMemoryDataModule, Split
+from worstcase.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
+
+
+class TinyImageNetDataModule(InMemoryDataModule):
+    """Tiny ImageNet, 200 classes of 64x64 colour images; its validation images are the test split.
+
+    Args:
+        data_dir: the folder that holds ``tiny-imagenet-200``, as its archive unpacks.
+        augmented: flip and crop training images (padding 4).
+        options: see `ImageDataModule`.
+    """
+
+    num_classes = 200
+
+    def __init__(self, *, data_dir: str, augmented: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.folder, self.augmented = Path(data_dir, "tiny-imagenet-200"), augmented
+
+    def prepare_data(self) -> None:
+        for part in ("wnids.txt", "train", "val/images", "val/val_annotations.txt"):
+            if not (self.folder / part).exists():
+                raise FileNotFoundError(
+                    f"no Tiny ImageNet in {self.folder} (missing {part}); unpack tiny-imagenet-200.zip and set "
+                    "data_dir=FOLDER to where it is"
+                )
+
+    def load(self) -> tuple[Split, Split]:
+        classes = sorted((self.folder / "wnids.txt").read_text().split())
+        index = {wnid: label for label, wnid in enumerate(classes)}
+        train = [
+            (path, label)
+            for wnid, label in index.items()
+            for path in sorted((self.folder / "train" / wnid / "images").glob("*.JPEG"))
+        ]
+        lines = (self.folder / "val" / "val_annotations.txt").read_text().splitlines()
+        test = [
+            (self.folder / "val" / "images" / name, index[wnid])
+            for name, wnid, *_ in (line.split("\t") for line in lines)
+        ]
+        return _read(train), _read(test)
+
+    def augment(self, images: Tensor) -> Tensor:
+        return flip_and_crop(images, padding=4) if self.augmented else images
+
+    def prepare(self, images: Tensor) -> Tensor:
+        return standardise(super().prepare(images), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _read(files: list[tuple[Path, int]]) -> Split:
+    images = torch.empty(len(files), 3, 64, 64, dtype=torch.uint8)
+    for image, (path, _) in zip(images, files, strict=True):
+        try:
+            image.copy_(decode_image(path, ImageReadMode.RGB))
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no 64x64 JPEG: {str(error).splitlines()[0]}") from None
+    return images, torch.tensor([label for _, label in files])

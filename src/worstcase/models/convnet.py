@@ -1,0 +1,50 @@
+"""ConvNet for 32x32 colour images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class ConvNet(nn.Module):
+    """The paper's ConvNet: three pairs of 3x3 convolutions (64, 128, 256), then 4096-1024-1024; no batch norm.
+
+    Args:
+        num_classes: number of outputs.
+        width: factor of all hidden sizes, above 0; 1 is the paper's.
+
+    Example:
+        >>> import torch
+        >>> ConvNet(width=0.25)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, num_classes: int = 10, width: float = 1.0) -> None:
+        super().__init__()
+        channels = scaled((64, 128, 256), width)
+        (hidden,) = scaled((1024,), width)
+        layers: list[nn.Module] = []
+        before = 3
+        for after in channels:
+            for inputs in (before, after):
+                layers += [nn.Conv2d(inputs, after, 3, padding=1), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            before = after
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(before * 4 * 4, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+def scaled(sizes: tuple[int, ...], width: float) -> tuple[int, ...]:
+    """Layer sizes times a width factor, each at least 1."""
+    if not 0 < width < float("inf"):
+        raise ValueError(f"model.width={width}: must be above 0")
+    return tuple(max(1, round(size * width)) for size in sizes)

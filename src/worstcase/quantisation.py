@@ -1,0 +1,93 @@
+"""Symmetric uniform quantisation with a straight-through gradient, as the paper's authors have it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+RANGE_DECAY = 0.9  # of the moving average of a layer's output range
+
+
+def quantise(x: Tensor, full_range: Tensor, bits: int) -> Tensor:
+    """Round to the nearest multiple of range / (2^bits - 1) within the range: 2^bits - 1 levels and a sign.
+
+    What lies outside the range is clamped to it. The gradient is straight through, also there: saturation
+    is no place where an attack would find no gradient.
+
+    Args:
+        x: any shape, floating.
+        full_range: a scalar, 0 or more, in the units of x.
+        bits: N, 1 or more.
+
+    Example:
+        >>> quantise(torch.tensor([-1.0, -0.2, 0.1, 0.6, 5.0]), torch.tensor(1.0), bits=2)
+        tensor([-1.0000, -0.3333,  0.0000,  0.6667,  1.0000])
+    """
+    return _StraightThrough.apply(x, full_range.to(x.dtype), 2**bits - 1)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, full_range: Tensor, largest_level: int) -> Tensor:
+        step = (full_range / largest_level).clamp_min(torch.finfo(x.dtype).tiny)
+        return (x / step).round_().clamp_(-largest_level, largest_level).mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+class OutputQuantiser(nn.Module):
+    """Quantises the outputs of layers while it is attached; the layers are left without hooks.
+
+    A layer's range is a moving average of its outputs' largest absolute value, updated in training mode and
+    fixed in eval mode; NaN until there was any output.
+
+    Args:
+        layers: the layers, each with one range however often it runs.
+        bits: N, see `quantise`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], bits: int) -> None:
+        super().__init__()
+        self._layers, self.bits = tuple(layers), bits
+        self._known: set[int] = set()
+        self.ranges: Tensor
+        self.register_buffer("ranges", torch.full((len(self._layers),), torch.nan))
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        hooks = [layer.register_forward_hook(partial(self._hook, i)) for i, layer in enumerate(self._layers)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, index: int, layer: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):  # attention returns its weights too
+            return (self._hook(index, layer, inputs, output[0]), *output[1:])
+        if self.training:
+            now, old = output.detach().abs().amax(), self.ranges[index]
+            average = RANGE_DECAY * old + (1 - RANGE_DECAY) * now
+            self.ranges[index] = torch.where(old.isnan(), now, average)
+        elif index not in self._known:  # asked once, since asking waits for the device
+            if bool(self.ranges[index].isnan()):
+                raise RuntimeError("the output ranges are not known: train, or call crossbar.calibrate(loader)")
+            self._known.add(index)
+        return quantise(output, self.ranges[index], self.bits)
+
+
+def check_bits(name: str, bits: int | None) -> None:
+    """None or a whole number 1..16 is fine.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16):
+        raise ValueError(f"{name}={bits}: must be a whole number from 1 to 16, or null for no quantisation")
