@@ -173,14 +173,15 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
     net = crossbar.net
     if problem := _mismatch(net.state_dict(), state):
         raise ValueError(f"the checkpoint {file} does not belong to this {type(net).__name__}: {problem}")
-    net.load_state_dict(state)
+    net.load_state_dict(state, strict=False)
     if crossbar.outputs is not None and ranges is not None:
         crossbar.outputs.load_state_dict({"ranges": ranges})
 
 
 def _mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
     problems = []
-    if missing := expected.keys() - given.keys():
+    missing = {key for key in expected.keys() - given.keys() if not key.endswith("num_batches_tracked")}
+    if missing:  # the count came with PyTorch 0.4.1; older checkpoints have none
         problems.append(f"missing {', '.join(sorted(missing))}")
     if unexpected := given.keys() - expected.keys():
         problems.append(f"unexpected {', '.join(sorted(map(str, unexpected)))}")

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from worstcase.data.base import ImageDataModule, ShuffledBatches, Split, check_classes, draw
+
+KEPT_BYTES = 2**31  # a test split that takes less is read once and kept
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -25,7 +27,7 @@ class ImageFolderDataModule(ImageDataModule):
     ``folder/train/CLASS/*`` is the training data and may be absent where nothing is trained;
     ``folder/val/CLASS/*``, or ``folder/test/CLASS/*``, is the test split. Instead of the latter,
     ``folder/labels.csv`` with columns ``file`` and ``label`` (0, 1, ...) may list images in ``folder/images``.
-    The test split is in an order that mixes the classes, the same for every seed.
+    Test images that take less than 2 GiB as tensors are read once. They are in an order that mixes the classes, the same for every seed.
 
     Args:
         data_dir: where `folder` is looked for.
@@ -56,6 +58,8 @@ class ImageFolderDataModule(ImageDataModule):
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
         self._for_training = v2.Compose([v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), *finish])
         scale = [v2.Resize(resize)] if resize else []
+        self.crop = crop
+        self._kept: TensorDataset | None = None
         self._for_test = v2.Compose([*scale, v2.CenterCrop(crop), *finish])
 
     def prepare_data(self) -> None:
@@ -96,7 +100,13 @@ class ImageFolderDataModule(ImageDataModule):
     def test_dataloader(self) -> DataLoader:
         self.setup()
         order = draw(len(self._test), seed=0)[: self.limit]
-        return self._loader(BatchesOf(self._test, order), torch.arange(len(order)).split(self.batch_size))
+        batches = torch.arange(len(order)).split(self.batch_size)
+        if len(order) * 3 * self.crop**2 * 4 > KEPT_BYTES:
+            return self._loader(BatchesOf(self._test, order), batches)
+        if self._kept is None:  # an attack passes over them many times
+            read = list(self._loader(BatchesOf(self._test, order), batches))
+            self._kept = TensorDataset(*(torch.cat(parts) for parts in zip(*read, strict=True)))
+        return DataLoader(self._kept, sampler=batches, batch_size=None)
 
     def _training_data(self, transform: Callable[[Any], Tensor]) -> tuple[ImageFolder, tuple[Tensor, Tensor]]:
         self.setup()
