@@ -140,6 +140,54 @@ def test_evaluation_defaults_to_the_newest_training_run(trained, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"conf", "src"}
 
 
+def test_the_users_own_network_and_weights_need_no_run(trained, tmp_path):
+    checkpoint = trained / "checkpoints" / "best.ckpt"
+    own = ["net=worstcase.models:LeNet", f"checkpoint={checkpoint}", "dataset=mnist5k", "attack=flwc"]
+    run("src.evaluate", *own, f"hydra.run.dir={tmp_path / 'own'}")
+    content, source = record(tmp_path / "own"), record(trained)
+    assert content["clean_accuracy"] == pytest.approx(source["clean_accuracy"], abs=0.002)
+    assert (content["model"], content["method"], content["source_run"]) == ("worstcase.models:LeNet", None, None)
+    assert content["thg"] == 0.03
+    done = run("src.evaluate", "net=worstcase.models:LeNet", fails=True)
+    assert "needs checkpoint=FILE and dataset=NAME, or run=FOLDER" in done.stderr
+
+
+def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path):
+    """The record of a run must not make a later command import code that its user did not name."""
+    folder = tmp_path / "run"
+    run("src.train", "net=worstcase.models:LeNet", "method=vanilla", ONE_EPOCH, f"hydra.run.dir={folder}")
+    assert record(folder)["model"] == "worstcase.models:LeNet"
+    done = run("src.evaluate", f"run={folder}", "attack=flwc", fails=True)
+    assert "if you trust it, say net=worstcase.models:LeNet" in done.stderr
+    run("src.evaluate", f"run={folder}", "attack=flwc", "net=worstcase.models:LeNet")
+
+
+def test_quantised_training_and_evaluation(tmp_path, trained):
+    bits = ["model.weight_bits=4", "model.activation_bits=4"]
+    run("src.train", "method=atrice", ONE_EPOCH, *bits, f"hydra.run.dir={tmp_path}")
+    content = record(tmp_path)
+    assert (content["weight_bits"], content["activation_bits"]) == (4, 4)
+    run("src.evaluate", f"run={tmp_path}", "attack=flwc")
+    (evaluation,) = (tmp_path / "evaluations").glob("flwc-*")
+    assert record(evaluation)["clean_accuracy"] == content["clean_accuracy"]  # the ranges came along
+
+    run("src.evaluate", f"run={trained}", "attack=flwc", *bits, f"hydra.run.dir={tmp_path / 'float'}")
+    content = record(tmp_path / "float")  # trained in float: ranges are calibrated on training data
+    assert (content["weight_bits"], content["activation_bits"]) == (4, 4)
+    assert abs(content["clean_accuracy"] - record(trained)["clean_accuracy"]) < 0.1
+
+
+def test_training_starts_from_given_weights(trained, tmp_path):
+    given = f"init_from={trained / 'checkpoints' / 'best.ckpt'}"
+    run("src.train", "method=vanilla", ONE_EPOCH, given, f"hydra.run.dir={tmp_path}")
+    assert record(tmp_path)["clean_accuracy"] > record(trained)["clean_accuracy"] - 0.03
+
+
+def test_evaluation_on_another_limit(trained, tmp_path):
+    run("src.evaluate", f"run={trained}", "attack=flwc", "dataset.limit=50", f"hydra.run.dir={tmp_path}")
+    assert record(tmp_path)["samples"] == 50
+
+
 # ---- sweeps
 
 
@@ -207,6 +255,8 @@ BAD = {
     "seed=abc": "seed: Value 'abc' of type 'str' could not be converted to Integer",
     "seed=-1": "seed=-1: must be 0 to",
     "dataset.batch_size=0": "dataset.batch_size=0: must be a whole number, 1 or more",
+    "dataset.limit=1": "dataset.limit=1: must be a whole number, 2 or more",
+    "model.weight_bits=0": "model.weight_bits=0: must be a whole number, 1 or more",
     "method=nope": "Could not find 'method/nope' Available options in 'method': atrice vanilla",
     "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': flwc lwc",
     "attack=nope": "attack@test_attack",
@@ -230,6 +280,12 @@ def test_bad_settings_are_one_line_before_anything_is_written(override, message,
     ("overrides", "message"),
     [
         (["dataset=mnist", "data_dir=nowhere"], "no MNIST below nowhere"),
+        (["dataset=cifar10", "data_dir=nowhere"], "no CIFAR-10 in nowhere/cifar-10-batches-py"),
+        (["model=convnet"], "the network does not take images of 1x28x28"),
+        (["model.net.num_classes=7"], "but the data set has 10 classes"),
+        (["net=nowhere:Net"], "net=nowhere:Net: must be module:callable"),
+        (["net=os:getcwd"], "must return a torch.nn.Module, not str"),
+        (["init_from=nowhere.pt"], "no checkpoint at nowhere.pt"),
         (["method.alpha=2"], "method.alpha=2: must be 0..1"),
         (["layers=[head]"], "no conv or linear layer is named 'head'; there are conv1, conv2, fc1, fc2, fc3"),
         (["val_attack.steps=0"], "steps=0: must be 1 or more"),
@@ -335,8 +391,8 @@ def test_help_tells_the_groups_and_how_to_use_them():
 
 
 def test_th_g_presets_set_thg_and_the_command_line_wins():
-    assert "thg: 0.01" in run("src.train", "--cfg", "job", "th_g=strong_write_verify").stdout
-    assert "thg: 0.05" in run("src.train", "--cfg", "job", "th_g=strong_write_verify", "thg=0.05").stdout
+    assert "thg: 0.01" in run("src.train", "--cfg", "job", "th_g=paper_0.01").stdout
+    assert "thg: 0.05" in run("src.train", "--cfg", "job", "th_g=paper_0.01", "thg=0.05").stdout
 
 
 def test_wandb_is_offline_unless_logged_in(tmp_path):

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import worstcase
@@ -54,6 +54,23 @@ def test_a_plain_state_dict_loads_too(tmp_path):
     assert torch.equal(net.fc1.weight, other.fc1.weight)
 
 
+def test_safetensors_and_data_parallel_checkpoints_load_too(tmp_path):
+    torch.manual_seed(0)
+    net = LeNet()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "net.th")
+    for name in ("net.safetensors", "net.th"):
+        other = LeNet()
+        load_weights(Crossbar(other, 0.1), tmp_path / name)
+        assert torch.equal(net.fc1.weight, other.fc1.weight)
+
+
+def test_a_checkpoint_older_than_batch_norms_counter_loads(tmp_path, small_net):
+    state = {k: v for k, v in small_net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.th")
+    load_weights(Crossbar(small_net, 0.1), tmp_path / "old.th")
+
+
 def test_weights_of_another_network_are_refused_with_what_differs(tmp_path):
     torch.save(LeNet(num_classes=7).state_dict(), tmp_path / "seven.pt")
     with pytest.raises(
@@ -70,7 +87,7 @@ class Harmful:
         return print, ("executed",)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "pickle", "no state dict"])
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "pickle", "no state dict", "safetensors"])
 def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
     path = tmp_path / "weights.pt"
     if kind == "truncated":
@@ -78,6 +95,9 @@ def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
         path.write_bytes(path.read_bytes()[:20_000])
     elif kind == "pickle":
         torch.save({"state_dict": Harmful()}, path)
+    elif kind == "safetensors":
+        path = path.with_suffix(".safetensors")
+        path.write_text("no tensors")
     elif kind == "no state dict":
         torch.save([1, 2], path)
     else:

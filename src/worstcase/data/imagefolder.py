@@ -27,7 +27,8 @@ class ImageFolderDataModule(ImageDataModule):
     ``folder/train/CLASS/*`` is the training data and may be absent where nothing is trained;
     ``folder/val/CLASS/*``, or ``folder/test/CLASS/*``, is the test split. Instead of the latter,
     ``folder/labels.csv`` with columns ``file`` and ``label`` (0, 1, ...) may list images in ``folder/images``.
-    Test images that take less than 2 GiB as tensors are read once. They are in an order that mixes the classes, the same for every seed.
+    Test images are in an order that mixes the classes, the same for every seed; those that take less than
+    2 GiB as tensors are read once.
 
     Args:
         data_dir: where `folder` is looked for.

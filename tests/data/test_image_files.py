@@ -1,0 +1,120 @@
+"""Tiny ImageNet, class folders and tables of labels, on small images written here."""
+
+import pytest
+import torch
+from PIL import Image
+
+from worstcase.data import ImageFolderDataModule, TinyImageNetDataModule
+
+
+def write_image(path, level, size=64, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (size, size), level if mode == "L" else (level, level, level)).save(path)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    place = tmp_path / "tiny-imagenet-200"
+    wnids = ["n03", "n01", "n02"]
+    for number, wnid in enumerate(sorted(wnids)):
+        for index in range(4):
+            write_image(place / "train" / wnid / "images" / f"{wnid}_{index}.JPEG", 50 * number)
+    (place / "wnids.txt").write_text("\n".join(wnids))
+    lines = []
+    for number in range(6):
+        write_image(
+            place / "val" / "images" / f"val_{number}.JPEG", 40 * number, mode="L" if number == 1 else "RGB"
+        )
+        lines.append(f"val_{number}.JPEG\tn0{number % 3 + 1}\t0\t32\t44\t62")
+    (place / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_tiny_imagenet_is_read_as_its_archive_unpacks(tiny):
+    data = TinyImageNetDataModule(data_dir=str(tiny), augmented=False, val_fraction=0.25)
+    data.prepare_data()
+    images, labels = next(iter(data.test_dataloader()))
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2] and images.shape == (6, 3, 64, 64)
+    grey = images[1] * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) + torch.tensor(
+        [0.485, 0.456, 0.406]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(grey, torch.full((3, 64, 64), 40 / 255), atol=0.01, rtol=0)
+    train, train_labels = next(iter(data.train_dataloader()))
+    assert len(train) == 9
+    assert sorted(set(train_labels.tolist())) == [0, 1, 2]
+
+
+def test_tiny_imagenet_of_another_layout_or_size_is_refused(tiny):
+    write_image(tiny / "tiny-imagenet-200" / "val" / "images" / "val_3.JPEG", 9, size=32)
+    with pytest.raises(ValueError, match=r"val_3.JPEG is no 64x64 JPEG"):
+        TinyImageNetDataModule(data_dir=str(tiny)).setup()
+    (tiny / "tiny-imagenet-200" / "wnids.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"missing wnids.txt\)"):
+        TinyImageNetDataModule(data_dir=str(tiny)).prepare_data()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for part in ("train", "val"):
+        for number, name in enumerate(["cat", "dog"]):
+            for index in range(5):
+                write_image(tmp_path / "pets" / part / name / f"{index}.png", 100 * number + index, size=20)
+    return tmp_path
+
+
+def pets(folders, **options):
+    settings = {"num_classes": 2, "resize": None, "crop": 16, "num_workers": 0, "batch_size": 4}
+    return ImageFolderDataModule(data_dir=str(folders), folder="pets", **{**settings, **options})
+
+
+def test_class_folders(folders):
+    data = pets(folders)
+    data.prepare_data()
+    labels = torch.cat([labels for _, labels in data.test_dataloader()])
+    assert sorted(labels.tolist()) == [0] * 5 + [1] * 5 and labels.tolist() != sorted(labels.tolist())
+    assert all(images.shape[1:] == (3, 16, 16) for images, _ in data.test_dataloader())
+    again = torch.cat([labels for _, labels in pets(folders, seed=5).test_dataloader()])
+    assert torch.equal(labels, again)
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == 9
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 1
+
+
+def test_a_test_split_too_large_to_keep_is_read_batch_by_batch(folders, monkeypatch):
+    kept = torch.cat([images for images, _ in pets(folders).test_dataloader()])
+    monkeypatch.setattr("worstcase.data.imagefolder.KEPT_BYTES", 0)
+    read = torch.cat([images for images, _ in pets(folders).test_dataloader()])
+    assert torch.equal(kept, read)
+
+
+def test_a_table_of_labels(tmp_path):
+    lines = ["file,label,other"]
+    for number in range(3):
+        write_image(tmp_path / "pets" / "images" / f"{number}.png", 0, size=20)
+        lines.append(f"{number}.png,{number * 2},x")
+    table = tmp_path / "pets" / "labels.csv"
+    table.write_text("\n".join(lines))
+    data = pets(tmp_path, num_classes=5)
+    (_, labels), *_ = data.test_dataloader()
+    assert sorted(labels.tolist()) == [0, 2, 4]
+    with pytest.raises(FileNotFoundError, match="this data is for evaluation"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=r"num_classes=4, but .*labels.csv has label 4"):
+        pets(tmp_path, num_classes=4).setup()
+    table.write_text("file,label\n9.png,0\n")
+    with pytest.raises(FileNotFoundError, match=r"lists 9.png, which is not in"):
+        pets(tmp_path).setup()
+    table.write_text("name,label\n0.png,0\n")
+    with pytest.raises(ValueError, match="needs columns file and label"):
+        pets(tmp_path).setup()
+
+
+def test_folders_of_another_layout_or_number_are_refused(folders, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"it needs val/CLASS/\*"):
+        pets(tmp_path / "none").prepare_data()
+    with pytest.raises(ValueError, match=r"num_classes=3, but .*val has 2 classes"):
+        pets(folders, num_classes=3).setup()
+    write_image(folders / "pets" / "train" / "bird" / "0.png", 0)
+    with pytest.raises(ValueError, match=r"num_classes=2, but .*train has 3 classes"):
+        pets(folders).train_dataloader()
+    with pytest.raises(ValueError, match=r"set dataset\.num_classes"):
+        pets(folders, num_classes=None)

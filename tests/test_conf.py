@@ -1,0 +1,84 @@
+"""Every file of every group composes and builds what it names."""
+
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from src import schema
+from worstcase.attacks import Attack
+from worstcase.data import ImageDataModule
+from worstcase.methods import Method
+from worstcase.runs import build, make_crossbar
+
+CONF = REPOSITORY / "conf"
+NEEDED = {
+    "torchvision": ["model.arch=squeezenet1_1"],
+    "imagefolder": ["dataset.folder=x", "dataset.num_classes=3"],
+}
+
+
+def options(group):
+    return sorted(path.stem if path.suffix == ".yaml" else path.name for path in Path(CONF, group).iterdir())
+
+
+def composed(*overrides):
+    schema.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", list(overrides))
+    OmegaConf.resolve(cfg)
+    schema.check(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("name", options("dataset"))
+def test_data_sets(name):
+    cfg = composed(f"dataset={name}", *NEEDED.get(name, []))
+    data = instantiate(cfg.dataset)
+    assert isinstance(data, ImageDataModule)
+    assert data.num_classes == cfg.dataset.num_classes
+    assert isinstance(build(OmegaConf.to_container(cfg.dataset), ImageDataModule), type(data))
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_models_and_their_optimisers(name):
+    cfg = composed(f"model={name}", *NEEDED.get(name, []))
+    if "width" in cfg.model:
+        cfg = composed(f"model={name}", "model.width=0.125")
+    crossbar = make_crossbar(instantiate(cfg.model.net), cfg)
+    assert crossbar.programmed()
+    optimiser = instantiate(cfg.model.optimizer)(crossbar.parameters())
+    instantiate(cfg.model.scheduler)(optimiser)
+    assert isinstance(build(OmegaConf.to_container(cfg.model.net), nn.Module), type(crossbar.net))
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_methods(name):
+    cfg = composed(f"method={name}")
+    method = instantiate(cfg.method, _partial_=True)(
+        make_crossbar(instantiate(cfg.model.net), cfg), num_classes=10
+    )
+    assert isinstance(method, Method)
+
+
+@pytest.mark.parametrize("name", options("attack"))
+def test_attacks(name):
+    cfg = composed(f"attack@test_attack={name}")
+    attack = instantiate(cfg.test_attack)
+    assert isinstance(attack, Attack) and attack.name == name
+
+
+@pytest.mark.parametrize("name", options("th_g"))
+def test_th_g_presets_have_a_source(name):
+    assert 0 < composed(f"th_g={name}").thg <= 0.1
+    head = (CONF / "th_g" / f"{name}.yaml").read_text().splitlines()[1]
+    assert head.startswith("# ") and len(head) > 20
+
+
+@pytest.mark.parametrize("name", options("logger"))
+def test_loggers(name):
+    assert "csv" in composed(f"logger={name}").logger
