@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from worstcase.results import PERTURBATION, AttackRecord, Record
+from worstcase.results import PERTURBATION, Record
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="evaluate")
@@ -24,42 +24,34 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
     from hydra.utils import instantiate
     from safetensors.torch import save_file
 
-    from worstcase.runs import CHECKPOINT, check_fit, load_run, load_weights, make_crossbar, user_net
+    from worstcase.runs import CHECKPOINT, check_fit, load_weights, make_crossbar, network
 
-    trained = load_run(cfg.run, checkpoint=cfg.checkpoint, net=cfg.net) if cfg.run else None
-    crossbar = make_crossbar(trained.crossbar.net if trained else user_net(cfg.net), cfg)
+    record = Record.load(Path(cfg.run)) if cfg.run else None
+    crossbar = make_crossbar(network(record.config if record else {}, cfg.net), cfg)
     load_weights(crossbar, Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
+    crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     datamodule = instantiate(cfg.dataset)
     datamodule.prepare_data()
     check_fit(crossbar, datamodule)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         crossbar.calibrate(datamodule.val_dataloader())  # of the training data
-    crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     found = instantiate(cfg.attack)(crossbar, datamodule.test_dataloader())
     save_file(found.perturbation, folder / PERTURBATION)
     dataset = HydraConfig.get().runtime.choices.get("dataset")
-    record = trained.record if trained else None
-    return Record(
+    return Record.of(
+        crossbar,
+        found,
+        seed=cfg.seed,
         kind="evaluate",
         source_run=os.path.relpath(cfg.run, folder) if cfg.run else None,
         command=cli.command("evaluate"),
         config=OmegaConf.to_container(cfg),
-        seed=cfg.seed,
         method=record.method if record else None,
         model=record.model if record else cfg.net,
         dataset=dataset or record.dataset,
         reference="test",
-        samples=found.samples,
-        dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
-        thg=cfg.thg,
-        full_scale=cfg.full_scale,
-        weight_bits=crossbar.weight_bits,
-        activation_bits=crossbar.activation_bits,
-        clean_accuracy=found.clean_accuracy,
-        attacks=[AttackRecord.of(found, seed=cfg.seed, perturbation=PERTURBATION)],
         train_seconds=None,
         epochs=record.epochs if record else None,
-        parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
     )
 
 

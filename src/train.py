@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from worstcase.results import PERTURBATION, AttackRecord, Record
+from worstcase.results import PERTURBATION, Record
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="train")
@@ -82,27 +82,20 @@ def train(cfg: DictConfig, folder: Path) -> Record:
     found = next(c.found for c in callbacks if isinstance(c, WorstCaseAtTest))
     save_file(found.perturbation, folder / PERTURBATION)
     choices = HydraConfig.get().runtime.choices
-    return Record(
+    return Record.of(
+        crossbar,
+        found,
+        seed=cfg.seed,
         kind="train",
         source_run=None,
         command=cli.command("train"),
         config=OmegaConf.to_container(cfg),
-        seed=cfg.seed,
         method=choices.method,
         model=cfg.net or choices.model,
         dataset=choices.dataset,
         reference="test",
-        samples=found.samples,
-        dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
-        thg=cfg.thg,
-        full_scale=cfg.full_scale,
-        weight_bits=crossbar.weight_bits,
-        activation_bits=crossbar.activation_bits,
-        clean_accuracy=found.clean_accuracy,
-        attacks=[AttackRecord.of(found, seed=cfg.seed, perturbation=PERTURBATION)],
         train_seconds=train_seconds,
         epochs=trainer.current_epoch,
-        parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worstcase.attacks import WorstCase
+    from worstcase.crossbar import Crossbar
 
 SCHEMA_VERSION = 1
 RECORD = "results.json"
@@ -112,6 +113,23 @@ class Record:
                 )
             if not found.feasible or found.max_relative_perturbation > found.thg:
                 raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
+
+    @classmethod
+    def of(cls, crossbar: Crossbar, found: WorstCase, *, seed: int, **described: Any) -> Record:
+        """The record of an attack on a crossbar; `described` are the fields that neither of them tells."""
+        return cls(
+            seed=seed,
+            samples=found.samples,
+            dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
+            thg=crossbar.thg,
+            full_scale=crossbar.full_scale,
+            weight_bits=crossbar.weight_bits,
+            activation_bits=crossbar.activation_bits,
+            clean_accuracy=found.clean_accuracy,
+            attacks=[AttackRecord.of(found, seed=seed, perturbation=PERTURBATION)],
+            parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
+            **described,
+        )
 
     def save(self, folder: Path) -> None:
         """Write the record into a folder, atomically."""

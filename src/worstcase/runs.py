@@ -51,13 +51,24 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
     record = Record.load(folder)
     if record.kind != "train":
         raise ValueError(f"{folder} holds an evaluation, not a training run")
-    own = record.config["net"]
-    if own and not net:
-        raise ValueError(f"the network of {folder} is the user's own {own}; if you trust it, say net={own}")
-    module = user_net(net) if net else build(record.config["model"]["net"], nn.Module)
-    crossbar = make_crossbar(module, record.config)
+    crossbar = make_crossbar(network(record.config, net), record.config)
     load_weights(crossbar, Path(checkpoint) if checkpoint else folder / CHECKPOINT)
     return Run(crossbar.eval(), build(record.config["dataset"], ImageDataModule), record)
+
+
+def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
+    """The untrained network of a run's configuration, or the user's own.
+
+    Raises:
+        ValueError: the configuration names a network of its user's, which is built only if `own` names it.
+    """
+    if own:
+        return user_net(own)
+    if config["net"]:
+        raise ValueError(
+            f"the run's network is its user's {config['net']}; if you trust it, say net={config['net']}"
+        )
+    return build(config["model"]["net"], nn.Module)
 
 
 def make_crossbar(net: nn.Module, config: Mapping[str, Any]) -> Crossbar:
