@@ -8,6 +8,9 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """The paper's ConvNet: three pairs of 3x3 convolutions (64, 128, 256), then 4096-1024-1024; no batch norm.
 
+    Weights start as He et al. (2015) draw them for ReLU. With PyTorch's own start, signals fade from layer to
+    layer, and outputs of 4 bits then hold little but the biases.
+
     Args:
         num_classes: number of outputs.
         width: factor of all hidden sizes, above 0; 1 is the paper's.
@@ -38,6 +41,10 @@ class ConvNet(nn.Module):
             nn.ReLU(),
             nn.Linear(hidden, num_classes),
         )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
