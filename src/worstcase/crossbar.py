@@ -164,7 +164,7 @@ class Crossbar(nn.Module):
 
     def zero_perturbation(self) -> dict[str, Tensor]:
         """No deviation at all, by name, in the shapes, dtypes and on the devices of the weights."""
-        return {name: torch.zeros_like(weight) for name, weight in self._detached().items()}
+        return {name: torch.zeros_like(self.net.get_parameter(name)) for name in self._names}
 
     def is_feasible(self, perturbation: Perturbation) -> bool:
         """Whether every deviation is within its bound, exactly (so NaN is not)."""

@@ -128,7 +128,7 @@ class Attack(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def search(self, search: Search) -> float | None:
+    def search(self, run: Search) -> float | None:
         """Score feasible perturbations; return the accuracy of the paper's result if it is not the last."""
 
     @abstractmethod

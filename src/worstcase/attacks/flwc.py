@@ -44,28 +44,28 @@ class FLWC(Attack):
     def expected_passes(self) -> float:
         return 1 + 3 * self.steps
 
-    def search(self, search: Search) -> None:
-        perturbation = search.crossbar.zero_perturbation()  # line 3
+    def search(self, run: Search) -> None:
+        perturbation = run.crossbar.zero_perturbation()  # line 3
         for _ in range(self.steps):  # lines 4-5
             if self.update == "batch":
-                for images, labels in search.batches():  # lines 6-7
-                    self._step(search, perturbation, self._gradient(search, perturbation, images, labels))
+                for images, labels in run.batches():  # lines 6-7
+                    self._step(run, perturbation, self._gradient(run, perturbation, images, labels))
             else:
-                gradient = search.crossbar.zero_perturbation()
-                for images, labels in search.batches():
-                    for name, g in self._gradient(search, perturbation, images, labels).items():
+                gradient = run.crossbar.zero_perturbation()
+                for images, labels in run.batches():
+                    for name, g in self._gradient(run, perturbation, images, labels).items():
                         gradient[name] += g
-                self._step(search, perturbation, gradient)
-            search.score(perturbation)
+                self._step(run, perturbation, gradient)
+            run.score(perturbation)
 
     def _gradient(
-        self, search: Search, perturbation: dict[str, Tensor], images: Tensor, labels: Tensor
+        self, run: Search, perturbation: dict[str, Tensor], images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        return search.gradient(  # lines 8-9
+        return run.gradient(  # lines 8-9
             lambda logits, _: self.objective(logits, labels).sum(), perturbation, images
         )
 
-    def _step(self, search: Search, perturbation: dict[str, Tensor], gradient: dict[str, Tensor]) -> None:
+    def _step(self, run: Search, perturbation: dict[str, Tensor], gradient: dict[str, Tensor]) -> None:
         for name, d in perturbation.items():  # line 10
-            d -= search.bound[name] / self.steps * gradient[name].sign()
-        search.clamp_(perturbation)
+            d -= run.bound[name] / self.steps * gradient[name].sign()
+        run.clamp_(perturbation)

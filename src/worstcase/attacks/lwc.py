@@ -70,12 +70,12 @@ class LWC(Attack):
         trials = 1 if self.project == "step" else self.trials
         return 1 + 3 * self.epochs * trials
 
-    def search(self, search: Search) -> float | None:
+    def search(self, run: Search) -> float | None:
         low, c = self.c_range  # low is taken as feasible, c is the one to try next
         high = math.inf
         accuracy_at_low = None
         for _ in range(self.trials):
-            reached, accuracy = self._trial(search, c)
+            reached, accuracy = self._trial(run, c)
             if reached <= 1:
                 low, accuracy_at_low = c, accuracy
             else:
@@ -85,29 +85,29 @@ class LWC(Attack):
             c = math.sqrt(low * high)
         return accuracy_at_low
 
-    def _trial(self, search: Search, c: float) -> tuple[float, float]:
+    def _trial(self, run: Search, c: float) -> tuple[float, float]:
         """Minimise Eq. 10 for one c: the result's magnitude L in units of the bound, and its accuracy."""
-        perturbation = search.crossbar.zero_perturbation()
+        perturbation = run.crossbar.zero_perturbation()
         adam = torch.optim.Adam(
-            [{"params": [d], "lr": self.lr * search.bound[name].item()} for name, d in perturbation.items()]
+            [{"params": [d], "lr": self.lr * run.bound[name].item()} for name, d in perturbation.items()]
         )
         for _ in range(self.epochs):
-            for images, labels in search.batches():
+            for images, labels in run.batches():
 
                 def eq_10(logits: Tensor, d: Perturbation, labels: Tensor = labels) -> Tensor:
-                    return c * self.objective(logits, labels).mean() + magnitude(d, search.bound) - 1
+                    return c * self.objective(logits, labels).mean() + magnitude(d, run.bound) - 1
 
-                for name, gradient in search.gradient(eq_10, perturbation, images).items():
+                for name, gradient in run.gradient(eq_10, perturbation, images).items():
                     perturbation[name].grad = gradient
                 adam.step()
                 if self.project == "step":
-                    search.clamp_(perturbation)
-            reached = magnitude(perturbation, search.bound).item()
+                    run.clamp_(perturbation)
+            reached = magnitude(perturbation, run.bound).item()
             feasible = perturbation
             if reached > 1:
                 feasible = {name: d.clone() for name, d in perturbation.items()}
-                search.clamp_(feasible)
-            accuracy = search.score(feasible, c=c, magnitude=reached)
+                run.clamp_(feasible)
+            accuracy = run.score(feasible, c=c, magnitude=reached)
         return reached, accuracy
 
 
