@@ -4,7 +4,7 @@ from torch import nn
 
 from worstcase import Crossbar
 from worstcase.models import LeNet
-from worstcase.quantisation import quantise
+from worstcase.quantisation import gaussian_clip, quantise
 
 # range 1.5, two bits: 3 levels a side, a step of 0.5; ties go to the even level
 TABLE = {
@@ -94,6 +94,25 @@ def test_output_ranges_follow_training_and_stand_still_in_eval_mode():
     fixed = crossbar.outputs.ranges.clone()
     assert crossbar.eval()(torch.tensor([[9.0]])).item() == pytest.approx(fixed.item())
     assert torch.equal(crossbar.outputs.ranges, fixed)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_range_is_the_best_for_a_gaussian_and_never_beyond_the_largest_output(bits):
+    x = torch.randn(400_000, 1, generator=torch.Generator().manual_seed(0)) * 3
+
+    def error(full_range):
+        return (quantise(x, torch.tensor(full_range), bits) - x).square().mean().item()
+
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    crossbar = Crossbar(layer, 0.1, activation_bits=bits)
+    crossbar.train()(x)
+    found = crossbar.outputs.ranges.item()
+    assert found == pytest.approx(3 * gaussian_clip(bits), rel=0.01)
+    assert error(found) <= min(error(0.8 * found), error(1.2 * found))
+    crossbar = Crossbar(layer, 0.1, activation_bits=bits)
+    crossbar.train()(torch.tensor([[5.0], [-5.0]]))
+    assert crossbar.outputs.ranges.item() == 5.0
 
 
 def test_unknown_ranges_are_an_error_and_calibration_sets_them(small_net, small_batches):
