@@ -1,10 +1,11 @@
 """A network of one's own: ResNet-20 for CIFAR-10 (He et al., 2016), for weights that others trained.
 
-The layout is that of github.com/akamaster/pytorch_resnet_cifar10, whose resnet20-12fca82f.th reaches 91.73 %
-there; its images were normalised with ImageNet's mean and deviation:
+The layout is that of akamaster/pytorch_resnet_cifar10, whose resnet20-12fca82f.th reaches 91.73 % there; its
+images were normalised with ImageNet's mean and deviation:
 
-python -m src.evaluate net=examples.resnet20:resnet20 checkpoint=resnet20-12fca82f.th dataset=cifar10 \\
-    dataset.mean=[0.485,0.456,0.406] dataset.std=[0.229,0.224,0.225] data_dir=FOLDER thg=0.01
+python -m src.evaluate net=examples.resnet20:resnet20 checkpoint=resnet20-12fca82f.th data_dir=FOLDER \\
+    dataset=cifar10 dataset.mean=[0.485,0.456,0.406] dataset.std=[0.229,0.224,0.225] \\
+    thg=0.01 attack=flwc attack.steps=1
 """
 
 import torch.nn.functional as F
