@@ -1,0 +1,18 @@
+import torch
+
+from examples.resnet20 import resnet20
+from worstcase import Crossbar
+
+
+def test_resnet20_is_the_published_one():
+    """0.27 million parameters (He et al., 2016), and the names that its published weights have."""
+    net = resnet20()
+    assert sum(p.numel() for p in net.parameters()) == 269_722
+    assert {
+        "conv1.weight",
+        "layer1.0.bn2.weight",
+        "layer3.2.conv2.weight",
+        "linear.bias",
+    } <= net.state_dict().keys()
+    assert len(Crossbar(net, 0.01).programmed()) == 20
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
