@@ -57,6 +57,9 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         enable_version_counter=False,
     )
     callbacks = list(instantiate(cfg.callbacks).values())
+    at_test = next((callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)), None)
+    if at_test is None:
+        raise ValueError("callbacks: a run needs a worstcase.callbacks.WorstCaseAtTest for its record")
     loggers = _loggers(cfg, folder)
     trainer = L.Trainer(
         **cfg.trainer,
@@ -79,7 +82,7 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         if "wandb" in sys.modules:  # so that the next job of a sweep begins a run of its own
             sys.modules["wandb"].finish()
 
-    found = next(c.found for c in callbacks if isinstance(c, WorstCaseAtTest))
+    found = at_test.found
     save_file(found.perturbation, folder / PERTURBATION)
     choices = HydraConfig.get().runtime.choices
     return Record.of(

@@ -289,6 +289,7 @@ def test_bad_settings_are_one_line_before_anything_is_written(override, message,
         (["method.alpha=2"], "method.alpha=2: must be 0..1"),
         (["layers=[head]"], "no conv or linear layer is named 'head'; there are conv1, conv2, fc1, fc2, fc3"),
         (["val_attack.steps=0"], "steps=0: must be 1 or more"),
+        (["~callbacks.worst_case_at_test"], "a run needs a worstcase.callbacks.WorstCaseAtTest"),
     ],
 )
 def test_what_only_the_job_can_tell_stops_it_before_training(overrides, message, tmp_path):
