@@ -53,8 +53,7 @@ def truncated_gaussian(
         >>> bool(noise.abs().max() <= 0.1)
         True
     """
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance}: must be above 0, in units of sigma")
+    _check_tolerance(tolerance)
     z = math.erf(tolerance / math.sqrt(2))
     sample = {}
     for name, t in like.items():
@@ -136,8 +135,7 @@ def programmed(
         tolerance: bound / sigma, above 0.
         max_pulses: the budget of a device. If none fails, the moments are those of `truncated_gaussian`.
     """
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance}: must be above 0, in units of sigma")
+    _check_tolerance(tolerance)
     sample = {}
     for name, t in like.items():
         done = write_verify(tuple(t.shape), 1 / tolerance, 1.0, max_pulses=max_pulses, generator=generator)
@@ -199,6 +197,11 @@ def _weighted_mean(devices: list[Tensor], weights: list[int]) -> Tensor:
     largest = stacked.abs().amax(0)
     mean = torch.tensordot(shares, stacked, dims=1).clamp(-largest, largest)
     return mean.to(devices[0].dtype)
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance}: must be above 0, in units of sigma")
 
 
 def _randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
