@@ -80,6 +80,7 @@ class Crossbar(nn.Module):
         self.thg = thg
         chosen = _programmed_layers(net, layers, exclude)
         self._names = _array_names(chosen)
+        self._movable: dict[str, Tensor] = {}
         self._bias_names = [
             f"{layer}.{name}".removeprefix(".")
             for layer, module in chosen.items()
@@ -116,7 +117,9 @@ class Crossbar(nn.Module):
         return {name: w.abs().amax().double() for name, w in self._detached().items()}
 
     def bound(self) -> dict[str, Tensor]:
-        """The largest deviation of each weight: a detached scalar by name, in the weight's units and dtype.
+        """The largest deviation of each weight: detached, by name, in the weight's units and dtype.
+
+        A scalar for each array, within a block of `movable` a tensor that broadcasts to the weight.
 
         th_g times the full scale of the weights as they are now, rounded toward zero, so that a deviation
         within the bound is never above th_g when the ratio is taken in float64.
@@ -126,7 +129,28 @@ class Crossbar(nn.Module):
             bound = (self.thg * scale).to(self.net.get_parameter(name).dtype)
             too_large = bound.double() / scale > self.thg  # false where the scale is 0
             bounds[name] = torch.where(too_large, torch.nextafter(bound, torch.zeros_like(bound)), bound)
+            if name in self._movable:
+                bounds[name] = bounds[name] * self._movable[name]
         return bounds
+
+    @contextmanager
+    def movable(self, masks: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the block only some weights have a bound; the others are programmed exactly.
+
+        Args:
+            masks: by array, what multiplies its bound: 1 (may move) or 0 (exact), a tensor that broadcasts to the
+                weight. Arrays that are not named stay as they are.
+        """
+        before = self._movable
+        self._movable = {
+            name: mask.to(device=w.device, dtype=w.dtype)
+            for name, w in self._detached().items()
+            if (mask := masks.get(name)) is not None
+        }
+        try:
+            yield
+        finally:
+            self._movable = before
 
     def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
         """The network's output at the programmed weights plus a perturbation.

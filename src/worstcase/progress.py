@@ -16,11 +16,11 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextmanager
-def progress_bar(name: str, total: float, *, enabled: bool = True) -> Iterator[Callable[[float, float], None]]:
-    """Show how far an attack is: yields a function of the passes done and the lowest accuracy so far."""
+def progress_bar(name: str, *, enabled: bool = True) -> Iterator[Callable[[float, float, float], None]]:
+    """Show how far an attack is: yields a function of passes done, passes expected, and lowest accuracy so far."""
     console = Console(stderr=True)
     if not enabled:
-        yield lambda passes, accuracy: None
+        yield lambda passes, total, accuracy: None
     elif console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -30,12 +30,14 @@ def progress_bar(name: str, total: float, *, enabled: bool = True) -> Iterator[C
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(name, total=total, lowest="-")
-            yield lambda passes, accuracy: bar.update(task, completed=passes, lowest=f"{accuracy:.2%}")
+            task = bar.add_task(name, total=1, lowest="-")
+            yield lambda passes, total, accuracy: bar.update(
+                task, completed=passes, total=total, lowest=f"{accuracy:.2%}"
+            )
     else:
         next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 
-        def write_line(passes: float, accuracy: float) -> None:
+        def write_line(passes: float, total: float, accuracy: float) -> None:
             nonlocal next_line
             if time.monotonic() >= next_line:
                 next_line = time.monotonic() + SECONDS_BETWEEN_LINES

@@ -1,7 +1,9 @@
 """Attacks on the weights: each returns a feasible perturbation and the accuracy that it leaves."""
 
 from worstcase.attacks.base import Attack, WorstCase
+from worstcase.attacks.ensemble import Ensemble
 from worstcase.attacks.flwc import FLWC
 from worstcase.attacks.lwc import LWC
+from worstcase.attacks.pgd import PGD
 
-__all__ = ["FLWC", "LWC", "Attack", "WorstCase"]
+__all__ = ["FLWC", "LWC", "PGD", "Attack", "Ensemble", "WorstCase"]

@@ -6,16 +6,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from worstcase.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.objectives import Objective
 from worstcase.progress import progress_bar
 
 Loader = Iterable[tuple[Tensor, Tensor]]
-Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,40 +44,69 @@ class WorstCase:
     samples: int
     passes: float
     seconds: float
-    history: list[dict[str, float]] = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
     """Accuracy against cost: one entry a scored perturbation."""
+    vanished: float
+    """Share of the gradients, one a mini-batch with right answers, that were zero for every weight."""
+    members: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """Of an ensemble: each member's name, the accuracy that it found on its own, its passes."""
+    distribution: dict[str, Any] | None = None
+    """Of Monte Carlo: what the sampled chips say of all chips, see `worstcase.attacks.MonteCarlo`."""
 
 
 class Search:
     """One attack's run on one crossbar: hands out batches, counts passes, scores, and keeps the worst."""
 
-    def __init__(self, crossbar: Crossbar, loader: Loader, on_score: Callable[..., None]) -> None:
-        self.crossbar, self._loader, self._on_score = crossbar, loader, on_score
+    def __init__(
+        self,
+        crossbar: Crossbar,
+        loader: Loader,
+        *,
+        seed: int,
+        folder: Path | None,
+        expected_passes: Callable[[Search], float],
+        on_score: Callable[[float, float, float], None],
+    ) -> None:
+        self.crossbar, self.loader, self.seed, self.folder = crossbar, loader, seed, folder
+        self._expected_passes, self._on_score = expected_passes, on_score
         self.bound = crossbar.bound()
-        self._device = next(iter(self.bound.values())).device
+        self.device = next(iter(self.bound.values())).device
         self._started = time.perf_counter()
         self._forwards = self._backwards = 0  # samples that went through
-        self.samples = 0
+        self._gradients = self._vanished = 0  # mini-batches
+        self.samples = self.mini_batches = self.classes = 0  # of the reference set
         self.worst = crossbar.zero_perturbation()
         self.worst_accuracy = 2.0  # above any accuracy
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
+        self.members: list[dict[str, Any]] = []
+        self.distribution: dict[str, Any] | None = None
         self.score(self.worst)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self._loader:
-            yield images.to(self._device), labels.to(self._device)
+        for images, labels in self.loader:
+            yield images.to(self.device), labels.to(self.device)
 
     def gradient(
-        self, loss: Callable[[Tensor, Perturbation], Tensor], perturbation: Perturbation, images: Tensor
+        self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
     ) -> dict[str, Tensor]:
-        """On one batch, the gradient of a loss of logits and perturbation in the perturbation."""
-        leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
-        gradients = torch.autograd.grad(
-            loss(self.crossbar(images, leaves), leaves), list(leaves.values()), materialize_grads=True
-        )
-        self._forwards += len(images)
-        self._backwards += len(images)
-        return dict(zip(leaves, gradients, strict=True))
+        """On one batch, the gradient of the objective's sum in the perturbation."""
+        return self._gradient(objective, perturbation, images, labels)[0]
+
+    def full_gradient(
+        self, objective: Objective, perturbation: Perturbation, **context: Any
+    ) -> tuple[dict[str, Tensor], float]:
+        """Over the whole reference set, the gradient of the objective's sum, and the perturbation's score.
+
+        One forward pass serves both.
+        """
+        total = self.crossbar.zero_perturbation()
+        correct = 0
+        for images, labels in self.batches():
+            gradient, right = self._gradient(objective, perturbation, images, labels)
+            correct += right
+            for name, g in gradient.items():
+                total[name] += g
+        return total, self._keep(perturbation, correct / self.samples, context)
 
     def clamp_(self, perturbation: Perturbation) -> None:
         """Project a perturbation onto the box, in place."""
@@ -84,34 +114,73 @@ class Search:
             d.clamp_(-self.bound[name], self.bound[name])
 
     @torch.no_grad()
-    def score(self, perturbation: Perturbation, **context: float) -> float:
+    def score(self, perturbation: Perturbation, **context: Any) -> float:
         """The accuracy of a perturbation over the whole reference set; kept if it is the lowest so far.
 
         Raises:
             RuntimeError: the perturbation is not feasible; that is a defect of the attack.
             ValueError: the reference set is empty.
         """
-        if not self.crossbar.is_feasible(perturbation):
-            raise RuntimeError("an attack scored a perturbation outside the bound; it must project first")
-        correct = samples = 0
+        correct: int | Tensor = 0
+        answers: int | Tensor = 0
+        samples = mini_batches = 0
         for images, labels in self.batches():
-            correct += (self.crossbar(images, perturbation).argmax(1) == labels).sum()
+            logits = self.crossbar(images, perturbation)
+            answer = logits.argmax(1)
+            correct += (answer == labels).sum()
+            answers += answer.bincount(minlength=logits.shape[1])
             samples += len(labels)
+            mini_batches += 1
         if not samples:
             raise ValueError("the reference set has no samples")
-        self.samples = samples
+        self.samples, self.mini_batches, self.classes = samples, mini_batches, logits.shape[1]
         self._forwards += samples
         accuracy = int(correct) / samples
+        if accuracy < self.worst_accuracy:
+            self.worst_answers = answers
+        return self._keep(perturbation, accuracy, context)
+
+    def count(self, forwards: int) -> None:
+        """Add forward passes of so many samples, of an attack that makes its own."""
+        self._forwards += forwards
+
+    def _gradient(
+        self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
+    ) -> tuple[dict[str, Tensor], int]:
+        leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
+        logits = self.crossbar(images, leaves)
+        loss = objective(logits, labels).sum()
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        self._forwards += len(images)
+        self._backwards += len(images)
+        right = int((logits.detach().argmax(1) == labels).sum())
+        if right:
+            self._gradients += 1
+            self._vanished += not any(bool(g.any()) for g in gradients)
+        return dict(zip(leaves, gradients, strict=True)), right
+
+    def _keep(self, perturbation: Perturbation, accuracy: float, context: dict[str, Any]) -> float:
+        if not self.crossbar.is_feasible(perturbation):
+            raise RuntimeError("an attack scored a perturbation outside the bound; it must project first")
         if accuracy < self.worst_accuracy:
             self.worst_accuracy = accuracy
             self.worst = {name: d.detach().clone() for name, d in perturbation.items()}
         self.history.append({"passes": self.passes, "accuracy": accuracy, **context})
-        self._on_score(self.passes, self.worst_accuracy)
+        self._on_score(self.passes, self._expected_passes(self), self.worst_accuracy)
         return accuracy
 
     @property
     def passes(self) -> float:
         return (self._forwards + self._backwards) / self.samples
+
+    @property
+    def weights(self) -> int:
+        """How many may be perturbed."""
+        return sum(d.numel() for d in self.worst.values())
+
+    @property
+    def vanished(self) -> float:
+        return self._vanished / self._gradients if self._gradients else 0.0
 
     @property
     def seconds(self) -> float:
@@ -132,26 +201,48 @@ class Attack(ABC):
         """Score feasible perturbations; return the accuracy of the paper's result if it is not the last."""
 
     @abstractmethod
-    def expected_passes(self) -> float:
-        """The cost in passes, at most; for the progress bar."""
+    def expected_passes(self, run: Search) -> float:
+        """The cost in passes over a run's reference set, at most."""
 
-    def __call__(self, crossbar: Crossbar, loader: Loader, *, progress: bool = True) -> WorstCase:
+    def __call__(
+        self,
+        crossbar: Crossbar,
+        loader: Loader,
+        *,
+        start: Perturbation | None = None,
+        seed: int = 0,
+        folder: Path | None = None,
+        progress: bool = True,
+    ) -> WorstCase:
         """Attack a crossbar over a reference set.
 
         Args:
             crossbar: the network; its th_g bounds the attack.
             loader: batches (inputs, labels); the accuracy over all of them is what the attack minimises.
+            start: a feasible perturbation that is scored first, such as the worst of a smaller th_g: the result is
+                never above its accuracy.
+            seed: of what the attack draws.
+            folder: where an attack that can be resumed keeps its state.
             progress: a bar on a terminal, a line now and then elsewhere.
         """
         with (
             evaluating(crossbar),
             torch.inference_mode(False),
             torch.enable_grad(),
-            progress_bar(self.name, self.expected_passes(), enabled=progress) as on_score,
+            progress_bar(self.name, enabled=progress) as on_score,
         ):
-            run = Search(crossbar, loader, on_score)
+            run = Search(
+                crossbar,
+                loader,
+                seed=seed,
+                folder=folder,
+                expected_passes=self.expected_passes,
+                on_score=on_score,
+            )
+            if start is not None:
+                run.score(start, start=True)
             reported = None
-            if any(bool(bound > 0) for bound in run.bound.values()):
+            if any(bool((bound > 0).any()) for bound in run.bound.values()):
                 reported = self.search(run)
             return WorstCase(
                 attack=self.name,
@@ -167,6 +258,9 @@ class Attack(ABC):
                 passes=run.passes,
                 seconds=run.seconds,
                 history=run.history,
+                vanished=run.vanished,
+                members=run.members,
+                distribution=run.distribution,
             )
 
     def parameters(self) -> dict[str, Any]:

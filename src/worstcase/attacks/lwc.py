@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, Objective, Search
+from worstcase.attacks.base import Attack, Search
 from worstcase.crossbar import Perturbation
-from worstcase.objectives import p2
+from worstcase.objectives import objective as find_objective
 
 
 class LWC(Attack):
     """LWC (Eq. 10): Adam on c x p + L - th_g with the largest c whose result stays within the bound.
 
-    p is averaged over the mini-batch and L, the largest absolute deviation, is taken in units of the bound,
-    so c and the learning rate mean the same for every network and th_g.
+    p is averaged over the mini-batch and L, the largest absolute deviation or the root mean square, is taken in
+    units of the bound, so c and the learning rate mean the same for every network and th_g. The history is the
+    trace of c.
 
     The search starts at the largest c. With ``project="step"`` each iterate is clamped to the box, every c
     is feasible, and the first trial is the answer. With ``project="end"``, the paper's free form, only
-    what is scored is clamped; c is bisected on a logarithmic scale for the largest one with L <= th_g.
+    what is scored is clamped; c is bisected on a logarithmic scale for the largest one whose largest absolute
+    deviation is at most th_g.
 
     Args:
         epochs: passes over the reference set in each trial, one Adam update a mini-batch.
@@ -29,7 +31,8 @@ class LWC(Attack):
         c_range: the smallest and the largest c.
         trials: values of c tried at most.
         project: ``step`` or ``end``.
-        objective: p, from logits (N, classes) and labels (N,) to (N,).
+        magnitude: L, ``max`` (Eq. 10) or ``rms`` (an option of the authors' code).
+        objective: name of p, see `worstcase.objectives`.
 
     Cost: 3 passes an epoch (forward, backward, scoring) and 1 for the clean accuracy.
 
@@ -52,7 +55,8 @@ class LWC(Attack):
         c_range: tuple[float, float] = (1e-10, 1e3),
         trials: int = 8,
         project: str = "step",
-        objective: Objective = p2,
+        magnitude: str = "max",
+        objective: str = "p2",
     ) -> None:
         if epochs < 1 or trials < 1:
             raise ValueError(f"epochs={epochs}, trials={trials}: must be 1 or more")
@@ -63,10 +67,13 @@ class LWC(Attack):
             raise ValueError(f"c_range={c_range}: must be two numbers above 0, the smaller first")
         if project not in ("step", "end"):
             raise ValueError(f"project={project!r}: must be step or end")
+        if magnitude not in _MAGNITUDES:
+            raise ValueError(f"magnitude={magnitude!r}: must be {' or '.join(_MAGNITUDES)}")
         self.epochs, self.lr, self.c_range = epochs, lr, [float(low), float(high)]
-        self.trials, self.project, self.objective = trials, project, objective
+        self.trials, self.project, self.magnitude, self.objective = trials, project, magnitude, objective
+        self._objective = find_objective(objective)
 
-    def expected_passes(self) -> float:
+    def expected_passes(self, run: Search) -> float:
         trials = 1 if self.project == "step" else self.trials
         return 1 + 3 * self.epochs * trials
 
@@ -86,23 +93,22 @@ class LWC(Attack):
         return accuracy_at_low
 
     def _trial(self, run: Search, c: float) -> tuple[float, float]:
-        """Minimise Eq. 10 for one c: the result's magnitude L in units of the bound, and its accuracy."""
+        """Minimise Eq. 10 for one c: the largest deviation in units of the bound, and its accuracy."""
+        magnitude = _MAGNITUDES[self.magnitude]
         perturbation = run.crossbar.zero_perturbation()
         adam = torch.optim.Adam(
-            [{"params": [d], "lr": self.lr * run.bound[name].item()} for name, d in perturbation.items()]
+            [{"params": [d], "lr": self.lr * run.bound[name].amax().item()} for name, d in perturbation.items()]
         )
         for _ in range(self.epochs):
             for images, labels in run.batches():
-
-                def eq_10(logits: Tensor, d: Perturbation, labels: Tensor = labels) -> Tensor:
-                    return c * self.objective(logits, labels).mean() + magnitude(d, run.bound) - 1
-
-                for name, gradient in run.gradient(eq_10, perturbation, images).items():
-                    perturbation[name].grad = gradient
+                of_p = run.gradient(self._objective, perturbation, images, labels)
+                of_magnitude = _gradient(magnitude, perturbation, run.bound)
+                for name, d in perturbation.items():
+                    d.grad = c / len(images) * of_p[name] + of_magnitude[name]
                 adam.step()
                 if self.project == "step":
                     run.clamp_(perturbation)
-            reached = magnitude(perturbation, run.bound).item()
+            reached = largest(perturbation, run.bound).item()
             feasible = perturbation
             if reached > 1:
                 feasible = {name: d.clone() for name, d in perturbation.items()}
@@ -111,7 +117,26 @@ class LWC(Attack):
         return reached, accuracy
 
 
-def magnitude(perturbation: Perturbation, bound: Mapping[str, Tensor]) -> Tensor:
-    """L of Eq. 10, the largest absolute deviation, in units of the bound; arrays of bound 0 do not count."""
-    peaks = [d.abs().amax() / bound[name] for name, d in perturbation.items() if bound[name] > 0]
+def largest(perturbation: Perturbation, bound: Mapping[str, Tensor]) -> Tensor:
+    """The largest absolute deviation in units of its array's bound; arrays of bound 0 do not count."""
+    peaks = [d.abs().amax() / bound[name].amax() for name, d in perturbation.items() if bound[name].any()]
     return torch.stack(peaks).amax()
+
+
+def root_mean_square(perturbation: Perturbation, bound: Mapping[str, Tensor]) -> Tensor:
+    """The root mean square over all weights of the deviation in units of its array's bound."""
+    relative = [(d / bound[name].amax()).flatten() for name, d in perturbation.items() if bound[name].any()]
+    return torch.linalg.vector_norm(torch.cat(relative)) / math.sqrt(sum(r.numel() for r in relative))
+
+
+def _gradient(
+    magnitude: Callable[[Perturbation, Mapping[str, Tensor]], Tensor],
+    perturbation: Perturbation,
+    bound: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
+    gradients = torch.autograd.grad(magnitude(leaves, bound), list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, gradients, strict=True))
+
+
+_MAGNITUDES = {"max": largest, "rms": root_mean_square}

@@ -1,0 +1,275 @@
+"""The ensemble: diverse attacks that share a budget, so that no single one's blindness passes for safety."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks.base import Attack, Search
+from worstcase.crossbar import Perturbation
+from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
+from worstcase.variation import vertex
+
+STEPS = 32  # of a member in the first round; each round doubles them
+SAMPLES = 512  # of a step at most, unless a mini-batch has more; the first round takes single mini-batches
+ROUNDS = 3  # without a budget
+CLASSES = 32  # tried at most as the one class that everything is pushed into
+FLIPS = 50  # tries a weight, for networks of at most so many weights
+STEP_FROM_WORST = 0.5  # of a member's first step
+
+
+class Ensemble(Attack):
+    """Attacks that differ in objective, update and start, after AutoAttack (Croce and Hein, 2020) for inputs.
+
+    AutoAttack counts a sample as lost if any member flips it. A chip has one perturbation for all samples, so here
+    the lowest accuracy of one perturbation counts, and members start from what others found.
+
+    In the first round each member (`MEMBERS`) makes 32 steps from zero, a mini-batch each. Each later round
+    keeps the better half (two at least), doubles the steps and their samples, and starts in turn from the worst
+    perturbation so far and from a random vertex. As in APGD, a member's step is halved when it did not lower the
+    accuracy from the worst so far. Within a run steps decay to zero; what the run ends with is scored over the
+    whole reference set. Networks of a few weights end with single weights flipped one by one.
+
+    Args:
+        budget: passes over the reference set, at most. None: three rounds.
+
+    Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
+    Memory, in sizes of the perturbed weights: the worst and the current perturbation, a gradient and its mean;
+    with Adam one more.
+
+    Example:
+        >>> from worstcase import Crossbar
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> Ensemble()(crossbar, [(torch.tensor([[1.0, 0.9]]), torch.tensor([0]))]).accuracy
+        0.0
+    """
+
+    name = "ensemble"
+
+    def __init__(self, *, budget: float | None = None) -> None:
+        if budget is not None and not 1 <= budget < math.inf:
+            raise ValueError(f"budget={budget}: must be 1 or more, in passes over the reference set")
+        self.budget = budget
+
+    def expected_passes(self, run: Search) -> float:
+        if self.budget is not None:
+            return self.budget
+        passes = 1 + 3 * min(run.classes, CLASSES) / run.mini_batches
+        kept = len(MEMBERS)
+        for round_ in range(ROUNDS):
+            passes += kept * (1 + 2 * STEPS * 2**round_ * _batches_a_step(run, round_) / run.mini_batches)
+            kept = _better_half(kept)
+        weights = run.weights
+        return passes + (FLIPS * weights if weights <= FLIPS else 0)
+
+    def search(self, run: Search) -> None:
+        budget = self.expected_passes(run)
+        batches = _endless(run)
+        generator = torch.Generator(run.device).manual_seed(run.seed)
+        members = [member for member in MEMBERS if run.classes >= member.classes]
+        found: dict[Member, dict[str, Any]] = {
+            m: {"member": m.name, "accuracy": None, "lowest": None, "passes": 0.0} for m in members
+        }
+        run.members = list(found.values())
+        step = {member: member.step for member in members}
+        targets = _attractors(run, *next(batches))
+        for round_ in range(ROUNDS) if self.budget is None else count():
+            from_worst = round_ % 2 == 1
+            a_step = _batches_a_step(run, round_)
+            for member in members:
+                affordable = (budget - run.passes - 1) * run.mini_batches / (2 * a_step)
+                steps = min(STEPS * 2**round_, math.floor(affordable))
+                if steps < 1 or run.worst_accuracy == 0:
+                    return
+                if from_worst:
+                    start: Perturbation = run.worst
+                elif round_ == 0:
+                    start = run.crossbar.zero_perturbation()
+                else:
+                    start = vertex(run.worst, run.bound, generator)
+                before = run.passes, run.worst_accuracy
+                update = member.update(run.bound, start)
+                first_step = step[member] * (STEP_FROM_WORST if from_worst else 1)
+                for done in range(steps):
+                    left = 1 - done / steps
+                    objective = member.objective(left, targets)
+                    gradient = _gradient(run, objective, update.perturbation, islice(batches, a_step))
+                    update(gradient, first_step * (left if member.decays else 1))
+                accuracy = run.score(update.perturbation, member=member.name)
+                result = found[member]
+                if round_ == 0:
+                    result["accuracy"] = result["lowest"] = accuracy
+                result["lowest"] = min(result["lowest"], accuracy)
+                result["passes"] += run.passes - before[0]
+                if from_worst and accuracy >= before[1]:
+                    step[member] /= 2
+            members = sorted(members, key=lambda m: found[m]["lowest"])[: _better_half(len(members))]
+        if run.weights <= FLIPS:
+            _flip_weights(run, budget, generator)
+
+
+def _better_half(members: int) -> int:
+    return max(2, math.ceil(members / 2))
+
+
+def _batches_a_step(run: Search, round_: int) -> int:
+    samples_a_batch = run.samples / run.mini_batches
+    return max(1, min(2**round_, math.floor(min(SAMPLES, run.samples / 8) / samples_a_batch)))
+
+
+def _gradient(
+    run: Search, objective: Objective, perturbation: Perturbation, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """The gradient of the objective's sum over some mini-batches."""
+    total: dict[str, Tensor] = {}
+    for images, labels in batches:
+        for name, g in run.gradient(objective, perturbation, images, labels).items():
+            total[name] = total[name] + g if name in total else g
+    return total
+
+
+def _attractors(run: Search, images: Tensor, labels: Tensor) -> list[int]:
+    """Classes, those first into which one sign step of the whole bound pushes a mini-batch furthest.
+
+    Of many classes, only those with the largest mean logits are tried.
+    """
+    zero = run.crossbar.zero_perturbation()
+    with torch.no_grad():
+        likely = run.crossbar(images, zero).mean(0).argsort(descending=True)[:CLASSES].tolist()
+    distance = {}
+    for target in likely:
+        objective = partial(into_class, target=target)
+        gradient = run.gradient(objective, zero, images, labels)
+        pushed = {name: -run.bound[name] * g.sign() for name, g in gradient.items()}
+        with torch.no_grad():
+            distance[target] = objective(run.crossbar(images, pushed), labels).mean().item()
+    run.count((1 + len(likely)) * len(images))
+    return sorted(likely, key=lambda target: distance[target])
+
+
+class SignSteps:
+    """Steps of equal size against the sign of the gradients' decaying sum, each array's scaled to mean 1."""
+
+    MOMENTUM = 0.75
+
+    def __init__(self, bound: Perturbation, start: Perturbation) -> None:
+        self.bound = bound
+        self.perturbation = {name: d.clone() for name, d in start.items()}
+        self.momentum = {name: torch.zeros_like(d) for name, d in start.items()}
+
+    def __call__(self, gradient: Perturbation, step: float) -> None:
+        for name, d in self.perturbation.items():
+            scale = gradient[name].abs().mean().clamp_min(torch.finfo(d.dtype).tiny)
+            momentum = self.momentum[name].mul_(self.MOMENTUM).add_(gradient[name] / scale)
+            d.sub_(momentum.sign() * (step * self.bound[name])).clamp_(-self.bound[name], self.bound[name])
+
+
+class PlainSignSteps(SignSteps):
+    """The same without momentum: F-LWC's steps."""
+
+    MOMENTUM = 0.0
+
+
+class TanhAdam:
+    """Adam on v, where the perturbation is bound x tanh(v)."""
+
+    def __init__(self, bound: Perturbation, start: Perturbation) -> None:
+        self.bound = bound
+        self.v = {name: torch.atanh(0.99 * (d / bound[name]).nan_to_num()) for name, d in start.items()}
+        self.adam = torch.optim.Adam(self.v.values())
+
+    @property
+    def perturbation(self) -> dict[str, Tensor]:
+        return {name: self.bound[name] * v.tanh() for name, v in self.v.items()}
+
+    def __call__(self, gradient: Perturbation, step: float) -> None:
+        self.adam.param_groups[0]["lr"] = step
+        for name, v in self.v.items():
+            scale = gradient[name].abs().mean().clamp_min(torch.finfo(v.dtype).tiny)
+            v.grad = gradient[name] / scale * (1 - v.tanh().square())
+        self.adam.step()
+
+
+def _sigmoid(left: float, targets: list[int]) -> Objective:
+    """The temperature falls from the mini-batch's mean absolute margin to a twentieth of it."""
+
+    def objective(logits: Tensor, labels: Tensor) -> Tensor:
+        scale = margin(logits.detach(), labels).abs().mean().clamp_min(torch.finfo(logits.dtype).tiny)
+        return sigmoid_margin(logits, labels, scale * max(left, 0.05))
+
+    return objective
+
+
+def _fixed(objective: Objective) -> Callable[[float, list[int]], Objective]:
+    return lambda left, targets: objective
+
+
+def _into(rank: int) -> Callable[[float, list[int]], Objective]:
+    return lambda left, targets: partial(into_class, target=targets[rank])
+
+
+class Member(NamedTuple):
+    """One attack of the ensemble."""
+
+    name: str
+    objective: Callable[[float, list[int]], Objective]
+    """By the share 1..0 of the steps that is left, and the classes in the order of `_attractors`."""
+    update: Callable[[Perturbation, Perturbation], Any] = SignSteps
+    step: float = 0.6
+    """The first step, in units of the bound (for Adam of tanh's argument)."""
+    decays: bool = True
+    classes: int = 2
+    """What it needs at least."""
+
+
+MEMBERS = (
+    Member("sigmoid margin", _sigmoid),
+    Member("into one class", _into(0)),
+    Member("p6", _fixed(p6)),
+    Member("cross-entropy", _fixed(cross_entropy)),
+    Member("p2", _fixed(p2)),
+    Member("flwc", _fixed(p2), PlainSignSteps, step=0.1, decays=False),
+    Member("dlr", _fixed(dlr), classes=3),
+    Member("into another class", _into(1)),
+    Member("p6, Adam in a tanh box", _fixed(p6), TanhAdam, step=0.3),
+)
+
+
+def _endless(run: Search) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from run.batches()
+
+
+def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> None:
+    """Move single weights to the other end of their bounds while that does not raise the accuracy.
+
+    After a round over all weights that lowers nothing, it goes on from a random vertex.
+    """
+    current = {name: d.clone() for name, d in run.worst.items()}
+    accuracy = run.worst_accuracy
+    places = [(name, index) for name, d in current.items() for index in range(d.numel())]
+    while True:
+        before = accuracy
+        for place in torch.randperm(len(places), generator=generator, device=run.device).tolist():
+            if run.worst_accuracy == 0 or run.passes + 1 > budget:
+                return
+            name, index = places[place]
+            weight, bound = current[name].view(-1), run.bound[name].expand_as(current[name]).flatten()[index]
+            old = weight[index].clone()
+            weight[index] = -bound if old > 0 else bound
+            found = run.score(current, member="flips")
+            if found > accuracy:
+                weight[index] = old
+            else:
+                accuracy = found
+        if accuracy == before:
+            current = vertex(current, run.bound, generator)
+            accuracy = run.score(current, member="flips")
