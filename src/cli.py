@@ -206,7 +206,8 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
     """An evaluation's folder lies in its training run's."""
     cfg = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    name = f"{choice.attack}-thg{cfg.thg:g}-{_digest(cfg)}"
+    thgs = schema.bounds(cfg)
+    name = f"{choice.attack}-thg{'-'.join(f'{thg:g}' for thg in sorted({thgs[0], thgs[-1]}))}-{_digest(cfg)}"
     within = Path(cfg.run) if cfg.run else Path("outputs", f"{_own(cfg.net)}-{choice.dataset}")
     return str(within.absolute() / "evaluations" / name)
 
@@ -251,7 +252,8 @@ def print_summary(record: Record, folder: str) -> None:
 
     unit = "of each layer's largest weight" if record.full_scale == "layer_max" else "in weight units"
     seconds = [f"training {record.train_seconds:.1f}"] if record.train_seconds is not None else []
-    seconds += [f"{found.attack} {found.seconds:.1f}" for found in record.attacks]
+    names = dict.fromkeys(found.attack for found in record.attacks)
+    seconds += [f"{name} {sum(f.seconds for f in record.attacks if f.attack == name):.1f}" for name in names]
     title = [f"{record.model} on {record.dataset}", record.method or "given weights", f"seed {record.seed}"]
     if record.weight_bits or record.activation_bits:
         title.append(f"bits {record.weight_bits or 'float'}/{record.activation_bits or 'float'}")
@@ -261,10 +263,22 @@ def print_summary(record: Record, folder: str) -> None:
         show_header=False,
     )
     table.add_row("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images")
+    several = len({found.thg for found in record.attacks}) > 1
     for found in record.attacks:
-        table.add_row(f"lowest found ({found.attack})", f"{found.accuracy:.2%}")
-    table.add_row("th_g", f"{record.thg:g} {unit}")
+        at = f" at th_g {found.thg:g}" if several else ""
+        table.add_row(f"lowest found ({found.attack}){at}", f"{found.accuracy:.2%}")
+        if found.heldout_accuracy is not None:
+            table.add_row(
+                f"  attacked half, held-out half{at}",
+                f"{found.attacked_half_accuracy:.2%}, {found.heldout_accuracy:.2%}",
+            )
+        if found.distribution:
+            for line in found.distribution["summary"]:
+                table.add_row(*line)
+    table.add_row("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
     table.add_row("seconds", ", ".join(seconds))
     console = Console()
     console.print(table)
+    for flag in record.flags:
+        console.print(f"  [bold red]flag[/]: {flag}", soft_wrap=True, highlight=False)
     console.print(f"  record: {folder}/{RECORD}", soft_wrap=True, highlight=False)

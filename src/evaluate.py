@@ -1,4 +1,4 @@
-"""Attack what a training run left, and record the lowest accuracy found: python -m src.evaluate."""
+"""Attack what a training run left, explain the worst chip, and record both: python -m src.evaluate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli
-from worstcase.results import PERTURBATION, Record
+from src import cli, schema
+from worstcase.results import AttackRecord, Record, finished_runs, save_perturbations
+
+RANDOM_VERTICES = 4  # that a single attack is compared with
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="evaluate")
@@ -19,15 +21,20 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> Record:
-    """Attack the run's network as the configuration says; the perturbation is left in the folder."""
+    """Attack the run's network as the configuration says; perturbations and figures are left in the folder."""
     import torch
     from hydra.utils import instantiate
-    from safetensors.torch import save_file
 
+    from worstcase.attacks import Ensemble, MonteCarlo
+    from worstcase.diagnosis import diagnose
+    from worstcase.figures import evaluation_figures
+    from worstcase.flags import lower_elsewhere, red_flags
+    from worstcase.heldout import attack_one_half
     from worstcase.runs import CHECKPOINT, check_fit, load_weights, make_crossbar, network
 
     record = Record.load(Path(cfg.run)) if cfg.run else None
-    crossbar = make_crossbar(network(record.config if record else {}, cfg.net), cfg)
+    thgs = schema.bounds(cfg)
+    crossbar = make_crossbar(network(record.config if record else {}, cfg.net), {**cfg, "thg": thgs[-1]})
     load_weights(crossbar, Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
     crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     datamodule = instantiate(cfg.dataset)
@@ -35,10 +42,26 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
     check_fit(crossbar, datamodule)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         crossbar.calibrate(datamodule.val_dataloader())  # of the training data
-    found = instantiate(cfg.attack)(crossbar, datamodule.test_dataloader())
-    save_file(found.perturbation, folder / PERTURBATION)
+    attack = instantiate(cfg.attack)
+    loader = datamodule.test_dataloader()
+    found, halves = [], []
+    for thg in thgs:
+        crossbar.thg = thg
+        start = found[-1].perturbation if found else None
+        state = folder if len(thgs) == 1 else folder / f"thg{thg:g}"
+        found.append(attack(crossbar, loader, start=start, seed=cfg.seed, folder=state))
+        halves.append(attack_one_half(attack, crossbar, loader, seed=cfg.seed) if cfg.heldout else None)
+    vertices = None
+    if not isinstance(attack, Ensemble | MonteCarlo):
+        vertices = MonteCarlo(instances=RANDOM_VERTICES, sampler="vertex")(
+            crossbar, loader, seed=cfg.seed
+        ).accuracy
+    attacks = [
+        AttackRecord.of(one, seed=cfg.seed, perturbation=file, halves=half)
+        for one, file, half in zip(found, save_perturbations(found, folder), halves, strict=True)
+    ]
     dataset = HydraConfig.get().runtime.choices.get("dataset")
-    return Record.of(
+    evaluation = Record.of(
         crossbar,
         found,
         seed=cfg.seed,
@@ -50,9 +73,16 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
         model=record.model if record else cfg.net,
         dataset=dataset or record.dataset,
         reference="test",
+        attacks=attacks,
+        flags=red_flags(attacks, vertices),
+        diagnosis=diagnose(crossbar, loader, found[-1].perturbation, full=cfg.diagnosis == "full"),
         train_seconds=None,
         epochs=record.epochs if record else None,
     )
+    evaluation.flags += lower_elsewhere(evaluation, [other for _, other in finished_runs([folder.parent])])
+    for name, figure in evaluation_figures(evaluation).items():
+        figure.savefig(folder / f"{name}.png", dpi=150)
+    return evaluation
 
 
 if __name__ == "__main__":

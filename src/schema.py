@@ -43,10 +43,12 @@ class EvaluateConfig:
     run: str | None = None
     checkpoint: str | None = None
     net: str | None = None
-    thg: float | None = None
+    thg: Any = None
     full_scale: str | None = None
     layers: list[str] | None = None
     exclude: list[str] | None = None
+    heldout: bool = False
+    diagnosis: str = MISSING
     seed: int | None = None
     data_dir: str | None = None
     model: Any = MISSING
@@ -81,6 +83,16 @@ COUNTS = {  # whole numbers and the least that each may be
 }
 
 
+def bounds(cfg: DictConfig) -> list[float]:
+    """Each th_g of a configuration, the smallest first."""
+    thg = cfg.get("thg")
+    if OmegaConf.is_list(thg):
+        if not thg:
+            raise ConfigError("thg=[]: must be a number, or a list of one or more")
+        return sorted(set(thg)) if all(isinstance(t, int | float) for t in thg) else list(thg)
+    return [] if thg is None else [thg]
+
+
 def check(cfg: DictConfig) -> None:
     """Check the ranges of a train or evaluate configuration; settings that are absent or null pass.
 
@@ -90,14 +102,16 @@ def check(cfg: DictConfig) -> None:
     for place, group in GROUPS.items():
         if place in cfg and not OmegaConf.is_dict(cfg[place]):
             raise ConfigError(f"{place}={cfg[place]}: choose one of the group's files with {group}=NAME")
-    full_scale, thg = cfg.get("full_scale"), cfg.get("thg")
+    full_scale = cfg.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
-    if thg is not None:
-        if not (math.isfinite(thg) and thg >= 0):
+    for thg in bounds(cfg):
+        if isinstance(thg, bool) or not isinstance(thg, int | float) or not (math.isfinite(thg) and thg >= 0):
             raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
         if full_scale != "unit" and thg > 1:
             raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
+    if cfg.get("diagnosis") not in (None, "short", "full"):
+        raise ConfigError(f"diagnosis={cfg.diagnosis}: must be short or full")
     seed = cfg.get("seed")
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be 0 to 4294967295")

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from worstcase.results import PERTURBATION, Record
+from worstcase.results import AttackRecord, Record, save_perturbations
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="train")
@@ -27,9 +27,9 @@ def train(cfg: DictConfig, folder: Path) -> Record:
     import lightning as L
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-    from safetensors.torch import save_file
 
     from worstcase.callbacks import EpochLines, WorstCaseAtTest
+    from worstcase.flags import red_flags
     from worstcase.runs import CHECKPOINT, check_fit, load_weights, make_crossbar, user_net
 
     _quieten()
@@ -82,12 +82,14 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         if "wandb" in sys.modules:  # so that the next job of a sweep begins a run of its own
             sys.modules["wandb"].finish()
 
-    found = at_test.found
-    save_file(found.perturbation, folder / PERTURBATION)
+    attacks = [
+        AttackRecord.of(found, seed=cfg.seed, perturbation=file)
+        for found, file in zip(at_test.found, save_perturbations(at_test.found, folder), strict=True)
+    ]
     choices = HydraConfig.get().runtime.choices
     return Record.of(
         crossbar,
-        found,
+        at_test.found,
         seed=cfg.seed,
         kind="train",
         source_run=None,
@@ -97,6 +99,8 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         model=cfg.net or choices.model,
         dataset=choices.dataset,
         reference="test",
+        attacks=attacks,
+        flags=red_flags(attacks),
         train_seconds=train_seconds,
         epochs=trainer.current_epoch,
     )

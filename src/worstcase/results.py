@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,9 @@ class AttackRecord:
     accuracy: float
     final_accuracy: float
     heldout_accuracy: float | None = None
+    """On one half of the reference set, of a chip found by a separate attack on the other half."""
+    attacked_half_accuracy: float | None = None
+    """Of that chip on the half that was attacked."""
     max_relative_perturbation: float
     feasible: bool
     seconds: float
@@ -41,11 +44,24 @@ class AttackRecord:
     seed: int
     perturbation: str
     """File of the perturbation, relative to the record."""
-    history: list[dict[str, float]]
+    history: list[dict[str, Any]]
     """Accuracy against passes, one entry a scored perturbation."""
+    vanished: float = 0.0
+    """Share of the mini-batches whose gradient was zero for every weight."""
+    members: list[dict[str, Any]] = field(default_factory=list)
+    """Of an ensemble: each member's accuracy on its own, its lowest, its passes."""
+    distribution: dict[str, Any] | None = None
+    """Of Monte Carlo: what the sampled chips say of all chips."""
 
     @classmethod
-    def of(cls, found: WorstCase, *, seed: int, perturbation: str) -> AttackRecord:
+    def of(
+        cls,
+        found: WorstCase,
+        *,
+        seed: int,
+        perturbation: str,
+        halves: tuple[float, float] | None = None,
+    ) -> AttackRecord:
         return cls(
             attack=found.attack,
             thg=found.thg,
@@ -59,6 +75,11 @@ class AttackRecord:
             seed=seed,
             perturbation=perturbation,
             history=found.history,
+            vanished=found.vanished,
+            members=found.members,
+            distribution=found.distribution,
+            attacked_half_accuracy=halves[0] if halves else None,
+            heldout_accuracy=halves[1] if halves else None,
         )
 
 
@@ -86,6 +107,7 @@ class Record:
     samples: int
     dtype: str
     thg: float
+    """The largest that was attacked."""
     full_scale: str
     weight_bits: int | None = None
     activation_bits: int | None = None
@@ -115,18 +137,16 @@ class Record:
                 raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
 
     @classmethod
-    def of(cls, crossbar: Crossbar, found: WorstCase, *, seed: int, **described: Any) -> Record:
-        """The record of an attack on a crossbar; `described` are the fields that neither of them tells."""
+    def of(cls, crossbar: Crossbar, found: Sequence[WorstCase], **described: Any) -> Record:
+        """The record of attacks on a crossbar; `described` are the fields that neither of them tells."""
         return cls(
-            seed=seed,
-            samples=found.samples,
+            samples=found[0].samples,
             dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
-            thg=crossbar.thg,
+            thg=max(one.thg for one in found),
             full_scale=crossbar.full_scale,
             weight_bits=crossbar.weight_bits,
             activation_bits=crossbar.activation_bits,
-            clean_accuracy=found.clean_accuracy,
-            attacks=[AttackRecord.of(found, seed=seed, perturbation=PERTURBATION)],
+            clean_accuracy=found[0].clean_accuracy,
             parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
             **described,
         )
@@ -157,6 +177,24 @@ class Record:
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"{path} is no record of a run: {error}") from error
         return record
+
+
+def save_perturbations(found: Sequence[WorstCase], folder: Path) -> list[str]:
+    """Save each attack's perturbation in a folder; the lowest accuracy's is ``perturbation.safetensors``.
+
+    Returns:
+        The files' names, in the order of the attacks.
+    """
+    from safetensors.torch import save_file
+
+    lowest = min(range(len(found)), key=lambda i: found[i].accuracy)
+    names = [
+        PERTURBATION if i == lowest else f"perturbation-{i + 1}-{one.attack}-thg{one.thg:g}.safetensors"
+        for i, one in enumerate(found)
+    ]
+    for one, name in zip(found, names, strict=True):
+        save_file({key: d.contiguous() for key, d in one.perturbation.items()}, folder / name)
+    return names
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -100,6 +100,65 @@ def test_other_precisions(attack, dtype, small_net, small_batches):
     assert all(d.dtype == dtype for d in found.perturbation.values())
 
 
+def labelled_by(crossbar, batches):
+    """The same inputs, labelled with the network's own answers: its clean accuracy is 1."""
+    return [(images, crossbar.eval()(images).argmax(1)) for images, _ in batches]
+
+
+@every_attack
+def test_quantised_networks(attack, small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.3, weight_bits=4, activation_bits=4)
+    crossbar.calibrate(small_batches)
+    found = attack(crossbar, labelled_by(crossbar, small_batches), progress=False)
+    assert found.feasible and found.accuracy < found.clean_accuracy == 1
+
+
+@every_attack
+def test_started_from_the_worst_of_a_smaller_bound_it_is_never_above_it(attack, small_net, small_batches):
+    crossbar, start, accuracies = Crossbar(small_net, 0.0), None, []
+    for thg in (0.005, 0.01, 0.011, 0.05, 0.2):
+        crossbar.thg = thg
+        found = attack(crossbar, small_batches, start=start, progress=False)
+        assert found.feasible
+        start = found.perturbation
+        accuracies.append(found.accuracy)
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] < accuracies[0]
+
+
+@every_attack
+def test_only_weights_that_may_move_are_moved(attack, small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.4)
+    batches = labelled_by(crossbar, small_batches)
+    names = list(crossbar.programmed())
+    mask = torch.zeros(3, 64)
+    mask[:, ::2] = 1
+    with crossbar.movable({names[0]: torch.tensor(0.0), names[1]: mask}):
+        found = attack(crossbar, batches, progress=False)
+        assert found.feasible
+    assert not found.perturbation[names[0]].any()
+    assert found.perturbation[names[1]][:, ::2].any() and not found.perturbation[names[1]][:, 1::2].any()
+    assert crossbar.bound()[names[0]] > 0  # the block is over
+
+
+@pytest.mark.parametrize("attack", [FLWC(update="epoch"), PGD()])
+def test_an_update_a_pass_does_not_depend_on_the_batch_size(attack, small_net, small_batches):
+    """In float64; gradients that cancel to some 1e-17 may differ in sign, for one weight in a hundred at most."""
+    net = small_net.double()
+    images, labels = (torch.cat(part) for part in zip(*small_batches, strict=True))
+    results = [
+        attack(
+            Crossbar(net, 0.1),
+            list(zip(images.double().split(size), labels.split(size), strict=True)),
+            progress=False,
+        )
+        for size in (1, 7, 40)
+    ]
+    for other in results[1:]:
+        assert abs(other.accuracy - results[0].accuracy) <= 1 / 40
+        for name, d in results[0].perturbation.items():
+            assert (d != other.perturbation[name]).float().mean() <= 0.01
+
+
 @every_attack
 def test_layers_without_use_frozen_or_of_zeros_are_no_obstacle(attack):
     class Net(nn.Module):

@@ -32,15 +32,18 @@ def test_each_epoch_is_attacked_on_the_validation_split_and_can_select_the_check
     assert best.best_model_score is not None and best.best_model_score >= found.accuracy - 1e-6
 
 
-def test_the_test_split_is_attacked_once_and_the_result_kept(tmp_path, small_net, small_loader):
+def test_the_test_split_is_attacked_once_by_each_attack_and_the_results_kept(tmp_path, small_net, small_loader):
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
-    at_test = WorstCaseAtTest(LWC(epochs=2))
+    at_test = WorstCaseAtTest([FLWC(steps=1), LWC(epochs=2)])
     test = trainer(tmp_path, at_test)
     before = {name: tensor.clone() for name, tensor in small_net.state_dict().items()}
     test.test(method, small_loader, verbose=False)
-    assert at_test.found.samples == 40 and at_test.found.feasible
-    assert test.callback_metrics["test/worst_case_accuracy"] == pytest.approx(at_test.found.accuracy)
-    assert test.callback_metrics["test/accuracy"] == pytest.approx(at_test.found.clean_accuracy)
+    flwc, lwc = at_test.found
+    assert (flwc.attack, lwc.attack) == ("flwc", "lwc")
+    assert lwc.samples == 40 and lwc.feasible and flwc.feasible
+    lowest = min(flwc.accuracy, lwc.accuracy)
+    assert test.callback_metrics["test/worst_case_accuracy"] == pytest.approx(lowest)
+    assert test.callback_metrics["test/accuracy"] == pytest.approx(lwc.clean_accuracy)
     assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
 
 
@@ -48,4 +51,4 @@ def test_several_reference_sets_at_once_are_refused(tmp_path, small_net, small_l
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
     method.test_step = lambda batch, batch_idx, dataloader_idx=0: None
     with pytest.raises(ValueError, match="one reference set"):
-        trainer(tmp_path, WorstCaseAtTest(FLWC())).test(method, [small_loader, small_loader], verbose=False)
+        trainer(tmp_path, WorstCaseAtTest([FLWC()])).test(method, [small_loader, small_loader], verbose=False)

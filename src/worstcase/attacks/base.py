@@ -54,6 +54,19 @@ class WorstCase:
     """Of Monte Carlo: what the sampled chips say of all chips, see `worstcase.attacks.MonteCarlo`."""
 
 
+@torch.no_grad()
+def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | None = None) -> float:
+    """The accuracy 0..1 of a crossbar, as programmed or perturbed, over some data. Cost: one pass."""
+    device = next(crossbar.parameters()).device
+    correct = samples = 0
+    with evaluating(crossbar):
+        for images, labels in loader:
+            answers = crossbar(images.to(device), perturbation).argmax(1)
+            correct += int((answers == labels.to(device)).sum())
+            samples += len(labels)
+    return correct / samples
+
+
 class Search:
     """One attack's run on one crossbar: hands out batches, counts passes, scores, and keeps the worst."""
 

@@ -18,7 +18,6 @@ from worstcase.variation import vertex
 
 STEPS = 32  # of a member in the first round; each round doubles them
 SAMPLES = 512  # of a step at most, unless a mini-batch has more; the first round takes single mini-batches
-ROUNDS = 3  # without a budget
 CLASSES = 32  # tried at most as the one class that everything is pushed into
 FLIPS = 50  # tries a weight, for networks of at most so many weights
 STEP_FROM_WORST = 0.5  # of a member's first step
@@ -37,7 +36,8 @@ class Ensemble(Attack):
     whole reference set. Networks of a few weights end with single weights flipped one by one.
 
     Args:
-        budget: passes over the reference set, at most. None: three rounds.
+        rounds: how many, if there is no budget.
+        budget: passes over the reference set, at most; rounds go on until it is spent.
 
     Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
     Memory, in sizes of the perturbed weights: the worst and the current perturbation, a gradient and its mean;
@@ -54,17 +54,19 @@ class Ensemble(Attack):
 
     name = "ensemble"
 
-    def __init__(self, *, budget: float | None = None) -> None:
+    def __init__(self, *, rounds: int = 3, budget: float | None = None) -> None:
+        if rounds < 1:
+            raise ValueError(f"rounds={rounds}: must be 1 or more")
         if budget is not None and not 1 <= budget < math.inf:
             raise ValueError(f"budget={budget}: must be 1 or more, in passes over the reference set")
-        self.budget = budget
+        self.rounds, self.budget = rounds, budget
 
     def expected_passes(self, run: Search) -> float:
         if self.budget is not None:
             return self.budget
         passes = 1 + 3 * min(run.classes, CLASSES) / run.mini_batches
         kept = len(MEMBERS)
-        for round_ in range(ROUNDS):
+        for round_ in range(self.rounds):
             passes += kept * (1 + 2 * STEPS * 2**round_ * _batches_a_step(run, round_) / run.mini_batches)
             kept = _better_half(kept)
         weights = run.weights
@@ -81,7 +83,7 @@ class Ensemble(Attack):
         run.members = list(found.values())
         step = {member: member.step for member in members}
         targets = _attractors(run, *next(batches))
-        for round_ in range(ROUNDS) if self.budget is None else count():
+        for round_ in range(self.rounds) if self.budget is None else count():
             from_worst = round_ % 2 == 1
             a_step = _batches_a_step(run, round_)
             for member in members:

@@ -14,6 +14,8 @@ from worstcase.results import Record
 def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     """One colour a method: mean over seeds, a bar of one standard deviation, and each run as a dot.
 
+    A record may hold attacks at several th_g, as an evaluation over a list has them.
+
     Args:
         records: of one network, data set, full scale and set of attacks; methods, th_g and seeds may differ.
 
@@ -22,7 +24,13 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     """
     records = list(records)
     settings = {
-        (r.model, r.dataset, r.full_scale, r.reference, ", ".join(found.attack for found in r.attacks))
+        (
+            r.model,
+            r.dataset,
+            r.full_scale,
+            r.reference,
+            ", ".join(dict.fromkeys(found.attack for found in r.attacks)),
+        )
         for r in records
     }
     if len(settings) != 1:
@@ -32,14 +40,14 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     for color, method in enumerate(sorted({str(r.method) for r in records})):
-        for label, style, attribute in (
-            ("without perturbation", "--", "clean_accuracy"),
-            (f"lowest found ({attacks})", "-", "worst_case_accuracy"),
+        for label, style, value in (
+            ("without perturbation", "--", lambda r, thg: r.clean_accuracy),
+            (f"lowest found ({attacks})", "-", _lowest_found),
         ):
             by_thg = defaultdict(list)
             for r in records:
-                if str(r.method) == method:
-                    by_thg[r.thg].append(100 * getattr(r, attribute))
+                for thg in {found.thg for found in r.attacks} if str(r.method) == method else ():
+                    by_thg[thg].append(100 * value(r, thg))
             thgs = sorted(by_thg)
             means = [statistics.mean(by_thg[thg]) for thg in thgs]
             deviations = [statistics.stdev(by_thg[thg]) if len(by_thg[thg]) > 1 else 0.0 for thg in thgs]
@@ -57,3 +65,7 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
+
+
+def _lowest_found(record: Record, thg: float) -> float:
+    return min(found.accuracy for found in record.attacks if found.thg == thg)

@@ -1,0 +1,102 @@
+"""Red flags: signs in the attacks' own results that a worst case should not be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+
+from worstcase.results import AttackRecord, Record
+
+POINTS = 0.5  # percent; smaller differences are no sign of anything
+DISAGREEMENT = 20.0  # points
+VANISHED = 0.1  # share of the mini-batches
+
+
+def red_flags(attacks: Sequence[AttackRecord], random_vertex: float | None = None) -> list[str]:
+    """What speaks against believing some attacks on one network; empty if nothing does.
+
+    Args:
+        attacks: of one network and reference set.
+        random_vertex: the lowest accuracy 0..1 of some random corners of the box at the largest th_g.
+
+    Returns:
+        A line for each: an attack that finds less than a random vertex does; accuracy that rises with th_g, or
+        within an attack; gradients that vanish; attacks, or members of an ensemble, that disagree by more than 20
+        points.
+    """
+    flags = []
+    largest = max(found.thg for found in attacks)
+    for found in attacks:
+        at = f"{found.attack} at th_g {found.thg:g}"
+        if random_vertex is not None and found.thg == largest and found.accuracy > random_vertex:
+            flags.append(f"{at}: {_p(found.accuracy)} is worse than a random vertex ({_p(random_vertex)})")
+        if found.vanished > VANISHED:
+            flags.append(
+                f"{at}: gradients vanish (zero for every weight in {_p(found.vanished)} of the mini-batches)"
+            )
+        if not (found.members or found.distribution) and _points(found.final_accuracy, found.accuracy) > POINTS:
+            lowest = min(found.history, key=lambda entry: entry["accuracy"])
+            if lowest["passes"] > 1:
+                flags.append(
+                    f"{at}: the accuracy rises with the budget, {_p(lowest['accuracy'])} after "
+                    f"{lowest['passes']:.0f} passes and {_p(found.final_accuracy)} at the end"
+                )
+        members = [member for member in found.members if member["accuracy"] is not None]
+        if members:
+            best, worst = (choose(members, key=lambda m: m["accuracy"]) for choose in (max, min))
+            if _points(best["accuracy"], worst["accuracy"]) > DISAGREEMENT:
+                flags.append(
+                    f"{at}: members disagree (masking?): {best['member']} finds {_p(best['accuracy'])}, "
+                    f"{worst['member']} {_p(worst['accuracy'])}"
+                )
+    for one, other in combinations(attacks, 2):
+        if one.thg == other.thg and abs(_points(one.accuracy, other.accuracy)) > DISAGREEMENT:
+            flags.append(
+                f"attacks disagree at th_g {one.thg:g} (masking?): {one.attack} finds {_p(one.accuracy)}, "
+                f"{other.attack} {_p(other.accuracy)}"
+            )
+        small, large = sorted((one, other), key=lambda found: found.thg)
+        if one.attack == other.attack and one.thg != other.thg:
+            own = [_own(found) for found in (small, large)]
+            if _points(own[1], own[0]) > POINTS:
+                flags.append(
+                    f"{one.attack}: the accuracy that it finds rises with th_g, {_p(own[0])} at {small.thg:g} and "
+                    f"{_p(own[1])} at {large.thg:g}"
+                )
+    return flags
+
+
+def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
+    """Lines for lower accuracies that other evaluations of a network found at the same or a smaller th_g."""
+    same = ("kind", "source_run", "model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits")
+    weights = ("checkpoint", "layers", "exclude")
+    found = [
+        attack
+        for other in others
+        if all(getattr(other, key) == getattr(record, key) for key in same)
+        and all(other.config[key] == record.config[key] for key in weights)
+        for attack in other.attacks
+    ]
+    flags = []
+    for attack in record.attacks:
+        comparable = [other for other in found if other.thg <= attack.thg]
+        lowest = min(comparable, key=lambda other: other.accuracy, default=attack)
+        if lowest.accuracy < attack.accuracy:
+            flags.append(
+                f"{attack.attack} at th_g {attack.thg:g}: {_p(attack.accuracy)}, but an earlier evaluation found "
+                f"{_p(lowest.accuracy)} ({lowest.attack} at th_g {lowest.thg:g})"
+            )
+    return flags
+
+
+def _own(found: AttackRecord) -> float:
+    """What an attack found without the perturbation that it was given to start from."""
+    return min(entry["accuracy"] for entry in found.history if not entry.get("start"))
+
+
+def _points(high: float, low: float) -> float:
+    return 100 * (high - low)
+
+
+def _p(accuracy: float) -> str:
+    return f"{accuracy:.2%}"
