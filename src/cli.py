@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -273,8 +273,8 @@ def print_summary(record: Record, folder: str) -> None:
                 f"{found.attacked_half_accuracy:.2%}, {found.heldout_accuracy:.2%}",
             )
         if found.distribution:
-            for line in found.distribution["summary"]:
-                table.add_row(*line)
+            for row in _distribution_rows(found.distribution):
+                table.add_row(*row)
     table.add_row("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
     table.add_row("seconds", ", ".join(seconds))
     console = Console()
@@ -282,3 +282,14 @@ def print_summary(record: Record, folder: str) -> None:
     for flag in record.flags:
         console.print(f"  [bold red]flag[/]: {flag}", soft_wrap=True, highlight=False)
     console.print(f"  record: {folder}/{RECORD}", soft_wrap=True, highlight=False)
+
+
+def _distribution_rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    deviation = "" if of["deviation"] is None else f" ± {of['deviation']:.2%}"
+    yield f"  {of['instances']} chips ({of['sampler']})", f"{of['mean']:.2%}{deviation}, lowest {of['minimum']:.2%}"
+    for kpp in of["kpp"]:
+        low, high = ("?" if end is None else f"{end:.2%}" for end in (kpp["low"], kpp["high"]))
+        yield f"  KPP at {kpp['percent']:g} %", f"{kpp['accuracy']:.2%}, with 95 % confidence {low} to {high}"
+    yield "  chips worse than all of these", f"at most {of['unseen']:.2%}, with 95 % confidence"
+    if of["infeasible"]:
+        yield "  chips outside the bound", str(of["infeasible"])

@@ -46,11 +46,12 @@ def test_training_leaves_a_record_a_checkpoint_a_perturbation_and_a_log(trained)
     assert content["config"]["trainer"]["max_epochs"] == 3
     assert content["clean_accuracy"] > 0.7 and content["worst_case_accuracy"] < content["clean_accuracy"]
     assert content["parameters_perturbed"] == 105_918
-    (found,) = content["attacks"]
-    assert found["attack"] == "lwc" and found["feasible"]
-    assert 0 < found["max_relative_perturbation"] <= found["thg"] == 0.03
+    assert [found["attack"] for found in content["attacks"]] == ["lwc", "ensemble"]
+    for found in content["attacks"]:
+        assert found["feasible"] and 0 < found["max_relative_perturbation"] <= found["thg"] == 0.03
     assert {path.name for path in trained.iterdir()} == {
         "checkpoints",
+        *(found["perturbation"] for found in content["attacks"]),
         "hparams.yaml",
         "metrics.csv",
         "perturbation.safetensors",
@@ -66,6 +67,7 @@ def test_summary_names_the_attack_and_the_unit(trained):
     for part in (
         "clean accuracy",
         "lowest found (lwc)",
+        "lowest found (ensemble)",
         "of each layer's largest weight",
         "seconds",
         "results.json",
@@ -258,7 +260,7 @@ BAD = {
     "dataset.limit=1": "dataset.limit=1: must be a whole number, 2 or more",
     "model.weight_bits=0": "model.weight_bits=0: must be a whole number, 1 or more",
     "method=nope": "Could not find 'method/nope' Available options in 'method': atrice vanilla",
-    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': flwc lwc",
+    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': ensemble flwc lwc monte_carlo pgd",
     "attack=nope": "attack@test_attack",
     "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
     "method.alhpa=0.5": "there is no setting method.alhpa; did you mean alpha?",
@@ -329,7 +331,11 @@ def test_an_evaluation_of_a_run_that_died_says_how_to_make_one(trained, tmp_path
 
 def test_an_evaluation_names_a_bad_attack_or_setting(trained):
     for override, message in {
-        "attack=nope": "Available options in 'attack': flwc lwc",
+        "thg=[]": "must be a number, or a list",
+        "thg=[0.1,-1]": "thg=-1: must be a finite number, 0 or more",
+        "thg=much": "thg=much: must be a finite number",
+        "diagnosis=long": "diagnosis=long: must be short or full",
+        "attack=nope": "Available options in 'attack': ensemble flwc lwc monte_carlo pgd",
         "thg=1.5": "thg=1.5: must be at most 1",
         "dataset.batch_sise=3": "did you mean batch_size?",
         "dataset.download=true": "there is no setting dataset.download",
@@ -385,7 +391,7 @@ def test_help_tells_the_groups_and_how_to_use_them():
     for part in (
         "python -m src.train method=atrice thg=0.02",
         "method: atrice, vanilla",
-        "attack: flwc, lwc",
+        "attack: ensemble, flwc, lwc, monte_carlo, pgd",
         "thg:",
     ):
         assert part in shown

@@ -43,6 +43,8 @@ class WorstCase:
     feasible: bool
     samples: int
     passes: float
+    backward_passes: float
+    """Of these passes, those backward."""
     seconds: float
     history: list[dict[str, Any]] = field(repr=False)
     """Accuracy against cost: one entry a scored perturbation."""
@@ -187,6 +189,10 @@ class Search:
         return (self._forwards + self._backwards) / self.samples
 
     @property
+    def backward_passes(self) -> float:
+        return self._backwards / self.samples
+
+    @property
     def weights(self) -> int:
         """How many may be perturbed."""
         return sum(d.numel() for d in self.worst.values())
@@ -269,6 +275,7 @@ class Attack(ABC):
                 feasible=crossbar.is_feasible(run.worst),
                 samples=run.samples,
                 passes=run.passes,
+                backward_passes=run.backward_passes,
                 seconds=run.seconds,
                 history=run.history,
                 vanished=run.vanished,

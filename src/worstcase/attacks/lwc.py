@@ -104,7 +104,8 @@ class LWC(Attack):
                 of_p = run.gradient(self._objective, perturbation, images, labels)
                 of_magnitude = _gradient(magnitude, perturbation, run.bound)
                 for name, d in perturbation.items():
-                    d.grad = c / len(images) * of_p[name] + of_magnitude[name]
+                    gradient = c / len(images) * of_p[name] + of_magnitude[name]
+                    d.grad = gradient * (run.bound[name] > 0)  # weights without a bound stay where they are
                 adam.step()
                 if self.project == "step":
                     run.clamp_(perturbation)

@@ -1,0 +1,77 @@
+"""What `python -m src.evaluate` finds and explains, in processes of its own."""
+
+import json
+
+import pytest
+from conftest import run
+from safetensors.torch import load_file
+
+from worstcase import load_run
+from worstcase.attacks.base import accuracy
+
+
+def record(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    """Of the trained network: the default attack over three th_g, with a held-out half and the whole diagnosis."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    done = run(
+        "src.evaluate",
+        f"run={trained}",
+        "thg=[0.02,0.005,0.01]",
+        "attack.rounds=1",
+        "heldout=true",
+        "diagnosis=full",
+        "dataset.limit=200",
+        f"hydra.run.dir={folder}",
+    )
+    return folder, done.stdout
+
+
+def test_the_ensemble_is_the_default_and_goes_up_through_a_list_of_th_g(evaluated):
+    content = record(evaluated[0])
+    attacks = content["attacks"]
+    assert [found["attack"] for found in attacks] == ["ensemble"] * 3
+    assert [found["thg"] for found in attacks] == [0.005, 0.01, 0.02]
+    accuracies = [found["accuracy"] for found in attacks]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert content["worst_case_accuracy"] == accuracies[-1] and content["thg"] == 0.02
+    assert all(found["members"] and found["feasible"] for found in attacks)
+
+
+def test_each_saved_chip_has_the_accuracy_that_the_record_says(trained, evaluated):
+    folder, _ = evaluated
+    content, run_ = record(folder), load_run(trained)
+    run_.datamodule.limit = 200
+    loader = run_.datamodule.test_dataloader()
+    assert len({found["perturbation"] for found in content["attacks"]}) == 3
+    for found in content["attacks"]:
+        perturbation = load_file(folder / found["perturbation"])
+        run_.crossbar.thg = found["thg"]
+        assert run_.crossbar.is_feasible(perturbation)
+        assert accuracy(run_.crossbar, loader, perturbation) == pytest.approx(found["accuracy"], abs=1e-9)
+
+
+def test_the_held_out_half_is_reported_beside_the_attacked_one(evaluated):
+    folder, shown = evaluated
+    for found in record(folder)["attacks"]:
+        assert 0 <= found["attacked_half_accuracy"] <= 1 and 0 <= found["heldout_accuracy"] <= 1
+    assert "attacked half, held-out half" in shown and "lowest found (ensemble) at th_g 0.005" in shown
+
+
+def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
+    folder, _ = evaluated
+    assert record(folder)["diagnosis"]
+    names = {path.stem for path in folder.glob("*.png")}
+    assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "by_layer"} <= names
+
+
+def test_a_single_attack_that_an_earlier_evaluation_beat_is_flagged(trained):
+    run("src.evaluate", f"run={trained}", "attack=lwc", "thg=0.025")
+    done = run("src.evaluate", f"run={trained}", "attack=pgd", "attack.steps=1", "thg=0.025")
+    assert "but an earlier evaluation found" in " ".join(done.stdout.split())
+    (folder,) = (trained / "evaluations").glob("pgd-thg0.025-*")
+    assert any("(lwc at th_g 0.025)" in flag for flag in record(folder)["flags"])

@@ -1,0 +1,76 @@
+import pytest
+from test_results import attack_record, record
+
+from worstcase.flags import lower_elsewhere, red_flags
+
+
+def history(*accuracies, start=None):
+    entries = [{"passes": 1.0 + 3 * i, "accuracy": a} for i, a in enumerate(accuracies)]
+    if start is not None:
+        entries.insert(1, {"passes": 2.0, "accuracy": start, "start": True})
+    return entries
+
+
+def found(attack, thg, *accuracies, start=None, **changes):
+    lowest = min([*accuracies, start if start is not None else 1.0])
+    return attack_record(
+        attack=attack,
+        thg=thg,
+        accuracy=lowest,
+        final_accuracy=accuracies[-1],
+        max_relative_perturbation=thg,
+        history=history(*accuracies, start=start),
+        **changes,
+    )
+
+
+def test_nothing_to_say_of_attacks_that_agree():
+    attacks = [found("flwc", 0.01, 0.9, 0.5), found("flwc", 0.02, 0.9, 0.3), found("lwc", 0.02, 0.9, 0.2)]
+    assert red_flags(attacks, random_vertex=0.89) == []
+
+
+def test_worse_than_a_random_vertex():
+    (flag,) = red_flags([found("flwc", 0.02, 0.9, 0.89)], random_vertex=0.7)
+    assert flag == "flwc at th_g 0.02: 89.00% is worse than a random vertex (70.00%)"
+
+
+def test_accuracy_that_rises_with_th_g_although_the_result_is_monotone():
+    attacks = [found("flwc", 0.01, 0.9, 0.5), found("flwc", 0.02, 0.9, 0.6, start=0.5)]
+    assert attacks[1].accuracy == 0.5
+    (flag,) = [flag for flag in red_flags(attacks) if "th_g," in flag]
+    assert flag == "flwc: the accuracy that it finds rises with th_g, 50.00% at 0.01 and 60.00% at 0.02"
+
+
+def test_accuracy_that_rises_within_an_attack():
+    (flag,) = red_flags([found("lwc", 0.02, 0.9, 0.4, 0.6)])
+    assert "the accuracy rises with the budget, 40.00% after 4 passes and 60.00% at the end" in flag
+
+
+def test_gradients_that_vanish():
+    (flag,) = red_flags([found("pgd", 0.02, 0.9, 0.9, vanished=0.6)])
+    assert "gradients vanish (zero for every weight in 60.00% of the mini-batches)" in flag
+
+
+def test_members_and_attacks_that_disagree():
+    members = [
+        {"member": "p2", "accuracy": 0.9, "lowest": 0.9, "passes": 1.0},
+        {"member": "p6", "accuracy": 0.1, "lowest": 0.1, "passes": 1.0},
+    ]
+    one, two = red_flags([found("lwc", 0.02, 0.95, 0.9), found("ensemble", 0.02, 0.95, 0.1, members=members)])
+    assert one == "ensemble at th_g 0.02: members disagree (masking?): p2 finds 90.00%, p6 10.00%"
+    assert two == "attacks disagree at th_g 0.02 (masking?): lwc finds 90.00%, ensemble 10.00%"
+
+
+@pytest.mark.parametrize(("thg", "accuracy", "flagged"), [(0.02, 0.1, True), (0.01, 0.1, True), (0.03, 0.1, False)])
+def test_lower_accuracies_of_earlier_evaluations(thg, accuracy, flagged):
+    config = {"checkpoint": None, "layers": ["*"], "exclude": []}
+    now = record(found("flwc", 0.02, 0.9, 0.4), kind="evaluate", config=config, thg=0.02)
+    before = record(found("lwc", thg, 0.9, accuracy), kind="evaluate", config=config, thg=thg)
+    flags = lower_elsewhere(now, [before, now])
+    assert bool(flags) == flagged
+    if flagged:
+        assert flags == [
+            f"flwc at th_g 0.02: 40.00%, but an earlier evaluation found 10.00% (lwc at th_g {thg:g})"
+        ]
+    other = record(found("lwc", thg, 0.9, 0.0), kind="evaluate", config=config | {"exclude": ["fc*"]}, thg=thg)
+    assert lower_elsewhere(now, [other]) == []
