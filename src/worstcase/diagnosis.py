@@ -1,0 +1,335 @@
+"""Why the worst chip fails: its answers, its weights, and what its accuracy hangs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks import Ensemble, WorstCase
+from worstcase.attacks.base import Loader
+from worstcase.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.objectives import margin
+from worstcase.progress import progress_bar
+
+BINS = 20
+CLASSES = 20  # listed at most
+MARGIN = 0.01  # of the bound: so near to 0 a weight is unmoved, so near to the bound it is at it
+BUDGET = 20.0
+SHARES = (0.001, 0.01, 0.03, 0.1, 0.3)
+
+
+def diagnose(
+    crossbar: Crossbar,
+    loader: Loader,
+    perturbation: Perturbation,
+    *,
+    full: bool = False,
+    budget: float = BUDGET,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """What a chip looks like, in plain JSON types for the record. Accuracies and shares are fractions 0..1.
+
+    Where an attack on some of the weights finds less than ``accuracy``, the chip was not the worst.
+
+    Args:
+        crossbar: the network, at the th_g that the perturbation was found with.
+        loader: the reference set, batches (inputs, labels).
+        perturbation: of the worst chip.
+        full: also attack one layer at a time and some weights only.
+        budget: passes of each of these attacks.
+        progress: of these attacks.
+
+    Returns:
+        ``accuracy``, ``clean_accuracy``, ``samples``, ``thg``, ``budget`` (None without `full`), and
+
+        - ``confusion`` (Table III): ``matrix`` of counts, a row for each true class and a column for each answer
+          of the worst chip, or None for more than 20 classes; ``by_class`` the numbers of ``samples``,
+          of ``clean_right`` and ``right`` answers, and of ``answers`` of the worst chip that are this class; of
+          many classes only the 20 most frequent answers;
+        - ``confidence`` (Fig. 4) of the ``clean`` and the ``worst`` chip's ``right`` and ``wrong`` answers: the
+          largest softmax output, ``counts`` in 20 equal bins of 0..1, ``answers`` in all and ``mean`` (None of
+          none);
+        - ``perturbation`` (Fig. 5): abs d in units of the bound, ``counts`` in 20 equal bins of 0..1, ``mean``,
+          the shares ``unmoved`` (at most 0.01) and ``at_bound`` (0.99 or more);
+        - ``layers`` (Fig. 6): the same of each array, without counts; with `full` also what
+          `damage_by_layer` says;
+        - ``selective_write_verify``, with `full`: see there; else None.
+
+    Raises:
+        ValueError: the perturbation is not one of this crossbar within its bound, or there are no samples.
+
+    Cost: 2 passes. With `full` about ``budget`` a layer, and 10 (budget + 1) + 2 for selective write-verify.
+
+    Example:
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> swapped = {"weight": torch.tensor([[-0.5, 0.0], [0.5, 0.0]])}
+        >>> found = diagnose(crossbar, [(torch.eye(2), torch.tensor([0, 1]))], swapped)
+        >>> found["confusion"]["matrix"], found["perturbation"]["at_bound"]
+        ([[1, 0], [0, 1]], 0.5)
+    """
+    bound = crossbar.bound()
+    if perturbation.keys() != bound.keys() or not crossbar.is_feasible(perturbation):
+        raise ValueError(f"the perturbation is not one of this crossbar within th_g = {crossbar.thg}")
+    clean = _answers(crossbar, loader, crossbar.zero_perturbation())
+    worst = _answers(crossbar, loader, perturbation)
+    relative = {name: (d.abs().float() / bound[name].float()).nan_to_num() for name, d in perturbation.items()}
+    layers = [{"array": name, **_moved(r)} for name, r in relative.items()]
+    selective = None
+    if full:
+        damage = damage_by_layer(crossbar, loader, perturbation, budget=budget, progress=progress)
+        layers = [layer | damage[layer["array"]] for layer in layers]
+        selective = selective_write_verify(crossbar, loader, perturbation, budget=budget, progress=progress)
+    return {
+        "thg": crossbar.thg,
+        "budget": budget if full else None,
+        "samples": len(worst.labels),
+        "clean_accuracy": clean.accuracy,
+        "accuracy": worst.accuracy,
+        "confusion": _confusion(clean, worst),
+        "confidence": {"clean": _confidence(clean), "worst": _confidence(worst)},
+        "perturbation": {
+            "counts": [sum(bins) for bins in zip(*(_counts(r) for r in relative.values()), strict=True)],
+            **_moved(torch.cat([r.flatten() for r in relative.values()])),
+        },
+        "layers": layers,
+        "selective_write_verify": selective,
+    }
+
+
+def damage_by_layer(
+    crossbar: Crossbar,
+    loader: Loader,
+    perturbation: Perturbation,
+    *,
+    budget: float = BUDGET,
+    progress: bool = True,
+) -> dict[str, dict[str, float]]:
+    """What each array alone can do to the accuracy, the others programmed exactly.
+
+    Returns:
+        By array: ``accuracy_of_its_part``, with only the array's part of the perturbation; and
+        ``lowest_alone``, the lowest that the ensemble finds when only this array may move, starting there.
+
+    Cost: at most ``budget`` passes an array.
+    """
+    damage = {}
+    with progress_bar("one layer at a time", enabled=progress) as show:
+        lowest = 1.0
+        for name in perturbation:
+            only = {other: torch.tensor(other == name) for other in perturbation}
+            found = _attack(crossbar, loader, only, _part(perturbation, only), budget)
+            damage[name] = {
+                "accuracy_of_its_part": found.history[1]["accuracy"],
+                "lowest_alone": found.accuracy,
+            }
+            lowest = min(lowest, found.accuracy)
+            show(len(damage) * budget, len(perturbation) * budget, lowest)
+    return damage
+
+
+def selective_write_verify(
+    crossbar: Crossbar,
+    loader: Loader,
+    perturbation: Perturbation,
+    *,
+    shares: Sequence[float] = SHARES,
+    budget: float = BUDGET,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """What the most important weights can do on their own, and what is left to do once they are exact.
+
+    Importance is that of `importance`. Sets are nested, and an attack starts from the better of the given
+    perturbation's part and what the next smaller set found, so more movable weights never mean more accuracy.
+
+    Args:
+        shares: of the weights, in rising order, 0..1.
+
+    Returns:
+        For each share: ``share``, ``weights``, and the lowest accuracies that the ensemble finds when
+        ``only_these_move`` and when ``all_others_move``, these being verified until exact.
+
+    Cost: 2 passes for the importance, and at most 2 (``budget`` + 1) a share.
+    """
+    order = torch.cat([i.flatten() for i in importance(crossbar, loader).values()])
+    order = order.argsort(descending=True, stable=True)
+    numbers = [max(1, round(share * len(order))) for share in shares]
+    only = (_movable(order[:number], perturbation) for number in numbers)
+    others = (_movable(order[number:], perturbation) for number in reversed(numbers))
+    lowest: list[float] = []
+    with progress_bar("selective write-verify", enabled=progress) as show:
+        for growing in (only, others):
+            for accuracy in _nested(crossbar, loader, growing, perturbation, budget):
+                lowest.append(accuracy)
+                show(len(lowest) * budget, 2 * len(numbers) * budget, min(lowest))
+    return [
+        {"share": share, "weights": number, "only_these_move": of_these, "all_others_move": of_others}
+        for share, number, of_these, of_others in zip(shares, numbers, lowest, reversed(lowest), strict=False)
+    ]
+
+
+def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
+    """How far each weight at its bound moves the mean margin of logits, to first order.
+
+    The absolute gradient, at the programmed weights, of the mean over the samples of O_t - max over i != t of O_i,
+    times the weight's bound: by array, in units of logits, 0 or more. The margin, not a hinge on it or on
+    probabilities, so that certain answers count as well.
+
+    Cost: 2 passes.
+
+    Example:
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> importance(crossbar, [(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))])
+        {'weight': tensor([[0.5000, 0.0000],
+                [0.5000, 0.0000]])}
+    """
+    bound = crossbar.bound()
+    samples = 0
+    with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
+        total = crossbar.zero_perturbation()
+        leaves = {name: d.requires_grad_() for name, d in crossbar.zero_perturbation().items()}
+        for images, labels in _batches(crossbar, loader):
+            loss = margin(crossbar(images, leaves), labels).sum()
+            samples += len(images)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            for name, gradient in zip(total, gradients, strict=True):
+                total[name] += gradient
+    return {name: (gradient / samples * bound[name]).abs() for name, gradient in total.items()}
+
+
+def _nested(
+    crossbar: Crossbar,
+    loader: Loader,
+    sets: Iterable[dict[str, Tensor]],
+    perturbation: Perturbation,
+    budget: float,
+) -> Iterator[float]:
+    """The lowest accuracy found for each set of movable weights, each of which contains the one before."""
+    before: WorstCase | None = None
+    for movable in sets:
+        start = _part(perturbation, movable)
+        if before is not None and before.accuracy < _answers(crossbar, loader, start).accuracy:
+            start = before.perturbation
+        before = _attack(crossbar, loader, movable, start, budget)
+        yield before.accuracy
+
+
+def _attack(
+    crossbar: Crossbar, loader: Loader, movable: dict[str, Tensor], start: dict[str, Tensor], budget: float
+) -> WorstCase:
+    """What the ensemble finds if only some weights may move."""
+    with crossbar.movable(movable):
+        return Ensemble(budget=budget)(crossbar, loader, start=start, progress=False)
+
+
+def _part(perturbation: Perturbation, movable: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: d * movable[name].to(d.device) for name, d in perturbation.items()}
+
+
+def _movable(places: Tensor, like: Perturbation) -> dict[str, Tensor]:
+    """True for the weights at some places of all arrays laid end to end."""
+    mask = torch.zeros(sum(d.numel() for d in like.values()), dtype=torch.bool, device=places.device)
+    mask[places] = True
+    parts = mask.split([d.numel() for d in like.values()])
+    return {name: part.view_as(d) for (name, d), part in zip(like.items(), parts, strict=True)}
+
+
+class _Answers(NamedTuple):
+    """Of each sample: its class, the answer, the largest softmax output."""
+
+    labels: Tensor
+    answers: Tensor
+    confidence: Tensor
+    classes: int
+
+    @property
+    def right(self) -> Tensor:
+        return self.answers == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        return _share(self.right)
+
+
+@torch.no_grad()
+def _answers(crossbar: Crossbar, loader: Loader, perturbation: Perturbation) -> _Answers:
+    batches = []
+    with evaluating(crossbar):
+        for images, labels in _batches(crossbar, loader):
+            logits = crossbar(images, perturbation)
+            confidence = logits.float().softmax(1).amax(1)
+            batches.append((labels.cpu(), logits.argmax(1).cpu(), confidence.cpu()))
+    if not batches:
+        raise ValueError("the reference set has no samples")
+    labels, answers, confidence = map(torch.cat, zip(*batches, strict=True))
+    return _Answers(labels, answers, confidence, logits.shape[1])
+
+
+def _batches(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    device = next(crossbar.parameters()).device
+    for images, labels in loader:
+        yield images.to(device), labels.to(device)
+
+
+def _confusion(clean: _Answers, worst: _Answers) -> dict[str, Any]:
+    classes = worst.classes
+    answered = worst.answers.bincount(minlength=classes)
+    samples = worst.labels.bincount(minlength=classes)
+    clean_right, right = (a.labels[a.right].bincount(minlength=classes) for a in (clean, worst))
+    matrix = None
+    listed = answered.argsort(descending=True, stable=True)[:CLASSES].tolist()
+    if classes <= CLASSES:
+        counts = (worst.labels * classes + worst.answers).bincount(minlength=classes**2)
+        matrix = counts.view(classes, classes).tolist()
+        listed.sort()
+    return {
+        "matrix": matrix,
+        "by_class": [
+            {
+                "class": label,
+                "samples": int(samples[label]),
+                "clean_right": int(clean_right[label]),
+                "right": int(right[label]),
+                "answers": int(answered[label]),
+            }
+            for label in listed
+        ],
+    }
+
+
+def _confidence(answers: _Answers) -> dict[str, Any]:
+    return {
+        key: {
+            "answers": len(confidence),
+            "mean": confidence.mean().item() if len(confidence) else None,
+            "counts": _counts(confidence),
+        }
+        for key, confidence in (
+            ("right", answers.confidence[answers.right]),
+            ("wrong", answers.confidence[~answers.right]),
+        )
+    }
+
+
+def _moved(relative: Tensor) -> dict[str, Any]:
+    return {
+        "weights": relative.numel(),
+        "mean": relative.mean().item(),
+        "unmoved": _share(relative <= MARGIN),
+        "at_bound": _share(relative >= 1 - MARGIN),
+    }
+
+
+def _counts(values: Tensor) -> list[int]:
+    """How many fall into each of the equal bins of 0..1, the last of which includes 1."""
+    return (values.flatten() * BINS).int().clamp_max(BINS - 1).bincount(minlength=BINS).tolist()
+
+
+def _share(hits: Tensor) -> float:
+    return int(hits.count_nonzero()) / hits.numel()
