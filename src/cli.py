@@ -286,7 +286,10 @@ def print_summary(record: Record, folder: str) -> None:
 
 def _distribution_rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
     deviation = "" if of["deviation"] is None else f" ± {of['deviation']:.2%}"
-    yield f"  {of['instances']} chips ({of['sampler']})", f"{of['mean']:.2%}{deviation}, lowest {of['minimum']:.2%}"
+    yield (
+        f"  {of['instances']} chips ({of['sampler']})",
+        f"{of['mean']:.2%}{deviation}, lowest {of['minimum']:.2%}",
+    )
     for kpp in of["kpp"]:
         low, high = ("?" if end is None else f"{end:.2%}" for end in (kpp["low"], kpp["high"]))
         yield f"  KPP at {kpp['percent']:g} %", f"{kpp['accuracy']:.2%}, with 95 % confidence {low} to {high}"

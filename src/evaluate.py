@@ -60,6 +60,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
         AttackRecord.of(one, seed=cfg.seed, perturbation=file, halves=half)
         for one, file, half in zip(found, save_perturbations(found, folder), halves, strict=True)
     ]
+    diagnosis = diagnose(crossbar, loader, found[-1].perturbation, full=cfg.diagnosis == "full")
     dataset = HydraConfig.get().runtime.choices.get("dataset")
     evaluation = Record.of(
         crossbar,
@@ -74,8 +75,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
         dataset=dataset or record.dataset,
         reference="test",
         attacks=attacks,
-        flags=red_flags(attacks, vertices),
-        diagnosis=diagnose(crossbar, loader, found[-1].perturbation, full=cfg.diagnosis == "full"),
+        flags=red_flags(attacks, vertices, diagnosis),
+        diagnosis=diagnosis,
         train_seconds=None,
         epochs=record.epochs if record else None,
     )

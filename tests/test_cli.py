@@ -260,7 +260,7 @@ BAD = {
     "dataset.limit=1": "dataset.limit=1: must be a whole number, 2 or more",
     "model.weight_bits=0": "model.weight_bits=0: must be a whole number, 1 or more",
     "method=nope": "Could not find 'method/nope' Available options in 'method': atrice vanilla",
-    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': ensemble flwc lwc monte_carlo pgd",
+    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': ensemble flwc lwc",
     "attack=nope": "attack@test_attack",
     "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
     "method.alhpa=0.5": "there is no setting method.alhpa; did you mean alpha?",

@@ -66,7 +66,7 @@ def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
     folder, _ = evaluated
     assert record(folder)["diagnosis"]
     names = {path.stem for path in folder.glob("*.png")}
-    assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "by_layer"} <= names
+    assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "layers"} <= names
 
 
 def test_a_single_attack_that_an_earlier_evaluation_beat_is_flagged(trained):

@@ -61,7 +61,9 @@ def test_members_and_attacks_that_disagree():
     assert two == "attacks disagree at th_g 0.02 (masking?): lwc finds 90.00%, ensemble 10.00%"
 
 
-@pytest.mark.parametrize(("thg", "accuracy", "flagged"), [(0.02, 0.1, True), (0.01, 0.1, True), (0.03, 0.1, False)])
+@pytest.mark.parametrize(
+    ("thg", "accuracy", "flagged"), [(0.02, 0.1, True), (0.01, 0.1, True), (0.03, 0.1, False)]
+)
 def test_lower_accuracies_of_earlier_evaluations(thg, accuracy, flagged):
     config = {"checkpoint": None, "layers": ["*"], "exclude": []}
     now = record(found("flwc", 0.02, 0.9, 0.4), kind="evaluate", config=config, thg=0.02)

@@ -15,7 +15,7 @@ def test_halves_are_disjoint_and_together_the_whole():
 
 
 def test_the_held_out_half_is_not_attacked():
-    """By hand: the attack turns the weights against its own half only, whose inputs share no weight with the other's."""
+    """By hand: the attack turns the weights against its own half, whose inputs share none with the other's."""
     net = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))

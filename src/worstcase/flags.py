@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from types import MappingProxyType
+from typing import Any
 
 from worstcase.results import AttackRecord, Record
 
@@ -12,17 +14,22 @@ DISAGREEMENT = 20.0  # points
 VANISHED = 0.1  # share of the mini-batches
 
 
-def red_flags(attacks: Sequence[AttackRecord], random_vertex: float | None = None) -> list[str]:
+def red_flags(
+    attacks: Sequence[AttackRecord],
+    random_vertex: float | None = None,
+    diagnosis: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
     """What speaks against believing some attacks on one network; empty if nothing does.
 
     Args:
         attacks: of one network and reference set.
         random_vertex: the lowest accuracy 0..1 of some random corners of the box at the largest th_g.
+        diagnosis: of the worst chip at the largest th_g, as `worstcase.diagnosis.diagnose` gives it.
 
     Returns:
         A line for each: an attack that finds less than a random vertex does; accuracy that rises with th_g, or
         within an attack; gradients that vanish; attacks, or members of an ensemble, that disagree by more than 20
-        points.
+        points; an attack on some of the weights that finds less than those on all.
     """
     flags = []
     largest = max(found.thg for found in attacks)
@@ -63,6 +70,11 @@ def red_flags(attacks: Sequence[AttackRecord], random_vertex: float | None = Non
                     f"{one.attack}: the accuracy that it finds rises with th_g, {_p(own[0])} at {small.thg:g} and "
                     f"{_p(own[1])} at {large.thg:g}"
                 )
+    for kind, accuracy in _on_some_weights(diagnosis):
+        if _points(diagnosis["accuracy"], accuracy) > POINTS:
+            flags.append(
+                f"an attack on {kind} finds {_p(accuracy)}, less than the {_p(diagnosis['accuracy'])} found on all"
+            )
     return flags
 
 
@@ -87,6 +99,15 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
                 f"{_p(lowest.accuracy)} ({lowest.attack} at th_g {lowest.thg:g})"
             )
     return flags
+
+
+def _on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for layer in diagnosis.get("layers", []):
+        if "lowest_alone" in layer:
+            yield layer["array"], layer["lowest_alone"]
+    for point in (diagnosis.get("selective_write_verify") or {}).get("points", []):
+        yield "the most important weights", point["only_these_move"]
+        yield "all but the most important weights", point["all_others_move"]
 
 
 def _own(found: AttackRecord) -> float:
