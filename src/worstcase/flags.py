@@ -105,7 +105,7 @@ def _on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, float]
     for layer in diagnosis.get("layers", []):
         if "lowest_alone" in layer:
             yield layer["array"], layer["lowest_alone"]
-    for point in (diagnosis.get("selective_write_verify") or {}).get("points", []):
+    for point in diagnosis.get("selective_write_verify") or []:
         yield "the most important weights", point["only_these_move"]
         yield "all but the most important weights", point["all_others_move"]
 
