@@ -38,7 +38,7 @@ def describe(accuracies: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def kth_percentile(accuracies: Sequence[float], percent: float) -> dict[str, float | None]:
+def kth_percentile(accuracies: Sequence[float], percent: float) -> dict[str, Any]:
     """K-th percentile performance (KPP): the accuracy that `percent` % of all chips do not exceed.
 
     The estimate is the sample's own quantile. The interval holds it with 95 % confidence for any distribution:
