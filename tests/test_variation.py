@@ -8,10 +8,8 @@ import torch
 
 from worstcase.variation import (
     gaussian,
-    is_bounded,
     per_device,
     programmed,
-    require_bounded,
     right_censored_gaussian,
     truncated_gaussian,
     uniform,
@@ -102,16 +100,6 @@ def test_right_censored_gaussian_follows_eq_11():
 
 def test_devices_that_fail_to_verify_leave_the_box():
     assert draw(partial(programmed, tolerance=0.05, max_pulses=2)).abs().max() > SCALE
-
-
-def test_an_unbounded_sampler_is_refused_where_the_box_is_required():
-    for sampler in (truncated_gaussian, uniform, vertex, partial(truncated_gaussian, tolerance=2.0)):
-        require_bounded(sampler)
-        require_bounded(per_device(sampler, 4, 2))
-    for sampler in (gaussian, right_censored_gaussian, programmed, partial(programmed, max_pulses=9)):
-        assert not is_bounded(per_device(sampler, 4, 2))
-        with pytest.raises(ValueError, match="can leave the box"):
-            require_bounded(sampler)
 
 
 @pytest.mark.parametrize("sampler", [truncated_gaussian, programmed])

@@ -164,6 +164,14 @@ class Crossbar(nn.Module):
             KeyError: the perturbation's names are not those of the arrays.
             RuntimeError: outputs are quantised, but their ranges are not known yet.
         """
+        return self.compute(x, self.weights(perturbation))
+
+    def weights(self, perturbation: Perturbation | None = None) -> dict[str, Tensor]:
+        """What one chip computes with, by parameter name: the arrays as perturbed, and quantised biases.
+
+        Args:
+            perturbation: see `forward`, as are the errors.
+        """
         weights = self.programmed()
         if perturbation is not None:
             if perturbation.keys() != weights.keys():
@@ -171,8 +179,12 @@ class Crossbar(nn.Module):
             weights = {name: _deviate(weight, perturbation[name]) for name, weight in weights.items()}
         if self.weight_bits:
             weights |= self._quantised(self._bias_names)
+        return weights
+
+    def compute(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The output of the chip of those `weights`: `forward` in two steps, where one chip sees many batches."""
         with self.outputs.attached() if self.outputs else nullcontext():
-            return functional_call(self.net, weights, (x,))
+            return functional_call(self.net, dict(weights), (x,))
 
     @torch.no_grad()
     def calibrate(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:

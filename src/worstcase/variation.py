@@ -167,27 +167,7 @@ def per_device(sampler: Sampler, weight_bits: int, device_bits: int) -> Sampler:
         devices = [sampler(like, scale, generator) for _ in weights]
         return {name: _weighted_mean([device[name] for device in devices], weights) for name in like}
 
-    draw.of = sampler  # type: ignore[attr-defined]
     return draw
-
-
-def is_bounded(sampler: Callable[..., Sample]) -> bool:
-    """Whether a sampler, however wrapped by `per_device` or `functools.partial`, never leaves its bound."""
-    while (inner := getattr(sampler, "of", None) or getattr(sampler, "func", None)) is not None:
-        sampler = inner
-    return sampler in (truncated_gaussian, uniform, vertex)
-
-
-def require_bounded(sampler: Callable[..., Sample]) -> None:
-    """Refuse a sampler that can leave the box.
-
-    Raises:
-        ValueError: it can.
-    """
-    if not is_bounded(sampler):
-        raise ValueError(
-            "this sampler can leave the box of write-verify; take truncated_gaussian, uniform or vertex"
-        )
 
 
 def _weighted_mean(devices: list[Tensor], weights: list[int]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from worstcase import Crossbar
-from worstcase.attacks import FLWC, LWC, PGD, Ensemble
+from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
 
 ATTACKS = {
     "flwc": FLWC(),
@@ -18,6 +18,8 @@ ATTACKS = {
     "lwc with rms": LWC(magnitude="rms"),
     "pgd": PGD(),
     "ensemble": Ensemble(),
+    "monte carlo": MonteCarlo(instances=20),
+    "monte carlo of devices that may fail": MonteCarlo(instances=20, sampler="programmed", max_pulses=9),
 }
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 
@@ -83,6 +85,8 @@ def test_cost_is_what_the_docstring_says(attack, small_net, small_batches):
         assert found.passes == (2 + 2 * attack.steps if attack.update == "epoch" else 1 + 3 * attack.steps)
     elif isinstance(attack, LWC):
         assert found.passes in [1 + 3 * attack.epochs * trials for trials in range(1, 9)]
+    elif isinstance(attack, MonteCarlo):
+        assert found.passes == 2 + attack.instances
     else:
         assert found.passes <= Ensemble().expected_passes(
             SimpleNamespace(classes=3, mini_batches=3, samples=40, weights=228)

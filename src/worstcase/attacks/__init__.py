@@ -4,6 +4,7 @@ from worstcase.attacks.base import Attack, WorstCase
 from worstcase.attacks.ensemble import Ensemble
 from worstcase.attacks.flwc import FLWC
 from worstcase.attacks.lwc import LWC
+from worstcase.attacks.monte_carlo import MonteCarlo
 from worstcase.attacks.pgd import PGD
 
-__all__ = ["FLWC", "LWC", "PGD", "Attack", "Ensemble", "WorstCase"]
+__all__ = ["FLWC", "LWC", "PGD", "Attack", "Ensemble", "MonteCarlo", "WorstCase"]

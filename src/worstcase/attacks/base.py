@@ -92,6 +92,7 @@ class Search:
         self.samples = self.mini_batches = self.classes = 0  # of the reference set
         self.worst = crossbar.zero_perturbation()
         self.worst_accuracy = 2.0  # above any accuracy
+        self._lowest_shown = 1.0
         self.history: list[dict[str, Any]] = []
         self.members: list[dict[str, Any]] = []
         self.distribution: dict[str, Any] | None = None
@@ -155,9 +156,16 @@ class Search:
             self.worst_answers = answers
         return self._keep(perturbation, accuracy, context)
 
-    def count(self, forwards: int) -> None:
-        """Add forward passes of so many samples, of an attack that makes its own."""
+    def count(self, forwards: int, *, lowest: float = 1.0) -> None:
+        """Add forward passes of so many samples, of an attack that makes its own.
+
+        Args:
+            forwards: samples that went through.
+            lowest: accuracy that they gave, to be shown.
+        """
         self._forwards += forwards
+        self._lowest_shown = min(self._lowest_shown, lowest, self.worst_accuracy)
+        self._on_score(self.passes, self._expected_passes(self), self._lowest_shown)
 
     def _gradient(
         self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
@@ -181,7 +189,7 @@ class Search:
             self.worst_accuracy = accuracy
             self.worst = {name: d.detach().clone() for name, d in perturbation.items()}
         self.history.append({"passes": self.passes, "accuracy": accuracy, **context})
-        self._on_score(self.passes, self._expected_passes(self), self.worst_accuracy)
+        self.count(0, lowest=accuracy)
         return accuracy
 
     @property
@@ -223,6 +231,10 @@ class Attack(ABC):
     def expected_passes(self, run: Search) -> float:
         """The cost in passes over a run's reference set, at most."""
 
+    def can_move(self, run: Search) -> bool:
+        """Whether there is anything to search: a weight that may deviate."""
+        return any(bool((bound > 0).any()) for bound in run.bound.values())
+
     def __call__(
         self,
         crossbar: Crossbar,
@@ -261,7 +273,7 @@ class Attack(ABC):
             if start is not None:
                 run.score(start, start=True)
             reported = None
-            if any(bool((bound > 0).any()) for bound in run.bound.values()):
+            if self.can_move(run):
                 reported = self.search(run)
             return WorstCase(
                 attack=self.name,

@@ -1,0 +1,78 @@
+"""The file in which Monte Carlo keeps its instances, so that a run goes on where it was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FILE = "instances.csv"
+COLUMNS = "instance,correct,feasible"
+LINE = re.compile(r"(\d+),(\d+),([01])")
+
+
+class Instance(NamedTuple):
+    """One sampled chip."""
+
+    correct: int
+    """Right answers over the reference set."""
+    feasible: bool
+    """Whether it is inside the box of write-verify."""
+
+
+class InstanceFile:
+    """Lines of instances below one that says what they are instances of.
+
+    A file may have been put together from several: its lines may be in any order and come more than once.
+
+    Args:
+        folder: where the file is, or will be.
+        identity: everything that decides an instance's right answers, in plain types.
+
+    Raises:
+        ValueError: the file holds instances of something else, or is no such file.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.path = folder / FILE
+        self.instances: dict[int, Instance] = {}
+        header = f"# {json.dumps(identity)}\n{COLUMNS}\n"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = self.path.read_text() if self.path.exists() else ""
+        whole = content[: content.rfind("\n") + 1]  # a kill may have torn the last line
+        if header.startswith(whole):
+            if not header.startswith(content):
+                raise ValueError(f"{self.path} is no file of Monte Carlo's instances")
+            self.path.write_text(header)
+            return
+        for number, line in enumerate(whole.splitlines(), 1):
+            if number == 1 or line.startswith("#"):
+                self._check(line, identity)
+            elif match := LINE.fullmatch(line):
+                index, correct, feasible = map(int, match.groups())
+                self.instances.setdefault(index, Instance(correct, bool(feasible)))
+            elif line != COLUMNS:
+                raise ValueError(f"{self.path}, line {number} is torn: {line!r}; remove it")
+        os.truncate(self.path, len(whole.encode()))
+
+    def append(self, instances: Mapping[int, Instance]) -> None:
+        """Add instances by their index."""
+        self.instances |= instances
+        with self.path.open("a") as file:
+            file.writelines(f"{i},{one.correct},{one.feasible:d}\n" for i, one in instances.items())
+
+    def _check(self, line: str, identity: Mapping[str, Any]) -> None:
+        try:
+            found = json.loads(line.removeprefix("# "))
+            differences = [
+                f"{key} is {found.get(key)!r}, not {value!r}"
+                for key, value in identity.items()
+                if found.get(key) != value
+            ]
+        except (ValueError, AttributeError):
+            raise ValueError(f"{self.path} is no file of Monte Carlo's instances") from None
+        if differences:
+            raise ValueError(f"{self.path} holds other instances: {'; '.join(differences)}")

@@ -1,0 +1,236 @@
+"""Monte Carlo: the accuracy of sampled chips, and what they say of all chips."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.instances import Instance, InstanceFile
+from worstcase.crossbar import Crossbar, Perturbation
+from worstcase.distribution import describe
+from worstcase.variation import (
+    gaussian,
+    per_device,
+    programmed,
+    right_censored_gaussian,
+    truncated_gaussian,
+    uniform,
+    vertex,
+)
+
+# each with the settings that it has
+SAMPLERS: dict[str, tuple[Callable[..., Any], set[str]]] = {
+    "gaussian": (gaussian, {"sigma"}),
+    "truncated_gaussian": (truncated_gaussian, {"sigma"}),
+    "right_censored_gaussian": (right_censored_gaussian, {"sigma", "threshold"}),
+    "uniform": (uniform, set()),
+    "vertex": (vertex, set()),
+    "programmed": (programmed, {"sigma", "max_pulses"}),
+}
+VERIFIED = ("truncated_gaussian", "uniform", "vertex", "programmed")  # their scale is the bound
+
+TOGETHER = 16  # instances that share a pass over the data, and are saved together
+MEMORY = 256 * 2**20  # bytes of their perturbations, at most
+BATCH = 100  # images at a time, about: what they leave of each layer stays in a CPU's cache
+
+
+class MonteCarlo(Attack):
+    """The accuracies of independently sampled chips: their distribution, and the lowest.
+
+    `WorstCase.distribution` is what `worstcase.distribution.describe` gives, with ``instances``, ``first``,
+    ``sampler``, how many were ``infeasible``, and the ``accuracies`` in the order of the instances. It covers
+    every instance; the perturbation reported is the worst feasible one.
+
+    Instance i depends on the seed and i alone, is drawn on the CPU, and is the same in any range of instances. In
+    a folder, ``instances.csv`` keeps what is done: a run that was killed goes on from there. Several
+    machines share the work by taking a range each: append their files to one, and run the whole range there.
+
+    Args:
+        instances: how many chips, 1 or more.
+        first: index of the first one, 0 or more.
+        sampler: a function of `worstcase.variation`. ``truncated_gaussian``, ``uniform`` and ``vertex`` stay
+            inside the box; ``gaussian``, ``right_censored_gaussian`` and ``programmed`` may leave it.
+        sigma: standard deviation of the Gaussian that a sampler is made of, before write-verify, in units of the
+            full scale; None: th_g.
+        threshold: of ``right_censored_gaussian``, in units of sigma; None: 1.
+        max_pulses: of ``programmed``; None: 1,000.
+        weight_bits: M, to draw each device of a weight (Eq. 4); a device's deviations are in units of its own full
+            scale. None: the weight is one device.
+        device_bits: K, with weight_bits.
+
+    Cost: 1 pass an instance, and 2 for the clean accuracy and for the worst instance; the instances that a resumed
+    run found are counted too. On the CPU instances run in batches of about 100 and in the channels_last memory
+    format where the network allows it, which is faster; an image that two classes tie for may fall to the other.
+    Memory: the perturbations and the weights of 16 instances, 256 MiB of each at most (but one instance).
+
+    Example:
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> found = MonteCarlo(instances=50)(crossbar, [(torch.tensor([[1.0, 0.9]]), torch.tensor([0]))])
+        >>> found.accuracy, 0.3 < found.distribution["mean"] < 0.8
+        (0.0, True)
+    """
+
+    name = "monte_carlo"
+
+    def __init__(
+        self,
+        *,
+        instances: int = 1000,
+        first: int = 0,
+        sampler: str = "truncated_gaussian",
+        sigma: float | None = None,
+        threshold: float | None = None,
+        max_pulses: int | None = None,
+        weight_bits: int | None = None,
+        device_bits: int | None = None,
+    ) -> None:
+        if instances < 1:
+            raise ValueError(f"instances={instances}: must be 1 or more")
+        if first < 0:
+            raise ValueError(f"first={first}: must be 0 or more")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
+        for key, value in {"sigma": sigma, "threshold": threshold, "max_pulses": max_pulses}.items():
+            if value is not None and key not in SAMPLERS[sampler][1]:
+                raise ValueError(f"{key}={value}: {sampler} has no {key}")
+        if sigma is not None and not 0 < sigma < float("inf"):
+            raise ValueError(f"sigma={sigma}: must be above 0, in units of the full scale")
+        if max_pulses is not None and max_pulses < 1:
+            raise ValueError(f"max_pulses={max_pulses}: must be 1 or more")
+        if (weight_bits is None) != (device_bits is None):
+            raise ValueError("weight_bits and device_bits are given together or not at all")
+        if weight_bits is not None and device_bits is not None:
+            per_device(uniform, weight_bits, device_bits)  # raises where they do not fit
+        self.instances, self.first = instances, first
+        self.sampler, self.sigma, self.threshold, self.max_pulses = sampler, sigma, threshold, max_pulses
+        self.weight_bits, self.device_bits = weight_bits, device_bits
+
+    def expected_passes(self, run: Search) -> float:
+        return 2 + self.instances
+
+    def can_move(self, run: Search) -> bool:
+        return super().can_move(run) or (self.sampler not in VERIFIED and self.sigma is not None)
+
+    def search(self, run: Search) -> None:
+        wanted = range(self.first, self.first + self.instances)
+        file = InstanceFile(run.folder, self._identity(run)) if run.folder else None
+        done = file.instances if file else {}
+        draw = self._draw(run)
+        pending = [index for index in wanted if index not in done]
+        run.count((len(wanted) - len(pending)) * run.samples)
+        channels_last = _takes_channels_last(run)
+        size = sum(d.numel() * d.element_size() for d in run.worst.values())
+        together = max(1, min(TOGETHER, MEMORY // size))
+        for begin in range(0, len(pending), together):
+            indices = pending[begin : begin + together]
+            chips = [draw(index) for index in indices]
+            feasible = [run.crossbar.is_feasible(chip) for chip in chips]
+            correct = _correct(run, chips, channels_last)
+            new = dict(zip(indices, map(Instance, correct, feasible), strict=True))
+            if file:
+                file.append(new)
+            done |= new
+            run.count(len(new) * run.samples, lowest=min(correct) / run.samples)
+        sampled = {index: done[index] for index in wanted}
+        inside = [index for index, one in sampled.items() if one.feasible]
+        if inside:
+            worst = min(inside, key=lambda index: sampled[index].correct)
+            run.score(draw(worst), instance=worst)
+        accuracies = [one.correct / run.samples for one in sampled.values()]
+        run.distribution = {
+            "instances": self.instances,
+            "first": self.first,
+            "sampler": self.sampler,
+            **describe(accuracies),
+            "infeasible": len(sampled) - len(inside),
+            "accuracies": accuracies,
+        }
+
+    def _draw(self, run: Search) -> Callable[[int], dict[str, Tensor]]:
+        """A function that gives the chip of an index."""
+        thg = run.crossbar.thg
+        sigma = thg if self.sigma is None else self.sigma
+        sampler = SAMPLERS[self.sampler][0]
+        if self.sampler in ("truncated_gaussian", "programmed"):
+            sampler = partial(sampler, tolerance=thg / sigma)
+        for key in ("threshold", "max_pulses"):
+            if (value := getattr(self, key)) is not None:
+                sampler = partial(sampler, **{key: value})
+        if self.weight_bits is not None and self.device_bits is not None:
+            sampler = per_device(sampler, self.weight_bits, self.device_bits)
+        scale: Perturbation = run.bound
+        if self.sampler not in VERIFIED and self.sigma is not None:
+            if thg:
+                scale = {name: bound * (sigma / thg) for name, bound in run.bound.items()}
+            else:
+                scale = {name: full * sigma for name, full in run.crossbar.full_scales().items()}
+        scale = {name: s.cpu() for name, s in scale.items()}
+        like = {name: torch.empty_like(d, device="cpu") for name, d in run.worst.items()}
+        seed = zlib.crc32(str(run.seed).encode())
+
+        def draw(index: int) -> dict[str, Tensor]:
+            # consecutive seeds, since the CPU's generator takes no more than 32 bits of one
+            generator = torch.Generator().manual_seed((seed + index) % 2**32)
+            return {name: d.to(run.device) for name, d in sampler(like, scale, generator).items()}
+
+        return draw
+
+    def _identity(self, run: Search) -> dict[str, Any]:
+        """What decides an instance's right answers."""
+        settings = {key: value for key, value in self.parameters().items() if key not in ("instances", "first")}
+        return {
+            "seed": run.seed,
+            **settings,
+            "thg": run.crossbar.thg,
+            "full_scale": run.crossbar.full_scale,
+            "network": _digest(run.crossbar),
+            "samples": run.samples,
+            "clean_percent": round(100 * run.history[0]["accuracy"]),  # other machines may differ by a tie
+        }
+
+
+@torch.inference_mode()
+def _correct(run: Search, chips: Sequence[Perturbation], channels_last: bool) -> list[int]:
+    """The right answers of some chips over the reference set, in one pass over the data."""
+    weights = [run.crossbar.weights(chip) for chip in chips]
+    correct = torch.zeros(len(chips), dtype=torch.long, device=run.device)
+    for images, labels in run.batches():
+        pieces = max(1, round(len(labels) / BATCH)) if run.device.type == "cpu" else 1
+        for x, y in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+            if channels_last:
+                x = x.clone(memory_format=torch.channels_last)
+            for i, chip in enumerate(weights):
+                correct[i] += (run.crossbar.compute(x, chip).argmax(1) == y).sum()
+    return [int(c) for c in correct]
+
+
+@torch.inference_mode()
+def _takes_channels_last(run: Search) -> bool:
+    """Whether the network is on the CPU and computes in the channels_last memory format."""
+    images, _ = next(run.batches())
+    if run.device.type != "cpu" or images.ndim != 4:
+        return False
+    try:
+        run.crossbar(images[:2].clone(memory_format=torch.channels_last))
+    except RuntimeError:  # such as of x.view(len(x), -1)
+        return False
+    return True
+
+
+def _digest(crossbar: Crossbar) -> str:
+    """Of all parameters and buffers, the arrays' bounds, and the bits that they are quantised to."""
+    digest = hashlib.sha256(str((crossbar.weight_bits, crossbar.activation_bits)).encode())
+    for tensors in (crossbar.state_dict(), crossbar.bound()):
+        for name, t in tensors.items():
+            digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+            digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
