@@ -16,16 +16,15 @@ def record(folder):
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
-    """Of the trained network: the default attack over three th_g, with a held-out half and the whole diagnosis."""
+    """Of the trained network: the default attack over three th_g, with a held-out half."""
     folder = tmp_path_factory.mktemp("evaluated")
     done = run(
         "src.evaluate",
         f"run={trained}",
         "thg=[0.02,0.005,0.01]",
-        "attack.rounds=1",
+        "attack.budget=150",
         "heldout=true",
-        "diagnosis=full",
-        "dataset.limit=200",
+        "dataset.limit=100",
         f"hydra.run.dir={folder}",
     )
     return folder, done.stdout
@@ -45,7 +44,7 @@ def test_the_ensemble_is_the_default_and_goes_up_through_a_list_of_th_g(evaluate
 def test_each_saved_chip_has_the_accuracy_that_the_record_says(trained, evaluated):
     folder, _ = evaluated
     content, run_ = record(folder), load_run(trained)
-    run_.datamodule.limit = 200
+    run_.datamodule.limit = 100
     loader = run_.datamodule.test_dataloader()
     assert len({found["perturbation"] for found in content["attacks"]}) == 3
     for found in content["attacks"]:
