@@ -80,7 +80,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
         train_seconds=None,
         epochs=record.epochs if record else None,
     )
-    evaluation.flags += lower_elsewhere(evaluation, [other for _, other in finished_runs([folder.parent])])
+    siblings = Path(cfg.run, "evaluations") if cfg.run else folder.parent
+    others = [other for _, other in finished_runs([siblings])] if siblings.name == "evaluations" else []
+    evaluation.flags += lower_elsewhere(evaluation, others + ([record] if record else []))
     for name, figure in evaluation_figures(evaluation).items():
         figure.savefig(folder / f"{name}.png", dpi=150)
     return evaluation

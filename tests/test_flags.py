@@ -71,8 +71,6 @@ def test_lower_accuracies_of_earlier_evaluations(thg, accuracy, flagged):
     flags = lower_elsewhere(now, [before, now])
     assert bool(flags) == flagged
     if flagged:
-        assert flags == [
-            f"flwc at th_g 0.02: 40.00%, but an earlier evaluation found 10.00% (lwc at th_g {thg:g})"
-        ]
+        assert flags == [f"flwc at th_g 0.02: 40.00%, but lwc found 10.00% at th_g {thg:g} in another run"]
     other = record(found("lwc", thg, 0.9, 0.0), kind="evaluate", config=config | {"exclude": ["fc*"]}, thg=thg)
     assert lower_elsewhere(now, [other]) == []

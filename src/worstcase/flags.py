@@ -79,14 +79,19 @@ def red_flags(
 
 
 def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
-    """Lines for lower accuracies that other evaluations of a network found at the same or a smaller th_g."""
-    same = ("kind", "source_run", "model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits")
+    """Lines for lower accuracies that other records of a network have at the same or a smaller th_g.
+
+    Args:
+        record: of an evaluation.
+        others: of the same training run: its own, and those of other evaluations.
+    """
+    same = ("model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits")
     weights = ("checkpoint", "layers", "exclude")
     found = [
         attack
         for other in others
         if all(getattr(other, key) == getattr(record, key) for key in same)
-        and all(other.config[key] == record.config[key] for key in weights)
+        and all(other.config.get(key) == record.config.get(key) for key in weights)
         for attack in other.attacks
     ]
     flags = []
@@ -95,8 +100,8 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         lowest = min(comparable, key=lambda other: other.accuracy, default=attack)
         if lowest.accuracy < attack.accuracy:
             flags.append(
-                f"{attack.attack} at th_g {attack.thg:g}: {_p(attack.accuracy)}, but an earlier evaluation found "
-                f"{_p(lowest.accuracy)} ({lowest.attack} at th_g {lowest.thg:g})"
+                f"{attack.attack} at th_g {attack.thg:g}: {_p(attack.accuracy)}, but {lowest.attack} found "
+                f"{_p(lowest.accuracy)} at th_g {lowest.thg:g} in another run"
             )
     return flags
 
