@@ -300,10 +300,10 @@ def test_weights_are_clipped_after_each_step(method, small_net, small_loader):
         fitted(method, small_net, small_loader, **one_step, **options).crossbar
         for options in ({}, {"weight_clip": 1.2}, {"weight_clip": 0.1, "weight_clip_unit": "weight"})
     )
-    for name, weight in free.weights().items():
+    for name, weight in free.arrays().items():
         limit = 1.2 * weight.square().mean().sqrt().item()
-        torch.testing.assert_close(clipped.weights()[name], nn.Parameter(weight.clamp(-limit, limit)))
-        torch.testing.assert_close(valued.weights()[name], nn.Parameter(weight.clamp(-0.1, 0.1)))
+        torch.testing.assert_close(clipped.arrays()[name], nn.Parameter(weight.clamp(-limit, limit)))
+        torch.testing.assert_close(valued.arrays()[name], nn.Parameter(weight.clamp(-0.1, 0.1)))
     assert torch.equal(free.net[5].bias, valued.net[5].bias)
 
 
@@ -312,7 +312,7 @@ def test_quantised_networks_train(method, small_net, small_loader):
     crossbar = Crossbar(small_net, 0.05, weight_bits=4, activation_bits=4)
     before = copy.deepcopy(small_net.state_dict())
     L.Trainer(max_epochs=1, **QUIET).fit(method(crossbar, num_classes=3), small_loader)
-    assert all(not torch.equal(before[name], weight) for name, weight in crossbar.weights().items())
+    assert all(not torch.equal(before[name], weight) for name, weight in crossbar.arrays().items())
 
 
 def test_two_processes_train_the_same_weights_on_the_same_chips(tmp_path):

@@ -64,4 +64,4 @@ class ATrice(Method):
 
     def _noise(self) -> dict[str, Tensor]:
         sigma = self.in_weight_units(self.sigma)
-        return right_censored_gaussian(self.crossbar.weights(), sigma, self.draws, threshold=self.threshold)
+        return right_censored_gaussian(self.crossbar.arrays(), sigma, self.draws, threshold=self.threshold)

@@ -185,7 +185,7 @@ class Method(L.LightningModule):
 
     @torch.no_grad()
     def _clip(self, limit: float) -> None:
-        for weight in self.crossbar.weights().values():
+        for weight in self.crossbar.arrays().values():
             if weight.requires_grad:  # what is frozen stays as it is
                 deviation = weight.square().mean().sqrt().item() if self.weight_clip_unit == "deviation" else 1.0
                 weight.clamp_(-limit * deviation, limit * deviation)

@@ -37,5 +37,5 @@ class Trice(Method):
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         sigma = self.in_weight_units(self.sigma)
-        noise = right_censored_gaussian(self.crossbar.weights(), sigma, self.draws, threshold=self.threshold)
+        noise = right_censored_gaussian(self.crossbar.arrays(), sigma, self.draws, threshold=self.threshold)
         return F.cross_entropy(self.crossbar(images, noise), labels)

@@ -69,7 +69,7 @@ class UniversalAT(Method):
         check_range("clean", clean, high=1)
         self.step, self.momentum, self.lifetime = step, momentum, lifetime
         self.factor, self.ramp, self.clean = factor, ramp, clean
-        size = (members, sum(weight.numel() for weight in crossbar.weights().values()))
+        size = (members, sum(weight.numel() for weight in crossbar.arrays().values()))
         self.register_buffer("pool", torch.empty(size).uniform_(-1, 1, generator=seeded(self.seed, "pool")))
         self.register_buffer("velocity", torch.zeros(size))
         self._member = 0
@@ -102,6 +102,6 @@ class UniversalAT(Method):
 
     def _by_array(self, buffer: Tensor) -> dict[str, Tensor]:
         """The present member's part of a buffer as views in the shapes of the weights."""
-        weights = self.crossbar.weights()
+        weights = self.crossbar.arrays()
         parts = buffer[self._member].split([weight.numel() for weight in weights.values()])
         return {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}

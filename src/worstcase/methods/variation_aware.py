@@ -32,5 +32,5 @@ class VariationAware(Method):
         self.sigma = sigma
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        noise = gaussian(self.crossbar.weights(), self.in_weight_units(self.sigma), self.draws)
+        noise = gaussian(self.crossbar.arrays(), self.in_weight_units(self.sigma), self.draws)
         return F.cross_entropy(self.crossbar(images, noise), labels)
