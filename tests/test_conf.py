@@ -81,7 +81,7 @@ def test_adversarial_training_takes_any_attack():
 def test_attacks(name):
     cfg = composed(f"attack@test_attack={name}")
     attack = instantiate(cfg.test_attack)
-    assert isinstance(attack, Attack) and attack.name == name.split("_")[0]
+    assert isinstance(attack, Attack) and attack.name == name.removesuffix("_short").removesuffix("_margin")
 
 
 @pytest.mark.parametrize("name", options("th_g"))
