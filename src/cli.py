@@ -104,8 +104,12 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
     except Exception as error:
         _fail(_in_one_line(error))
 
+    if not is_first_process():
+        logging.disable(logging.INFO)
+        work(cfg, folder)
+        return
     (folder / "error.json").unlink(missing_ok=True)
-    handler = logging.FileHandler(folder / "run.log", mode="w")
+    handler = logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
@@ -121,6 +125,11 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def is_first_process() -> bool:
+    """False in the processes that Lightning starts beside the first, which alone writes and shows."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _fail(message: str) -> NoReturn:

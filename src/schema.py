@@ -69,6 +69,7 @@ GROUPS = {  # by the place of each in the configuration, how it is chosen
     "attack": "attack",
     "val_attack": "attack@val_attack",
     "test_attack": "attack@test_attack",
+    "method.attack": "attack@method.attack",
     "callbacks": "callbacks",
     "trainer": "trainer",
     "logger": "logger",
@@ -78,6 +79,8 @@ COUNTS = {  # whole numbers and the least that each may be
     "dataset.batch_size": 1,
     "dataset.limit": 2,
     "trainer.max_epochs": 1,
+    "method.steps": 1,
+    "method.members": 1,
     "model.weight_bits": 1,
     "model.activation_bits": 1,
 }
@@ -100,8 +103,9 @@ def check(cfg: DictConfig) -> None:
         ConfigError: for the first setting that is out of range.
     """
     for place, group in GROUPS.items():
-        if place in cfg and not OmegaConf.is_dict(cfg[place]):
-            raise ConfigError(f"{place}={cfg[place]}: choose one of the group's files with {group}=NAME")
+        chosen = OmegaConf.select(cfg, place, default={})
+        if not isinstance(chosen, dict | DictConfig):
+            raise ConfigError(f"{place}={chosen}: choose one of the group's files with {group}=NAME")
     full_scale = cfg.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")

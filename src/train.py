@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import os
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src import cli
-from worstcase.results import AttackRecord, Record, save_perturbations
+from worstcase.results import AttackRecord, Record, save_perturbations, write_json
+
+LAST = "last"  # checkpoint of the newest epoch, from which a run that was killed goes on
+
+log = logging.getLogger("src.train")  # also where this file is __main__
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="train")
@@ -22,11 +27,14 @@ def main(cfg: DictConfig) -> None:
     cli.run_job("train", train, cfg)
 
 
-def train(cfg: DictConfig, folder: Path) -> Record:
-    """Train, test and attack as the configuration says; what the run leaves lies in the folder."""
+def train(cfg: DictConfig, folder: Path) -> Record | None:
+    """Train, test and attack as the configuration says; what the run leaves lies in the folder.
+
+    Of several processes that train together, only the first returns a record.
+    """
     import lightning as L
     from hydra.utils import instantiate
-    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
 
     from worstcase.callbacks import EpochLines, WorstCaseAtTest
     from worstcase.flags import red_flags
@@ -46,16 +54,14 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         num_classes=datamodule.num_classes,
         optimizer=instantiate(cfg.model.optimizer),
         scheduler=instantiate(cfg.model.scheduler),
+        seed=cfg.seed,
     )
 
     terminal = sys.stderr.isatty()
-    checkpoint = ModelCheckpoint(
-        folder / CHECKPOINT.parent,
-        filename=CHECKPOINT.stem,
-        monitor=method.monitor,
-        mode="max",
-        enable_version_counter=False,
-    )
+    files = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
+    best = ModelCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
+    last = ModelCheckpoint(**files, filename=LAST, save_on_train_epoch_end=True)
+    timer = Timer()
     callbacks = list(instantiate(cfg.callbacks).values())
     at_test = next((callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)), None)
     if at_test is None:
@@ -65,23 +71,28 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         **cfg.trainer,
         default_root_dir=folder,
         logger=loggers,
-        callbacks=[*callbacks, checkpoint, RichProgressBar() if terminal else EpochLines()],
+        callbacks=[*callbacks, timer, best, last, RichProgressBar() if terminal else EpochLines()],
         enable_progress_bar=terminal,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+    unfinished = _unfinished(folder / CHECKPOINT.parent, OmegaConf.to_container(cfg))
+    if unfinished:
+        _go_on_with_metrics(loggers, unfinished)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg))
     try:
-        started = time.perf_counter()
-        trainer.fit(method, datamodule=datamodule)
-        train_seconds = time.perf_counter() - started
-        best = checkpoint.best_model_path
-        trainer.test(method, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
+        train_seconds = timer.time_elapsed("train")
+        trainer.test(
+            method, datamodule=datamodule, ckpt_path=best.best_model_path, weights_only=True, verbose=False
+        )
     finally:
         if "wandb" in sys.modules:  # so that the next job of a sweep begins a run of its own
             sys.modules["wandb"].finish()
 
+    if not cli.is_first_process():
+        return None
     attacks = [
         AttackRecord.of(found, seed=cfg.seed, perturbation=file)
         for found, file in zip(at_test.found, save_perturbations(at_test.found, folder), strict=True)
@@ -104,6 +115,33 @@ def train(cfg: DictConfig, folder: Path) -> Record:
         train_seconds=train_seconds,
         epochs=trainer.current_epoch,
     )
+
+
+def _unfinished(checkpoints: Path, config: dict) -> Path | None:
+    """The last checkpoint that a run of this configuration left here when it was killed."""
+    last, configuration = checkpoints / f"{LAST}.ckpt", checkpoints / "config.json"
+    if last.is_file() and configuration.is_file() and json.loads(configuration.read_text()) == config:
+        log.info("going on from %s", last)
+        return last
+    if not cli.is_first_process():
+        return None
+    last.unlink(missing_ok=True)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(configuration, config)
+    return None
+
+
+def _go_on_with_metrics(loggers: list, unfinished: Path) -> None:
+    """Lightning's CSV logger begins its file anew: give it the rows up to the checkpoint again."""
+    import torch
+    from lightning.pytorch.loggers import CSVLogger
+
+    epoch = torch.load(unfinished, map_location="cpu", weights_only=True)["epoch"]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and (file := Path(logger.log_dir, "metrics.csv")).is_file():
+            with file.open(newline="") as lines:
+                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
+            logger.experiment.metrics = [row for row in rows if int(row["epoch"]) <= epoch]
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list:

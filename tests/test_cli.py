@@ -99,6 +99,57 @@ def test_same_seed_same_record_other_seed_another(tmp_path):
     assert first["attacks"] != other["attacks"]
 
 
+def test_a_killed_run_goes_on_from_its_last_epoch_to_the_same_result(tmp_path):
+    """The method with the most state of its own; weights and record as of a run that was not killed."""
+    settings = ["method=universal_at", "trainer.max_epochs=6", "dataset.limit=1000"]
+    settings += [f"attack@{place}=flwc" for place in ("val_attack", "test_attack")]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("src.train", *settings, f"hydra.run.dir={whole}")
+    process = subprocess.Popen(
+        command("src.train", *settings, f"hydra.run.dir={killed}"),
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 2 of 6"):
+            break
+    process.kill()
+    process.communicate()
+    assert (killed / "checkpoints" / "last.ckpt").exists() and not (killed / "results.json").exists()
+    done = run("src.train", *settings, f"hydra.run.dir={killed}")
+    assert "going on from" in done.stderr and "epoch 1 of 6" not in done.stderr
+    first, second = without_times(record(whole)), without_times(record(killed))
+    for differing in ("command", "git_commit"):
+        first.pop(differing), second.pop(differing)
+    assert first == second
+    for name in ("best.ckpt", "last.ckpt"):
+        states = [
+            torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
+            for folder in (whole, killed)
+        ]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys())
+    assert (whole / "metrics.csv").read_text() == (killed / "metrics.csv").read_text()
+    assert (killed / "run.log").read_text().count("epoch 1 of 6") == 1  # the log tells of both parts
+    for folder in (whole, killed):
+        assert 0 < record(folder)["train_seconds"] < 60
+
+
+def test_two_processes_leave_one_record_of_the_whole_test_set(tmp_path):
+    processes = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"]
+    settings = ["method=universal_at", ONE_EPOCH, "attack@val_attack=flwc", "dataset.limit=1000"]
+    done = run("src.train", *settings, *processes, f"hydra.run.dir={tmp_path}")
+    assert record(tmp_path)["samples"] == 1000
+    assert done.stderr.count("epoch 1 of 1") == 1 and done.stdout.count("results.json") == 1
+
+
+def test_an_unfinished_run_of_another_configuration_is_not_gone_on_with(trained, tmp_path):
+    unfinished = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("results.json"))
+    done = run("src.train", "method=vanilla", ONE_EPOCH, "seed=1", f"hydra.run.dir={unfinished}")
+    assert "going on from" not in done.stderr and "epoch 1 of 1" in done.stderr
+
+
 # ---- evaluate
 
 
@@ -258,8 +309,10 @@ BAD = {
     "seed=-1": "seed=-1: must be 0 to",
     "dataset.batch_size=0": "dataset.batch_size=0: must be a whole number, 1 or more",
     "dataset.limit=1": "dataset.limit=1: must be a whole number, 2 or more",
+    "method=universal_at method.members=1.5": "method.members=1.5: must be a whole number, 1 or more",
+    "method=adversarial method.attack=lwc": "choose one of the group's files with attack@method.attack=NAME",
     "model.weight_bits=0": "model.weight_bits=0: must be a whole number, 1 or more",
-    "method=nope": "Could not find 'method/nope' Available options in 'method': atrice vanilla",
+    "method=nope": "Could not find 'method/nope' Available options in 'method': adversarial atrice",
     "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': ensemble flwc lwc",
     "attack=nope": "attack@test_attack",
     "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
@@ -272,7 +325,7 @@ BAD = {
 @pytest.mark.parametrize(("override", "message"), BAD.items(), ids=BAD.keys())
 def test_bad_settings_are_one_line_before_anything_is_written(override, message, tmp_path):
     folder = tmp_path / "run"
-    done = run("src.train", override, f"hydra.run.dir={folder}", fails=True)
+    done = run("src.train", *override.split(), f"hydra.run.dir={folder}", fails=True)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not folder.exists()
@@ -390,8 +443,8 @@ def test_help_tells_the_groups_and_how_to_use_them():
     shown = run("src.train", "--help").stdout
     for part in (
         "python -m src.train method=atrice thg=0.02",
-        "method: atrice, vanilla",
-        "attack: ensemble, flwc, lwc, monte_carlo, pgd",
+        "method: adversarial, atrice, pgd_at, trice, universal_at, va, vanilla",
+        "attack: ensemble, flwc, lwc, lwc_margin, lwc_short, monte_carlo, pgd",
         "thg:",
     ):
         assert part in shown

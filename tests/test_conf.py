@@ -65,11 +65,23 @@ def test_methods(name):
     assert isinstance(method, Method)
 
 
+def test_a_method_chooses_the_attack_that_selects_and_the_command_line_wins():
+    assert composed("method=vanilla").val_attack == composed("method=atrice").val_attack
+    for name in ("pgd_at", "universal_at"):
+        assert composed(f"method={name}").val_attack.objective == "sigmoid_margin"
+        assert composed(f"method={name}", "attack@val_attack=flwc").val_attack._target_ == "worstcase.attacks.FLWC"
+
+
+def test_adversarial_training_takes_any_attack():
+    assert composed("method=adversarial").method.attack.epochs == 10
+    assert composed("method=adversarial", "attack@method.attack=flwc").method.attack.steps == 10
+
+
 @pytest.mark.parametrize("name", options("attack"))
 def test_attacks(name):
     cfg = composed(f"attack@test_attack={name}")
     attack = instantiate(cfg.test_attack)
-    assert isinstance(attack, Attack) and attack.name == name
+    assert isinstance(attack, Attack) and attack.name == name.removesuffix("_short").removesuffix("_margin")
 
 
 @pytest.mark.parametrize("name", options("th_g"))

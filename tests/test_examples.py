@@ -1,10 +1,13 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import REPOSITORY, environment
+from torch import nn
 
 from examples.resnet20 import resnet20
+from examples.trice_search import kpp, quartile_points, shrunk
 from worstcase import Crossbar
 
 
@@ -35,3 +38,21 @@ def test_your_own_network():
     clean, lowest = (float(line.split(": ")[1].split("%")[0]) for line in shown[:2])
     assert clean > 80 and lowest < clean - 10
     assert shown[2].startswith("true classes:") and shown[3].startswith("its answers:")
+
+
+def test_trice_search_halves_its_interval_round_the_best_of_three_points():
+    assert quartile_points(0.0, 0.4) == pytest.approx([0.1, 0.2, 0.3])
+    assert shrunk(0.0, 0.4, 0.1) == pytest.approx((0.0, 0.2))
+    assert shrunk(0.0, 0.4, 0.2) == pytest.approx((0.1, 0.3))
+    assert shrunk(0.0, 0.4, 0.3) == pytest.approx((0.2, 0.4))
+
+
+def test_kpp_is_a_quantile_of_the_accuracies_of_random_instances():
+    """Weights 1 and 0 with noise of 1 each: an instance is wrong where the second becomes the larger."""
+    layer = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    batch = (torch.ones(1, 1), torch.tensor([0]))
+    options = {"variation": 1.0, "instances": 200}
+    wrong = sum(kpp(Crossbar(layer, 0.1), [batch], k=k / 100, **options) < 0.5 for k in range(100)) / 100
+    assert wrong == pytest.approx(0.24, abs=0.08)  # P(N(1, sqrt 2) < 0)

@@ -103,6 +103,10 @@ class Crossbar(nn.Module):
             raise ValueError(f"thg={thg}: must be {allowed}")
         self._thg = float(thg)
 
+    def arrays(self) -> dict[str, nn.Parameter]:
+        """The network's own weight of each array, not quantised, by parameter name."""
+        return {name: self.net.get_parameter(name) for name in self._names}
+
     def programmed(self) -> dict[str, Tensor]:
         """What the devices are told to hold: each array's weight or its quantised value, by parameter name.
 
@@ -200,7 +204,7 @@ class Crossbar(nn.Module):
 
     def zero_perturbation(self) -> dict[str, Tensor]:
         """No deviation at all, by name, in the shapes, dtypes and on the devices of the weights."""
-        return {name: torch.zeros_like(self.net.get_parameter(name)) for name in self._names}
+        return {name: torch.zeros_like(weight) for name, weight in self.arrays().items()}
 
     def is_feasible(self, perturbation: Perturbation) -> bool:
         """Whether every deviation is within its bound, exactly (so NaN is not)."""

@@ -4,6 +4,7 @@ from torch.utils.data import DataLoader
 
 from worstcase.data import InMemoryDataModule
 from worstcase.data.augmentation import flip_and_crop, standardise
+from worstcase.data.base import ShuffledBatches
 
 
 class Numbered(InMemoryDataModule):
@@ -78,3 +79,16 @@ def test_standardised_by_channel():
     images = torch.ones(2, 3, 4, 4)
     found = standardise(images, [0.0, 0.5, 1.0], [1.0, 0.5, 2.0])
     assert found[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_processes_share_the_batches_of_an_epoch_in_turn():
+    whole, first, second = (ShuffledBatches(40, 8, seed=3) for _ in range(3))
+    for rank, part in enumerate((first, second)):
+        part.num_replicas, part.rank = 2, rank
+    for epoch in (0, 1):
+        for batches in (whole, first, second):
+            batches.set_epoch(epoch)
+        order = [batch.tolist() for batch in whole]
+        assert [batch.tolist() for batch in first] == order[0:4:2]
+        assert [batch.tolist() for batch in second] == order[1:4:2]
+        assert len(whole) == 5 and len(first) == len(second) == 2

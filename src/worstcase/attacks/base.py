@@ -152,7 +152,7 @@ class Search:
         self.samples, self.mini_batches, self.classes = samples, mini_batches, logits.shape[1]
         self._forwards += samples
         accuracy = int(correct) / samples
-        if accuracy < self.worst_accuracy:
+        if accuracy <= self.worst_accuracy:
             self.worst_answers = answers
         return self._keep(perturbation, accuracy, context)
 
@@ -185,7 +185,7 @@ class Search:
     def _keep(self, perturbation: Perturbation, accuracy: float, context: dict[str, Any]) -> float:
         if not self.crossbar.is_feasible(perturbation):
             raise RuntimeError("an attack scored a perturbation outside the bound; it must project first")
-        if accuracy < self.worst_accuracy:
+        if accuracy <= self.worst_accuracy:  # of equal ones the later, which fits the objective better
             self.worst_accuracy = accuracy
             self.worst = {name: d.detach().clone() for name, d in perturbation.items()}
         self.history.append({"passes": self.passes, "accuracy": accuracy, **context})

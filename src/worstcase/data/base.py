@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import lightning as L
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+from worstcase.seeds import drawing_by
 
 Split = tuple[Tensor, Tensor]
 
@@ -108,7 +110,10 @@ class InMemoryDataModule(ImageDataModule):
 
 
 class TrainingBatches(Dataset[Split]):
-    """Batches of uint8 images by a tensor of indices, augmented and prepared when they are asked for."""
+    """Batches of uint8 images by a tensor of indices, augmented and prepared when they are asked for.
+
+    The seed and the indices decide what the augmentation draws.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, data: InMemoryDataModule) -> None:
         self.images, self.labels, self.data = images, labels, data
@@ -117,24 +122,28 @@ class TrainingBatches(Dataset[Split]):
         return len(self.labels)
 
     def __getitem__(self, indices: Tensor) -> Split:
-        return self.data.prepare(self.data.augment(self.images[indices])), self.labels[indices]
+        with drawing_by(self.data.seed, indices.tolist()):
+            return self.data.prepare(self.data.augment(self.images[indices])), self.labels[indices]
 
 
-class ShuffledBatches(Sampler[Tensor]):
-    """Indices by batch, in an order that only the seed and the epoch decide: a resumed run sees the same."""
+class ShuffledBatches(DistributedSampler[Tensor]):
+    """Indices by batch, in an order that only the seed and the epoch decide: a resumed run sees the same.
+
+    Several processes that train together take turns at the batches, as many each; what remains is left out.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
-        self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
+        together = distributed.is_available() and distributed.is_initialized()
+        processes, rank = (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
+        super().__init__(range(size), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.size, self.batch_size = size, batch_size
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        return -(-self.size // self.batch_size) // self.num_replicas
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(draw(self.size, self.seed * 1_000_003 + self.epoch).split(self.batch_size))
+        batches = draw(self.size, self.seed * 1_000_003 + self.epoch).split(self.batch_size)
+        return iter(batches[self.rank :: self.num_replicas][: len(self)])
 
 
 def check_classes(said: int | None, found: int | None, where: object) -> int:

@@ -15,6 +15,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from worstcase.data.base import ImageDataModule, ShuffledBatches, Split, check_classes, draw
+from worstcase.seeds import drawing_by
 
 KEPT_BYTES = 2**31  # a test split that takes less is read once and kept
 
@@ -91,7 +92,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def train_dataloader(self) -> DataLoader:
         data, (train, _) = self._training_data(self._for_training)
-        chosen = BatchesOf(data, train)
+        chosen = BatchesOf(data, train, self.seed)
         return self._loader(chosen, ShuffledBatches(len(chosen), self.batch_size, self.seed))
 
     def val_dataloader(self) -> DataLoader:
@@ -146,13 +147,17 @@ class Listed(Dataset):
 
 
 class BatchesOf(Dataset[Split]):
-    """Chosen items of a data set, by a tensor of positions at a time."""
+    """Chosen items of a data set, by a tensor of positions at a time.
 
-    def __init__(self, data: Dataset, chosen: Tensor) -> None:
-        self.data, self.chosen = data, chosen
+    The seed and the positions decide what random transforms draw.
+    """
+
+    def __init__(self, data: Dataset, chosen: Tensor, seed: int = 0) -> None:
+        self.data, self.chosen, self.seed = data, chosen, seed
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, positions: Tensor) -> Split:
-        return default_collate([self.data[index] for index in self.chosen[positions].tolist()])
+        with drawing_by(self.seed, positions.tolist()):
+            return default_collate([self.data[index] for index in self.chosen[positions].tolist()])

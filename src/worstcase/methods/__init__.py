@@ -1,7 +1,21 @@
 """Training methods, one LightningModule each."""
 
+from worstcase.methods.adversarial import Adversarial
 from worstcase.methods.atrice import ATrice
 from worstcase.methods.base import Method
+from worstcase.methods.pgd_at import PGDAT
+from worstcase.methods.trice import Trice
+from worstcase.methods.universal_at import UniversalAT
 from worstcase.methods.vanilla import Vanilla
+from worstcase.methods.variation_aware import VariationAware
 
-__all__ = ["ATrice", "Method", "Vanilla"]
+__all__ = [
+    "PGDAT",
+    "ATrice",
+    "Adversarial",
+    "Method",
+    "Trice",
+    "UniversalAT",
+    "Vanilla",
+    "VariationAware",
+]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.crossbar import Crossbar, evaluating
-from worstcase.methods.base import Method
+from worstcase.methods.base import Method, check_range
 from worstcase.objectives import p2
 from worstcase.variation import right_censored_gaussian
 
@@ -44,13 +43,10 @@ class ATrice(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, **options)
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"method.alpha={alpha}: must be 0..1")
-        for key, value in {"step": step, "sigma": sigma}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"method.{key}={value}: must be finite, 0 or more")
-        if not math.isfinite(threshold):
-            raise ValueError(f"method.threshold={threshold}: must be finite")
+        check_range("alpha", alpha, high=1)
+        check_range("step", step)
+        check_range("sigma", sigma)
+        check_range("threshold", threshold, low=-math.inf)
         self.alpha, self.step, self.sigma, self.threshold = alpha, step, sigma, threshold
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -62,15 +58,10 @@ class ATrice(Method):
         return (1 - self.alpha) * loss_n + self.alpha * loss_p  # line 16
 
     def _adversary(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        zero = {name: d.requires_grad_() for name, d in self.crossbar.zero_perturbation().items()}
-        cost_p = p2(self.crossbar(images, zero), labels).sum()
-        gradients = torch.autograd.grad(cost_p, list(zero.values()), materialize_grads=True)
+        cost_p = self.gradient(p2, self.crossbar.zero_perturbation(), images, labels)
         bound = self.crossbar.bound()
-        return {
-            name: -self.step * bound[name] * gradient.sign()
-            for name, gradient in zip(zero, gradients, strict=True)
-        }
+        return {name: -self.step * bound[name] * gradient.sign() for name, gradient in cost_p.items()}
 
     def _noise(self) -> dict[str, Tensor]:
-        sigma = {name: self.sigma * scale for name, scale in self.crossbar.full_scales().items()}
-        return right_censored_gaussian(self.crossbar.zero_perturbation(), sigma, threshold=self.threshold)
+        sigma = self.in_weight_units(self.sigma)
+        return right_censored_gaussian(self.crossbar.arrays(), sigma, self.draws, threshold=self.threshold)

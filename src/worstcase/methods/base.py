@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import islice
@@ -9,15 +10,23 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from worstcase.crossbar import Crossbar
+from worstcase.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.objectives import Objective
+from worstcase.seeds import derived_seed, seeded
 
 
 class Method(L.LightningModule):
     """Trains the network of a crossbar with automatic optimisation.
+
+    A run that is resumed after an epoch goes on as if it had never stopped, and all processes of a run
+    perturb the weights alike: noise comes from `draws`, whose state only the seed, the epoch and the batch
+    decide, and gradients that a perturbation follows are summed over the processes.
 
     Args:
         crossbar: the network with its th_g.
@@ -26,7 +35,18 @@ class Method(L.LightningModule):
         scheduler: from that optimiser to a learning rate schedule, stepped once an epoch.
         monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy`` or
             ``val/worst_case_accuracy``.
+        weight_clip: after each optimiser step the weights of each array are clamped to +- so many of their
+            standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
+            of ``layer_max``. None: they are not.
+        weight_clip_unit: ``deviation``, or ``weight``: weight_clip is a value in weight units, 0 or more.
+        seed: of all that is drawn in training.
+
+    Raises:
+        ValueError: weight_clip out of range.
     """
+
+    draws: torch.Generator
+    """Draws the noise of the present batch: the same in every process, and in a resumed run."""
 
     def __init__(
         self,
@@ -36,13 +56,23 @@ class Method(L.LightningModule):
         optimizer: Callable[..., Optimizer] = torch.optim.Adam,
         scheduler: Callable[[Optimizer], Any] | None = None,
         monitor: str = "val/accuracy",
+        weight_clip: float | None = None,
+        weight_clip_unit: str = "deviation",
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        if weight_clip_unit not in ("deviation", "weight"):
+            raise ValueError(f"method.weight_clip_unit={weight_clip_unit}: must be deviation or weight")
+        if weight_clip is not None:
+            check_range("weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)
         self.crossbar = crossbar
         self.monitor = monitor
+        self.weight_clip, self.weight_clip_unit, self.seed = weight_clip, weight_clip_unit, seed
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._optimizer, self._scheduler = optimizer, scheduler
+        self._steps = 0.0  # optimiser steps of the whole training, once it has begun
+        self.draws = seeded(seed, 0, 0)
 
     @abstractmethod
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -51,22 +81,91 @@ class Method(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.crossbar(images)
 
+    # ---- what methods are made of
+
+    def gradient(
+        self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The gradient in a perturbation of an objective of (logits, labels) summed over the batch.
+
+        Summed over all processes too, so that each takes the same step. Nothing else gets a gradient.
+        """
+        leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
+        loss = objective(self.crossbar(images, leaves), labels).sum()
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return {name: sum_over_processes(g) for name, g in zip(leaves, gradients, strict=True)}
+
+    def loss_at(self, adversary: Perturbation, images: Tensor, labels: Tensor, *, clean: float) -> Tensor:
+        """(1 - clean) x cross-entropy on the adversary's chip + clean x cross-entropy as programmed.
+
+        The clean pass updates batch norm's running statistics and the adversary's uses them; without a
+        clean pass (clean = 0) the adversary's is an ordinary training pass.
+        """
+        if clean == 0:
+            return F.cross_entropy(self.crossbar(images, adversary), labels)
+        loss_c = F.cross_entropy(self.crossbar(images), labels)
+        with evaluating(self.crossbar):
+            loss_p = F.cross_entropy(self.crossbar(images, adversary), labels)
+        return (1 - clean) * loss_p + clean * loss_c
+
+    def training_bound(self, factor: float, ramp: float) -> dict[str, Tensor]:
+        """`Crossbar.bound` times a factor that grows from 0 over the first share `ramp` of the training."""
+        done = self.global_step / self._steps if self._steps else 1.0
+        factor *= min(1.0, done / ramp) if ramp else 1.0
+        return {name: factor * bound for name, bound in self.crossbar.bound().items()}
+
+    def in_weight_units(self, sigma: float) -> dict[str, Tensor]:
+        """A standard deviation in units of the full scale, as one in weight units for each array."""
+        return {name: sigma * scale for name, scale in self.crossbar.full_scales().items()}
+
+    def of_first_process(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor, in every process."""
+        return self.trainer.strategy.broadcast(tensor) if self._trainer is not None else tensor
+
+    # ---- Lightning's hooks
+
     def on_train_start(self) -> None:
-        """A pass in eval mode may come first: quantised outputs get their first ranges from one batch."""
+        self._steps = float(self.trainer.estimated_stepping_batches)
+        if self.current_epoch:
+            self._shuffle_as_in_this_epoch()
         outputs = self.crossbar.outputs
         if outputs is not None and outputs.ranges.isnan().any():
+            # A pass in eval mode may come first: quantised outputs get their first ranges from one batch.
             assert self.trainer.train_dataloader is not None
             self.crossbar.calibrate(islice(self.trainer.train_dataloader, 1))
 
+    def _shuffle_as_in_this_epoch(self) -> None:
+        """Lightning begins a resumed run's batches before it tells their sampler which epoch it is."""
+        loop = self.trainer.fit_loop
+        assert loop._combined_loader is not None and loop._data_fetcher is not None
+        for loader in loop._combined_loader.flattened:
+            _set_sampler_epoch(loader, self.current_epoch)
+        iter(loop._data_fetcher)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self.training_loss(*batch)
+        place = (self.seed, self.current_epoch, batch_idx)
+        self.draws = seeded(*place, device=self.device)
+        torch.manual_seed(derived_seed(*place, "process", self.global_rank))  # for dropout
+        try:
+            loss = self.training_loss(*batch)
+        except RuntimeError:  # an attack refuses what is not finite
+            if not self._not_finite(batch[0]):
+                raise
+            loss = torch.tensor(torch.nan)
         if not torch.isfinite(loss):
+            cause = self._not_finite(batch[0]) or (
+                "the logits or the loss overflowed; lower the learning rate (model.optimizer.lr)"
+            )
             raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): "
-                + self._cause(batch[0])
+                f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): {cause}"
             )
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True)
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.weight_clip is not None:
+            self._clip(self.weight_clip)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -84,10 +183,35 @@ class Method(L.LightningModule):
             return optimizer
         return [optimizer], [self._scheduler(optimizer)]
 
-    def _cause(self, images: Tensor) -> str:
+    @torch.no_grad()
+    def _clip(self, limit: float) -> None:
+        for weight in self.crossbar.arrays().values():
+            if weight.requires_grad:  # what is frozen stays as it is
+                deviation = weight.square().mean().sqrt().item() if self.weight_clip_unit == "deviation" else 1.0
+                weight.clamp_(-limit * deviation, limit * deviation)
+
+    def _not_finite(self, images: Tensor) -> str:
         if not torch.isfinite(images).all():
             return "the batch has inputs that are not finite; check the data"
         for name, tensor in self.crossbar.net.state_dict().items():
             if not torch.isfinite(tensor).all():
                 return f"{name} became not finite; lower the learning rate (model.optimizer.lr)"
-        return "the logits or the loss overflowed; lower the learning rate (model.optimizer.lr)"
+        return ""
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """In place, where several processes train together."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def check_range(setting: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
+    """A finite number from low to high is fine.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (math.isfinite(value) and low <= value <= high):
+        allowed = f"{low:g}..{high:g}" if high < math.inf else f"finite, {low:g} or more"
+        raise ValueError(f"method.{setting}={value}: must be {allowed if low > -math.inf else 'finite'}")

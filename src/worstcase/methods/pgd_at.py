@@ -1,0 +1,60 @@
+"""PGD adversarial training of the weights (Madry et al., ICLR 2018, arXiv 1706.06083, for weights)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from worstcase.crossbar import Crossbar, evaluating
+from worstcase.methods.base import Method, check_range
+from worstcase.objectives import cross_entropy
+
+
+class PGDAT(Method):
+    """PGD-AT: a few sign steps up the cross-entropy of the batch, then a training step on that chip.
+
+    Cost: `steps` + 1 forward and backward passes a step, and 1 more with a clean share.
+
+    Args:
+        crossbar: the network with its th_g.
+        steps: sign steps of the adversary, from zero.
+        step: their size in units of the training bound.
+        factor: the training bound in units of the bound: more than 1 leaves a margin to attacks that are
+            stronger than the adversary.
+        ramp: share of the training over which the training bound grows from 0, 0..1.
+        clean: share of the loss as programmed, 0..1.
+        options: see `Method`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        crossbar: Crossbar,
+        *,
+        steps: int = 3,
+        step: float = 0.5,
+        factor: float = 1.5,
+        ramp: float = 0.3,
+        clean: float = 0.2,
+        **options: Any,
+    ) -> None:
+        super().__init__(crossbar, **options)
+        check_range("steps", steps, low=1)
+        check_range("step", step)
+        check_range("factor", factor)
+        check_range("ramp", ramp, high=1)
+        check_range("clean", clean, high=1)
+        self.steps, self.step, self.factor, self.ramp, self.clean = steps, step, factor, ramp, clean
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        bound = self.training_bound(self.factor, self.ramp)
+        adversary = self.crossbar.zero_perturbation()
+        with evaluating(self.crossbar):
+            for _ in range(self.steps):
+                gradient = self.gradient(cross_entropy, adversary, images, labels)
+                for name, d in adversary.items():
+                    d.sub_(self.step * bound[name] * gradient[name].sign()).clamp_(-bound[name], bound[name])
+        return self.loss_at(adversary, images, labels, clean=self.clean)

@@ -1,0 +1,41 @@
+"""TRICE: training with right-censored Gaussian noise (Eq. 11; Yan et al., ICCAD 2023, arXiv 2307.15853)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from worstcase.crossbar import Crossbar
+from worstcase.methods.base import Method, check_range
+from worstcase.variation import right_censored_gaussian
+
+
+class Trice(Method):
+    """TRICE: as `VariationAware`, with noise that is cut off on the right (Eq. 11).
+
+    Cost: 1 forward and 1 backward a step. The pass with noise updates batch norm's statistics.
+    TRICE's own search of sigma is in ``examples/trice_search.py``.
+
+    Args:
+        crossbar: the network.
+        sigma: sigma_t of Eq. 11 in units of the full scale, 0 or more.
+        threshold: th of Eq. 11 in units of sigma_t.
+        options: see `Method`.
+
+    Raises:
+        ValueError: sigma or threshold out of range.
+    """
+
+    def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, threshold: float = 1.0, **options: Any) -> None:
+        super().__init__(crossbar, **options)
+        check_range("sigma", sigma)
+        check_range("threshold", threshold, low=-math.inf)
+        self.sigma, self.threshold = sigma, threshold
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        sigma = self.in_weight_units(self.sigma)
+        noise = right_censored_gaussian(self.crossbar.arrays(), sigma, self.draws, threshold=self.threshold)
+        return F.cross_entropy(self.crossbar(images, noise), labels)

@@ -1,0 +1,107 @@
+"""Adversarial training of the weights against a pool of persistent perturbations.
+
+Universal adversarial training (Shafahi et al., AAAI 2020, arXiv 1811.11304) for weights: one perturbation
+serves all inputs, as one chip does, so it is worth keeping it from batch to batch; and its gradient comes
+with the weights' from the same pass, as in 'free' adversarial training (arXiv 1904.12843).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worstcase.crossbar import Crossbar
+from worstcase.methods.base import Method, check_range, sum_over_processes
+from worstcase.seeds import seeded
+
+
+class UniversalAT(Method):
+    """Each batch trains on one perturbation of the pool, and improves it by one sign step with momentum.
+
+    Cost: 1 forward and 1 backward a step, and 1 more of each with a clean share. The pool is in units of
+    the training bound, so it follows the weights, and part of the checkpoint.
+
+    Args:
+        crossbar: the network with its th_g.
+        members: perturbations in the pool, 1 or more.
+        step: of a perturbation's improvement, in units of the training bound.
+        momentum: of its gradient, each normalised by the mean absolute value in its array; 0..1.
+        lifetime: batches that a perturbation lives on average before it starts anew at a random point;
+            None: it never does.
+        factor: the training bound in units of the bound: more than 1 leaves a margin to attacks that are
+            stronger than the pool.
+        ramp: share of the training over which the training bound grows from 0, 0..1.
+        clean: share of the loss as programmed, 0..1.
+        options: see `Method`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    pool: Tensor
+    """(members, weights), -1..1 in units of the training bound, the arrays one after another."""
+    velocity: Tensor
+    """The gradients that the pool follows, summed up with momentum; of the pool's shape."""
+
+    def __init__(
+        self,
+        crossbar: Crossbar,
+        *,
+        members: int = 8,
+        step: float = 0.1,
+        momentum: float = 0.75,
+        lifetime: float | None = None,
+        factor: float = 1.5,
+        ramp: float = 0.3,
+        clean: float = 0.2,
+        **options: Any,
+    ) -> None:
+        super().__init__(crossbar, **options)
+        check_range("members", members, low=1)
+        check_range("step", step)
+        check_range("momentum", momentum, high=1)
+        if lifetime is not None:
+            check_range("lifetime", lifetime, low=1)
+        check_range("factor", factor)
+        check_range("ramp", ramp, high=1)
+        check_range("clean", clean, high=1)
+        self.step, self.momentum, self.lifetime = step, momentum, lifetime
+        self.factor, self.ramp, self.clean = factor, ramp, clean
+        size = (members, sum(weight.numel() for weight in crossbar.arrays().values()))
+        self.register_buffer("pool", torch.empty(size).uniform_(-1, 1, generator=seeded(self.seed, "pool")))
+        self.register_buffer("velocity", torch.zeros(size))
+        self._member = 0
+        self._adversary: dict[str, Tensor] = {}
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        self._member = int(self._draw() * len(self.pool))
+        if self.lifetime is not None and self._draw() * self.lifetime < 1:
+            self.pool[self._member].uniform_(-1, 1, generator=self.draws)
+            self.velocity[self._member].zero_()
+        bound = self.training_bound(self.factor, self.ramp)
+        units = self._by_array(self.pool)
+        self._adversary = {name: (bound[name] * unit).requires_grad_() for name, unit in units.items()}
+        return self.loss_at(self._adversary, images, labels, clean=self.clean)
+
+    @torch.no_grad()
+    def on_after_backward(self) -> None:
+        """Improve the perturbation by its gradient, which the backward pass of the weights left."""
+        units, velocities = self._by_array(self.pool), self._by_array(self.velocity)
+        for name, d in self._adversary.items():
+            if d.grad is None:  # the network did not use this array
+                continue
+            gradient = sum_over_processes(d.grad).nan_to_num_(0, 0, 0)  # float16 overflows now and then
+            gradient /= gradient.abs().mean().clamp_min(torch.finfo(gradient.dtype).tiny)
+            velocities[name].mul_(self.momentum).add_(gradient)
+            units[name].add_(self.step * velocities[name].sign()).clamp_(-1, 1)
+
+    def _draw(self) -> float:
+        return torch.rand((), generator=self.draws, device=self.draws.device).item()
+
+    def _by_array(self, buffer: Tensor) -> dict[str, Tensor]:
+        """The present member's part of a buffer as views in the shapes of the weights."""
+        weights = self.crossbar.arrays()
+        parts = buffer[self._member].split([weight.numel() for weight in weights.values()])
+        return {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}

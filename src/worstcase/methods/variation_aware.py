@@ -1,0 +1,36 @@
+"""Variation-aware training: Gaussian noise on the weights in every step (Section IV-B of the paper)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from worstcase.crossbar import Crossbar
+from worstcase.methods.base import Method, check_range
+from worstcase.variation import gaussian
+
+
+class VariationAware(Method):
+    """VA: cross-entropy at W + noise, fresh Gaussian noise for each batch, its gradient applied to W.
+
+    Cost: 1 forward and 1 backward a step. The pass with noise updates batch norm's statistics.
+
+    Args:
+        crossbar: the network.
+        sigma: standard deviation in units of the full scale, 0 or more, whatever th_g is.
+        options: see `Method`.
+
+    Raises:
+        ValueError: sigma out of range.
+    """
+
+    def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, **options: Any) -> None:
+        super().__init__(crossbar, **options)
+        check_range("sigma", sigma)
+        self.sigma = sigma
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        noise = gaussian(self.crossbar.arrays(), self.in_weight_units(self.sigma), self.draws)
+        return F.cross_entropy(self.crossbar(images, noise), labels)
