@@ -388,7 +388,7 @@ def test_an_evaluation_names_a_bad_attack_or_setting(trained):
         "thg=[0.1,-1]": "thg=-1: must be a finite number, 0 or more",
         "thg=much": "thg=much: must be a finite number",
         "diagnosis=long": "diagnosis=long: must be short or full",
-        "attack=nope": "Available options in 'attack': ensemble flwc lwc monte_carlo pgd",
+        "attack=nope": "Available options in 'attack': ensemble flwc lwc lwc_margin",
         "thg=1.5": "thg=1.5: must be at most 1",
         "dataset.batch_sise=3": "did you mean batch_size?",
         "dataset.download=true": "there is no setting dataset.download",

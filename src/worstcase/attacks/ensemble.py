@@ -17,7 +17,7 @@ from worstcase.objectives import Objective, cross_entropy, dlr, into_class, marg
 from worstcase.variation import vertex
 
 STEPS = 32  # of a member in the first round; each round doubles them
-SAMPLES = 512  # of a step at most, unless a mini-batch has more; the first round takes single mini-batches
+SAMPLES = 512  # of a step at most, unless a mini-batch has more; the first round takes two mini-batches
 CLASSES = 32  # tried at most as the one class that everything is pushed into
 FLIPS = 50  # tries a weight, for networks of at most so many weights
 STEP_FROM_WORST = 0.5  # of a member's first step
@@ -29,7 +29,7 @@ class Ensemble(Attack):
     AutoAttack counts a sample as lost if any member flips it. A chip has one perturbation for all samples, so here
     the lowest accuracy of one perturbation counts, and members start from what others found.
 
-    In the first round each member (`MEMBERS`) makes 32 steps from zero, a mini-batch each. Each later round
+    In the first round each member (`MEMBERS`) makes 32 steps from zero, of two mini-batches each. Each later round
     keeps the better half (two at least), doubles the steps and their samples, and starts in turn from the worst
     perturbation so far and from a random vertex. As in APGD, a member's step is halved when it did not lower the
     accuracy from the worst so far. Within a run steps decay to zero; what the run ends with is scored over the
@@ -124,7 +124,7 @@ def _better_half(members: int) -> int:
 
 def _batches_a_step(run: Search, round_: int) -> int:
     samples_a_batch = run.samples / run.mini_batches
-    return max(1, min(2**round_, math.floor(min(SAMPLES, run.samples / 8) / samples_a_batch)))
+    return max(1, min(2 ** (round_ + 1), math.floor(min(SAMPLES, run.samples / 8) / samples_a_batch)))
 
 
 def _gradient(
@@ -160,7 +160,7 @@ def _attractors(run: Search, images: Tensor, labels: Tensor) -> list[int]:
 class SignSteps:
     """Steps of equal size against the sign of the gradients' decaying sum, each array's scaled to mean 1."""
 
-    MOMENTUM = 0.75
+    MOMENTUM = 0.9
 
     def __init__(self, bound: Perturbation, start: Perturbation) -> None:
         self.bound = bound
@@ -201,11 +201,11 @@ class TanhAdam:
 
 
 def _sigmoid(left: float, targets: list[int]) -> Objective:
-    """The temperature falls from the mini-batch's mean absolute margin to a twentieth of it."""
+    """The temperature falls from 0.1 to 0.04 of the mini-batch's mean absolute margin."""
 
     def objective(logits: Tensor, labels: Tensor) -> Tensor:
         scale = margin(logits.detach(), labels).abs().mean().clamp_min(torch.finfo(logits.dtype).tiny)
-        return sigmoid_margin(logits, labels, scale * max(left, 0.05))
+        return sigmoid_margin(logits, labels, scale * (0.04 + 0.06 * left))
 
     return objective
 
