@@ -186,7 +186,7 @@ class TanhAdam:
     def __init__(self, bound: Perturbation, start: Perturbation) -> None:
         self.bound = bound
         self.v = {name: torch.atanh(0.99 * (d / bound[name]).nan_to_num()) for name, d in start.items()}
-        self.adam = torch.optim.Adam(self.v.values())
+        self.adam = torch.optim.Adam(self.v.values(), fused=True)
 
     @property
     def perturbation(self) -> dict[str, Tensor]:

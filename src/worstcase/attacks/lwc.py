@@ -97,15 +97,17 @@ class LWC(Attack):
         magnitude = _MAGNITUDES[self.magnitude]
         perturbation = run.crossbar.zero_perturbation()
         adam = torch.optim.Adam(
-            [{"params": [d], "lr": self.lr * run.bound[name].amax().item()} for name, d in perturbation.items()]
+            [{"params": [d], "lr": self.lr * run.bound[name].amax().item()} for name, d in perturbation.items()],
+            fused=True,
         )
         for _ in range(self.epochs):
             for images, labels in run.batches():
                 of_p = run.gradient(self._objective, perturbation, images, labels)
                 of_magnitude = _gradient(magnitude, perturbation, run.bound)
                 for name, d in perturbation.items():
-                    gradient = c / len(images) * of_p[name] + of_magnitude[name]
-                    d.grad = gradient * (run.bound[name] > 0)  # weights without a bound stay where they are
+                    d.grad = of_p[name].mul_(c / len(images)).add_(of_magnitude[name])
+                    if run.bound[name].ndim:
+                        d.grad *= run.bound[name] > 0  # weights without a bound stay where they are
                 adam.step()
                 if self.project == "step":
                     run.clamp_(perturbation)
