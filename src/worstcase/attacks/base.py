@@ -138,23 +138,17 @@ class Search:
             ValueError: the reference set is empty.
         """
         correct: int | Tensor = 0
-        answers: int | Tensor = 0
         samples = mini_batches = 0
         for images, labels in self.batches():
             logits = self.crossbar(images, perturbation)
-            answer = logits.argmax(1)
-            correct += (answer == labels).sum()
-            answers += answer.bincount(minlength=logits.shape[1])
+            correct += (logits.argmax(1) == labels).sum()
             samples += len(labels)
             mini_batches += 1
         if not samples:
             raise ValueError("the reference set has no samples")
         self.samples, self.mini_batches, self.classes = samples, mini_batches, logits.shape[1]
         self._forwards += samples
-        accuracy = int(correct) / samples
-        if accuracy <= self.worst_accuracy:
-            self.worst_answers = answers
-        return self._keep(perturbation, accuracy, context)
+        return self._keep(perturbation, int(correct) / samples, context)
 
     def count(self, forwards: int, *, lowest: float = 1.0) -> None:
         """Add forward passes of so many samples, of an attack that makes its own.
