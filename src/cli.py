@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from src import schema
-from worstcase.results import RECORD, Record, finished_runs, write_json
+from worstcase.results import CHECKPOINT, RECORD, Record, finished_runs, write_json
 
 CONF = str(Path(__file__).parent.parent / "conf")
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
@@ -175,10 +175,18 @@ def completed(cfg: DictConfig) -> DictConfig:
             trained.dataset.data_dir = cfg.data_dir
         said = OmegaConf.merge(trained.dataset, said)
     cfg.dataset = said
+    cfg.weights = _file_digest(Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
     if cfg.run:
         bits = {key: value for key, value in cfg.model.items() if value is not None}
         cfg.model = OmegaConf.merge(trained.model, bits)
     return cfg
+
+
+def _file_digest(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:12]
 
 
 def _newest_run() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from src import cli, schema
 from worstcase.results import AttackRecord, Record, finished_runs, save_perturbations
 
 RANDOM_VERTICES = 4  # that a single attack is compared with
+
+log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="evaluate")
@@ -83,8 +86,11 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
     siblings = Path(cfg.run, "evaluations") if cfg.run else folder.parent
     others = [other for _, other in finished_runs([siblings])] if siblings.name == "evaluations" else []
     evaluation.flags += lower_elsewhere(evaluation, others + ([record] if record else []))
-    for name, figure in evaluation_figures(evaluation).items():
-        figure.savefig(folder / f"{name}.png", dpi=150)
+    try:
+        for name, figure in evaluation_figures(evaluation).items():
+            figure.savefig(folder / f"{name}.png", dpi=150)
+    except Exception:  # the record matters more, and holds all that they show
+        log.exception("figures could not be drawn")
     return evaluation
 
 

@@ -42,6 +42,7 @@ class EvaluateConfig:
 
     run: str | None = None
     checkpoint: str | None = None
+    weights: str | None = None
     net: str | None = None
     thg: Any = None
     full_scale: str | None = None

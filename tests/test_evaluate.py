@@ -1,13 +1,16 @@
 """What `python -m src.evaluate` finds and explains, in processes of its own."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from conftest import run
 from safetensors.torch import load_file
 
 from worstcase import load_run
 from worstcase.attacks.base import accuracy
+from worstcase.models import LeNet
 
 
 def record(folder):
@@ -66,6 +69,23 @@ def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
     assert record(folder)["diagnosis"]
     names = {path.stem for path in folder.glob("*.png")}
     assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "layers"} <= names
+
+
+def test_other_weights_in_the_same_file_are_another_evaluation(trained, tmp_path):
+    file = tmp_path / "weights.ckpt"
+    shutil.copy(trained / "checkpoints" / "best.ckpt", file)
+    evaluation = [
+        "src.evaluate",
+        f"run={trained}",
+        f"checkpoint={file}",
+        "attack=flwc",
+        "attack.steps=1",
+        f"hydra.run.dir={tmp_path / 'out'}",
+    ]
+    run(*evaluation)
+    assert "finished already" in run(*evaluation).stderr
+    torch.save(LeNet().state_dict(), file)
+    assert "holds the record of another configuration" in run(*evaluation, fails=True).stderr
 
 
 def test_a_single_attack_that_an_earlier_evaluation_beat_is_flagged(trained):

@@ -46,9 +46,24 @@ def test_accuracy_that_rises_within_an_attack():
     assert "the accuracy rises with the budget, 40.00% after 4 passes and 60.00% at the end" in flag
 
 
+def test_what_an_attack_was_given_or_clamped_says_nothing_of_its_budget():
+    given = found("flwc", 0.02, 0.9, 0.7, 0.7, start=0.5)
+    free = found("lwc", 0.02, 0.9, 0.3, 0.8)
+    free.history[1]["magnitude"] = 2.5
+    assert red_flags([given]) == red_flags([free]) == []
+
+
+def test_members_of_unlike_speed_are_not_called_masked():
+    members = [
+        {"member": name, "accuracy": a, "lowest": a, "passes": 1.0} for name, a in (("dlr", 0.3), ("p2", 0.0))
+    ]
+    (flag,) = red_flags([found("ensemble", 0.02, 0.99, 0.0, members=members)])
+    assert flag == "ensemble at th_g 0.02: members disagree in the first round: dlr finds 30.00%, p2 0.00%"
+
+
 def test_gradients_that_vanish():
     (flag,) = red_flags([found("pgd", 0.02, 0.9, 0.9, vanished=0.6)])
-    assert "gradients vanish (zero for every weight in 60.00% of the mini-batches)" in flag
+    assert "gradients vanish (zero for every weight, or not finite, in 60.00% of the mini-batches)" in flag
 
 
 def test_members_and_attacks_that_disagree():
@@ -57,7 +72,9 @@ def test_members_and_attacks_that_disagree():
         {"member": "p6", "accuracy": 0.1, "lowest": 0.1, "passes": 1.0},
     ]
     one, two = red_flags([found("lwc", 0.02, 0.95, 0.9), found("ensemble", 0.02, 0.95, 0.1, members=members)])
-    assert one == "ensemble at th_g 0.02: members disagree (masking?): p2 finds 90.00%, p6 10.00%"
+    assert (
+        one == "ensemble at th_g 0.02: members disagree in the first round (masking?): p2 finds 90.00%, p6 10.00%"
+    )
     assert two == "attacks disagree at th_g 0.02 (masking?): lwc finds 90.00%, ensemble 10.00%"
 
 

@@ -11,7 +11,8 @@ def test_halves_are_disjoint_and_together_the_whole():
     batches = [(torch.arange(5), torch.arange(5)), (torch.tensor([5]), torch.tensor([5]))]
     first, second = ([x for images, _ in Half(batches, i) for x in images.tolist()] for i in (0, 1))
     assert sorted(first + second) == list(range(6)) and not set(first) & set(second)
-    assert len(list(Half(batches, 1))) == 1  # no empty batch
+    one_by_one = [(torch.tensor([i]), torch.tensor([i])) for i in range(4)]
+    assert [images.tolist() for images, _ in Half(one_by_one, 1)] == [[1], [3]]
 
 
 def test_the_held_out_half_is_not_attacked():

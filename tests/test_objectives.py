@@ -84,10 +84,19 @@ def test_cross_entropy_is_pytorchs():
     )
 
 
-@pytest.mark.parametrize("name", ["p8", "", "p2:x", "p2:1", "into_class:x"])
+@pytest.mark.parametrize(
+    "name",
+    ["p8", "", "p2:x", "p2:1", "into_class:x", "into_class:1.7", "into_class:-1", "sigmoid_margin:0"]
+    + [f"sigmoid_margin:{bad}" for bad in ("nan", "inf", "-1", "x")],
+)
 def test_unknown_names_are_refused(name):
     with pytest.raises(ValueError, match="must be one of p1, p2"):
         objective(name)
+
+
+def test_a_class_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="into_class:3: there are 3 classes"):
+        objective("into_class:3")(LOGITS, LABELS)
 
 
 def test_dlr_needs_three_classes():

@@ -10,6 +10,7 @@ from typing import Any
 from worstcase.results import AttackRecord, Record
 
 POINTS = 0.5  # percent; smaller differences are no sign of anything
+RISE = 3.0  # points, within an attack: iterates swing
 DISAGREEMENT = 20.0  # points
 VANISHED = 0.1  # share of the mini-batches
 
@@ -39,11 +40,12 @@ def red_flags(
             flags.append(f"{at}: {_p(found.accuracy)} is worse than a random vertex ({_p(random_vertex)})")
         if found.vanished > VANISHED:
             flags.append(
-                f"{at}: gradients vanish (zero for every weight in {_p(found.vanished)} of the mini-batches)"
+                f"{at}: gradients vanish (zero for every weight, or not finite, in {_p(found.vanished)} of the "
+                "mini-batches)"
             )
-        if not (found.members or found.distribution) and _points(found.final_accuracy, found.accuracy) > POINTS:
-            lowest = min(found.history, key=lambda entry: entry["accuracy"])
-            if lowest["passes"] > 1:
+        if not (found.members or found.distribution):
+            lowest = min(_own(found), key=lambda entry: entry["accuracy"])
+            if _points(found.final_accuracy, lowest["accuracy"]) > RISE:
                 flags.append(
                     f"{at}: the accuracy rises with the budget, {_p(lowest['accuracy'])} after "
                     f"{lowest['passes']:.0f} passes and {_p(found.final_accuracy)} at the end"
@@ -52,9 +54,11 @@ def red_flags(
         if members:
             best, worst = (choose(members, key=lambda m: m["accuracy"]) for choose in (max, min))
             if _points(best["accuracy"], worst["accuracy"]) > DISAGREEMENT:
+                clean = found.history[0]["accuracy"]
+                hides = clean - best["accuracy"] < (clean - worst["accuracy"]) / 3
                 flags.append(
-                    f"{at}: members disagree (masking?): {best['member']} finds {_p(best['accuracy'])}, "
-                    f"{worst['member']} {_p(worst['accuracy'])}"
+                    f"{at}: members disagree in the first round{' (masking?)' if hides else ''}: {best['member']} "
+                    f"finds {_p(best['accuracy'])}, {worst['member']} {_p(worst['accuracy'])}"
                 )
     for one, other in combinations(attacks, 2):
         if one.thg == other.thg and abs(_points(one.accuracy, other.accuracy)) > DISAGREEMENT:
@@ -64,7 +68,7 @@ def red_flags(
             )
         small, large = sorted((one, other), key=lambda found: found.thg)
         if one.attack == other.attack and one.thg != other.thg:
-            own = [_own(found) for found in (small, large)]
+            own = [min(entry["accuracy"] for entry in _own(found)) for found in (small, large)]
             if _points(own[1], own[0]) > POINTS:
                 flags.append(
                     f"{one.attack}: the accuracy that it finds rises with th_g, {_p(own[0])} at {small.thg:g} and "
@@ -86,12 +90,13 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         others: of the same training run: its own, and those of other evaluations.
     """
     same = ("model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits")
-    weights = ("checkpoint", "layers", "exclude")
+    settings = ("checkpoint", "layers", "exclude")
     found = [
         attack
         for other in others
         if all(getattr(other, key) == getattr(record, key) for key in same)
-        and all(other.config.get(key) == record.config.get(key) for key in weights)
+        and all(other.config.get(key) == record.config.get(key) for key in settings)
+        and (other.kind == "train" or other.config.get("weights") == record.config.get("weights"))
         for attack in other.attacks
     ]
     flags = []
@@ -115,9 +120,9 @@ def _on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, float]
         yield "all but the most important weights", point["all_others_move"]
 
 
-def _own(found: AttackRecord) -> float:
-    """What an attack found without the perturbation that it was given to start from."""
-    return min(entry["accuracy"] for entry in found.history if not entry.get("start"))
+def _own(found: AttackRecord) -> list[dict[str, Any]]:
+    """An attack's own results: not what it was given to start from, nor what had left the box until clamped."""
+    return [e for e in found.history if not e.get("start") and e.get("magnitude", 0) <= 1.001]
 
 
 def _points(high: float, low: float) -> float:

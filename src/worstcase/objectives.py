@@ -6,6 +6,7 @@ is to a wrong answer, or the more certain of it. O are the logits, Z = softmax(O
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -87,8 +88,14 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def into_class(logits: Tensor, labels: Tensor, target: int = 0) -> Tensor:
-    """-log Z_target: everything into one class, whatever the label; 0 for samples that are in it by right."""
-    loss = F.cross_entropy(logits, torch.full_like(labels, int(target)), reduction="none")
+    """-log Z_target: everything into one class, whatever the label; 0 for samples that are in it by right.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if not 0 <= target < logits.shape[1]:
+        raise ValueError(f"objective=into_class:{target}: there are {logits.shape[1]} classes, from 0")
+    loss = F.cross_entropy(logits, torch.full_like(labels, target), reduction="none")
     return loss * (labels != target)
 
 
@@ -109,17 +116,23 @@ def objective(name: str) -> Objective:
         tensor([0.6931])
     """
     key, _, parameter = str(name).partition(":")
+    if not parameter and key in OBJECTIVES:
+        return OBJECTIVES[key]
+    if key == "into_class" and parameter.isdecimal():
+        return partial(into_class, target=int(parameter))
+    if key == "sigmoid_margin" and (temperature := _number(parameter)) and 0 < temperature < math.inf:
+        return partial(sigmoid_margin, temperature=temperature)
+    raise ValueError(
+        f"objective={name}: must be one of {', '.join(OBJECTIVES)}; sigmoid_margin:TEMPERATURE takes a number "
+        "above 0, into_class:CLASS the number of a class"
+    )
+
+
+def _number(text: str) -> float | None:
     try:
-        found = OBJECTIVES[key]
-        return partial(found, **{_PARAMETERS[key]: float(parameter)}) if parameter else found
-    except (KeyError, ValueError):
-        raise ValueError(
-            f"objective={name}: must be one of {', '.join(OBJECTIVES)}; sigmoid_margin:TEMPERATURE and "
-            "into_class:CLASS take a number"
-        ) from None
-
-
-_PARAMETERS = {"sigmoid_margin": "temperature", "into_class": "target"}
+        return float(text)
+    except ValueError:
+        return None
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

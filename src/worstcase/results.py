@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RECORD = "results.json"
+CHECKPOINT = Path("checkpoints", "best.ckpt")
 PERTURBATION = "perturbation.safetensors"
 
 
@@ -47,7 +48,7 @@ class AttackRecord:
     history: list[dict[str, Any]]
     """Accuracy against passes, one entry a scored perturbation."""
     vanished: float = 0.0
-    """Share of the mini-batches whose gradient was zero for every weight."""
+    """Share of the mini-batches whose gradient was zero for every weight, or not finite."""
     members: list[dict[str, Any]] = field(default_factory=list)
     """Of an ensemble: each member's accuracy on its own, its lowest, its passes."""
     distribution: dict[str, Any] | None = None
@@ -146,7 +147,7 @@ class Record:
             full_scale=crossbar.full_scale,
             weight_bits=crossbar.weight_bits,
             activation_bits=crossbar.activation_bits,
-            clean_accuracy=found[0].clean_accuracy,
+            clean_accuracy=max(one.clean_accuracy for one in found),
             parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
             **described,
         )

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from worstcase.crossbar import Crossbar, evaluating
 from worstcase.data import ImageDataModule
-from worstcase.results import Record
-
-CHECKPOINT = Path("checkpoints", "best.ckpt")
+from worstcase.results import CHECKPOINT, Record
 
 
 @dataclass(frozen=True)

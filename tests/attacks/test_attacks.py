@@ -256,6 +256,33 @@ def test_settings_out_of_range(attack, options, message):
         attack(**options)
 
 
+@pytest.mark.parametrize("attack", [FLWC(), LWC(), PGD(), Ensemble(rounds=1)])
+def test_gradients_that_are_not_finite_are_no_sign_of_safety(attack):
+    class Net(nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            return out + torch.sqrt(out * 0)  # 0 forward, not a number backward
+
+    batches = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
+    batches = labelled_by(Crossbar(Net(4, 3), 0.1), batches)
+    found = attack(Crossbar(Net(4, 3), 0.1), batches, progress=False)
+    assert found.feasible and (found.vanished == 1 or found.accuracy == 0)
+
+
+@every_attack
+def test_batches_of_one_sample_and_one_batch_of_all(attack, small_net, small_batches):
+    images, labels = (torch.cat(part) for part in zip(*small_batches, strict=True))
+    for size in (1, 40):
+        batches = list(zip(images.split(size), labels.split(size), strict=True))
+        found = attack(Crossbar(small_net, 0.05), batches, progress=False)
+        assert found.feasible and found.samples == 40
+
+
+def test_a_reference_set_that_can_be_gone_through_once_is_refused(small_net, small_batches):
+    with pytest.raises(ValueError, match="only once; give a list or a DataLoader"):
+        FLWC()(Crossbar(small_net, 0.1), iter(small_batches), progress=False)
+
+
 def test_an_empty_reference_set_is_refused(small_net):
     with pytest.raises(ValueError, match="no samples"):
         FLWC()(Crossbar(small_net, 0.1), [], progress=False)

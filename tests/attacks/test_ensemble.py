@@ -115,6 +115,19 @@ def test_it_keeps_to_its_budget(small_net, small_batches):
     assert long.accuracy <= short.accuracy and long.passes > short.passes
 
 
+def test_large_batches_cost_no_more(small_net):
+    images = torch.randn(1024, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    crossbar = Crossbar(small_net, 0.02)
+    labels = crossbar.eval()(images).argmax(1)
+    passes = [
+        Ensemble(rounds=1)(
+            crossbar, list(zip(images.split(n), labels.split(n), strict=True)), progress=False
+        ).passes
+        for n in (128, 1024)
+    ]
+    assert passes[0] == pytest.approx(passes[1], rel=0.01)
+
+
 def test_two_classes_need_no_third(small_batches):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))

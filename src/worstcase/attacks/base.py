@@ -49,7 +49,7 @@ class WorstCase:
     history: list[dict[str, Any]] = field(repr=False)
     """Accuracy against cost: one entry a scored perturbation."""
     vanished: float
-    """Share of the gradients, one a mini-batch with right answers, that were zero for every weight."""
+    """Share of the gradients, one a mini-batch with right answers, that were zero everywhere or not finite."""
     members: list[dict[str, Any]] = field(default_factory=list, repr=False)
     """Of an ensemble: each member's name, the accuracy that it found on its own, its passes."""
     distribution: dict[str, Any] | None = None
@@ -66,6 +66,8 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
             answers = crossbar(images.to(device), perturbation).argmax(1)
             correct += int((answers == labels.to(device)).sum())
             samples += len(labels)
+    if not samples:
+        raise ValueError("there are no samples to score")
     return correct / samples
 
 
@@ -82,6 +84,8 @@ class Search:
         expected_passes: Callable[[Search], float],
         on_score: Callable[[float, float, float], None],
     ) -> None:
+        if iter(loader) is loader:
+            raise ValueError("the reference set can be gone through only once; give a list or a DataLoader")
         self.crossbar, self.loader, self.seed, self.folder = crossbar, loader, seed, folder
         self._expected_passes, self._on_score = expected_passes, on_score
         self.bound = crossbar.bound()
@@ -173,8 +177,9 @@ class Search:
         right = int((logits.detach().argmax(1) == labels).sum())
         if right:
             self._gradients += 1
-            self._vanished += not any(bool(g.any()) for g in gradients)
-        return dict(zip(leaves, gradients, strict=True)), right
+            finite = all(bool(g.isfinite().all()) for g in gradients)
+            self._vanished += not (finite and any(bool(g.any()) for g in gradients))
+        return {name: g.nan_to_num(0, 0, 0) for name, g in zip(leaves, gradients, strict=True)}, right
 
     def _keep(self, perturbation: Perturbation, accuracy: float, context: dict[str, Any]) -> float:
         if not self.crossbar.is_feasible(perturbation):

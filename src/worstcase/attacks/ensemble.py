@@ -17,7 +17,8 @@ from worstcase.objectives import Objective, cross_entropy, dlr, into_class, marg
 from worstcase.variation import vertex
 
 STEPS = 32  # of a member in the first round; each round doubles them
-SAMPLES = 512  # of a step at most, unless a mini-batch has more; the first round takes two mini-batches
+PIECE = 128  # samples of a mini-batch at most; larger ones are split
+SAMPLES = 512  # of a step at most; the first round takes two pieces, each round doubles them
 CLASSES = 32  # tried at most as the one class that everything is pushed into
 FLIPS = 50  # tries a weight, for networks of at most so many weights
 STEP_FROM_WORST = 0.5  # of a member's first step
@@ -29,7 +30,7 @@ class Ensemble(Attack):
     AutoAttack counts a sample as lost if any member flips it. A chip has one perturbation for all samples, so here
     the lowest accuracy of one perturbation counts, and members start from what others found.
 
-    In the first round each member (`MEMBERS`) makes 32 steps from zero, of two mini-batches each. Each later round
+    In the first round each member (`MEMBERS`) makes 32 steps from zero, of 256 samples each. Each later round
     keeps the better half (two at least), doubles the steps and their samples, and starts in turn from the worst
     perturbation so far and from a random vertex. As in APGD, a member's step is halved when it did not lower the
     accuracy from the worst so far. Within a run steps decay to zero; what the run ends with is scored over the
@@ -40,8 +41,8 @@ class Ensemble(Attack):
         budget: passes over the reference set, at most; rounds go on until it is spent.
 
     Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
-    Memory, in sizes of the perturbed weights: the worst and the current perturbation, a gradient and its mean;
-    with Adam one more.
+    Memory, in sizes of the perturbed weights: the worst and the current perturbation, and at a
+    step's peak three more for gradients and their sum; Adam takes six.
 
     Example:
         >>> from worstcase import Crossbar
@@ -64,10 +65,10 @@ class Ensemble(Attack):
     def expected_passes(self, run: Search) -> float:
         if self.budget is not None:
             return self.budget
-        passes = 1 + 3 * min(run.classes, CLASSES) / run.mini_batches
+        passes = 1 + 3 * min(run.classes, CLASSES) / _pieces(run)
         kept = len(MEMBERS)
         for round_ in range(self.rounds):
-            passes += kept * (1 + 2 * STEPS * 2**round_ * _batches_a_step(run, round_) / run.mini_batches)
+            passes += kept * (1 + 2 * STEPS * 2**round_ * _pieces_a_step(run, round_) / _pieces(run))
             kept = _better_half(kept)
         weights = run.weights
         return passes + (FLIPS * weights if weights <= FLIPS else 0)
@@ -85,9 +86,9 @@ class Ensemble(Attack):
         targets = _attractors(run, *next(batches))
         for round_ in range(self.rounds) if self.budget is None else count():
             from_worst = round_ % 2 == 1
-            a_step = _batches_a_step(run, round_)
+            a_step = _pieces_a_step(run, round_)
             for member in members:
-                affordable = (budget - run.passes - 1) * run.mini_batches / (2 * a_step)
+                affordable = (budget - run.passes - 1) * _pieces(run) / (2 * a_step)
                 steps = min(STEPS * 2**round_, math.floor(affordable))
                 if steps < 1 or run.worst_accuracy == 0:
                     return
@@ -122,9 +123,13 @@ def _better_half(members: int) -> int:
     return max(2, math.ceil(members / 2))
 
 
-def _batches_a_step(run: Search, round_: int) -> int:
-    samples_a_batch = run.samples / run.mini_batches
-    return max(1, min(2 ** (round_ + 1), math.floor(min(SAMPLES, run.samples / 8) / samples_a_batch)))
+def _pieces(run: Search) -> int:
+    return max(run.mini_batches, math.ceil(run.samples / PIECE))
+
+
+def _pieces_a_step(run: Search, round_: int) -> int:
+    samples = min(PIECE * 2 ** (round_ + 1), SAMPLES, run.samples / 8)
+    return max(1, math.floor(samples * _pieces(run) / run.samples))
 
 
 def _gradient(
@@ -134,7 +139,7 @@ def _gradient(
     total: dict[str, Tensor] = {}
     for images, labels in batches:
         for name, g in run.gradient(objective, perturbation, images, labels).items():
-            total[name] = total[name] + g if name in total else g
+            total[name] = total[name].add_(g) if name in total else g
     return total
 
 
@@ -198,6 +203,7 @@ class TanhAdam:
             scale = gradient[name].abs().mean().clamp_min(torch.finfo(v.dtype).tiny)
             v.grad = gradient[name] / scale * (1 - v.tanh().square())
         self.adam.step()
+        self.adam.zero_grad()
 
 
 def _sigmoid(left: float, targets: list[int]) -> Objective:
@@ -233,12 +239,12 @@ class Member(NamedTuple):
 
 
 MEMBERS = (
+    Member("flwc", _fixed(p2), PlainSignSteps, step=0.1, decays=False),
     Member("sigmoid margin", _sigmoid),
     Member("into one class", _into(0)),
     Member("p6", _fixed(p6)),
     Member("cross-entropy", _fixed(cross_entropy)),
     Member("p2", _fixed(p2)),
-    Member("flwc", _fixed(p2), PlainSignSteps, step=0.1, decays=False),
     Member("dlr", _fixed(dlr), classes=3),
     Member("into another class", _into(1)),
     Member("p6, Adam in a tanh box", _fixed(p6), TanhAdam, step=0.3),
@@ -246,8 +252,11 @@ MEMBERS = (
 
 
 def _endless(run: Search) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mini-batches, again and again, of 128 samples at most."""
     while True:
-        yield from run.batches()
+        for images, labels in run.batches():
+            pieces = math.ceil(len(labels) / PIECE)
+            yield from zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
 
 
 def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> None:
@@ -255,7 +264,7 @@ def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> Non
 
     After a round over all weights that lowers nothing, it goes on from a random vertex.
     """
-    current = {name: d.clone() for name, d in run.worst.items()}
+    current = {name: d.clone(memory_format=torch.contiguous_format) for name, d in run.worst.items()}
     accuracy = run.worst_accuracy
     places = [(name, index) for name, d in current.items() for index in range(d.numel())]
     while True:
@@ -273,5 +282,5 @@ def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> Non
             else:
                 accuracy = found
         if accuracy == before:
-            current = vertex(current, run.bound, generator)
+            current = vertex(current, run.bound, generator)  # contiguous, as what it is like
             accuracy = run.score(current, member="flips")

@@ -30,12 +30,15 @@ class WorstCaseAtTest(L.Callback):
     """Attacks the test split and keeps what each attack found; logs the lowest ``test/worst_case_accuracy``, 0..1.
 
     Args:
-        attacks: several kinds, lest a network passes for safe because one of them failed.
+        attacks: several kinds, lest a network passes for safe because one of them failed; of one kind, the first.
         seed: of what the attacks draw.
     """
 
     def __init__(self, attacks: Sequence[Attack], seed: int = 0) -> None:
-        self.attacks, self.seed = attacks, seed
+        kinds: dict[type[Attack], Attack] = {}
+        for attack in attacks:
+            kinds.setdefault(type(attack), attack)
+        self.attacks, self.seed = list(kinds.values()), seed
         self.found: list[WorstCase] = []
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -39,14 +39,14 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
-    for color, method in enumerate(sorted({str(r.method) for r in records})):
+    for color, method in enumerate(sorted({_method(r) for r in records})):
         for label, style, value in (
             ("without perturbation", "--", lambda r, thg: r.clean_accuracy),
             (f"lowest found ({attacks})", "-", _lowest_found),
         ):
             by_thg = defaultdict(list)
             for r in records:
-                for thg in {found.thg for found in r.attacks} if str(r.method) == method else ():
+                for thg in {found.thg for found in r.attacks} if _method(r) == method else ():
                     by_thg[thg].append(100 * value(r, thg))
             thgs = sorted(by_thg)
             means = [statistics.mean(by_thg[thg]) for thg in thgs]
@@ -60,11 +60,16 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     seeds = len({r.seed for r in records})
     axes.set_xlabel(f"write-verify bound th_g (in units of {unit})")
     axes.set_ylabel(f"accuracy on the {reference} split (%)")
-    axes.set_title(f"{model} on {dataset}, {seeds} seeds: mean and standard deviation", fontsize="medium")
+    over = f"{seeds} seeds: mean and standard deviation" if seeds > 1 else f"seed {records[0].seed}"
+    axes.set_title(f"{model} on {dataset}, {over}", fontsize="medium")
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
+
+
+def _method(record: Record) -> str:
+    return record.method or "given weights"
 
 
 def _lowest_found(record: Record, thg: float) -> float:

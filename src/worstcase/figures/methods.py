@@ -19,15 +19,20 @@ def accuracies_by_method(records: Iterable[Record]) -> Accuracies:
     Where a run was attacked several times by one attack, the lowest accuracy counts.
 
     Raises:
-        ValueError: there are none, or of several networks, data sets, th_g or full scales.
+        ValueError: there are none, or of several networks, data sets, th_g or full scales, or two trainings of one
+            method and seed.
     """
     records = list(records)
-    settings = {(r.model, r.dataset, r.thg, r.full_scale, r.weight_bits, r.activation_bits) for r in records}
+    settings = {
+        (r.model, r.dataset, r.samples, r.thg, r.full_scale, r.weight_bits, r.activation_bits) for r in records
+    }
     if len(settings) != 1:
         raise ValueError(f"one network, data set, th_g and full scale is compared, not {len(settings)}")
     runs: dict[tuple[str, int], dict[str, float]] = {}
     for r in records:
         run = runs.setdefault((str(r.method), r.seed), {})
+        if r.kind == "train" and "clean" in run:
+            raise ValueError(f"two runs of {r.method} with seed {r.seed}; compare one setting at a time")
         found = [("clean", r.clean_accuracy)] if r.kind == "train" else []
         for name, accuracy in found + [(attack.attack, attack.accuracy) for attack in r.attacks]:
             run[name] = min(accuracy, run.get(name, 1.0))
@@ -76,7 +81,7 @@ def markdown(table: Accuracies) -> str:
     lines = ["| method | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for method in order:
         cells = [_cell(table[method].get(name)) for name in names]
-        lines.append(f"| `{method}` | {len(table[method]['clean'])} | " + " | ".join(cells) + " |")
+        lines.append(f"| `{method}` | {len(table[method].get('clean', []))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
