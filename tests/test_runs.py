@@ -21,10 +21,11 @@ def test_a_finished_run_comes_back_ready_to_attack(trained):
     assert run.crossbar.bound()["fc3.weight"] > 0
 
 
-def test_saved_perturbation_is_feasible_and_has_the_recorded_accuracy(trained):
+@pytest.mark.parametrize("attack", [0, 1])
+def test_saved_perturbation_is_feasible_and_has_the_recorded_accuracy(trained, attack):
     """Recomputed from the files alone."""
     run = load_run(trained)
-    (found,) = run.record.attacks
+    found = run.record.attacks[attack]
     perturbation = load_file(trained / found.perturbation)
     weights = run.crossbar.programmed()
     assert perturbation.keys() == weights.keys()
