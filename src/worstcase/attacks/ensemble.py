@@ -31,10 +31,11 @@ class Ensemble(Attack):
     the lowest accuracy of one perturbation counts, and members start from what others found.
 
     In the first round each member (`MEMBERS`) makes 32 steps from zero, of 256 samples each. Each later round
-    keeps the better half (two at least), doubles the steps and their samples, and starts in turn from the worst
-    perturbation so far and from a random vertex. As in APGD, a member's step is halved when it did not lower the
-    accuracy from the worst so far. Within a run steps decay to zero; what the run ends with is scored over the
-    whole reference set. Networks of a few weights end with single weights flipped one by one.
+    keeps the better half (two at least; not those that push everything into one class, which cannot win), doubles
+    the steps and their samples, and starts from the worst perturbation so far; in every second one the best member
+    starts from a random vertex. As in APGD, a member's step is halved when it did not lower the accuracy from the
+    worst so far. Within a run steps decay to zero; what the run ends with is scored over the whole reference set.
+    Networks of a few weights end with single weights flipped one by one.
 
     Args:
         rounds: how many, if there is no budget.
@@ -85,19 +86,16 @@ class Ensemble(Attack):
         step = {member: member.step for member in members}
         targets = _attractors(run, *next(batches))
         for round_ in range(self.rounds) if self.budget is None else count():
-            from_worst = round_ % 2 == 1
             a_step = _pieces_a_step(run, round_)
             for member in members:
                 affordable = (budget - run.passes - 1) * _pieces(run) / (2 * a_step)
                 steps = min(STEPS * 2**round_, math.floor(affordable))
                 if steps < 1 or run.worst_accuracy == 0:
                     return
-                if from_worst:
-                    start: Perturbation = run.worst
-                elif round_ == 0:
-                    start = run.crossbar.zero_perturbation()
-                else:
-                    start = vertex(run.worst, run.bound, generator)
+                from_worst = round_ > 0
+                start: Perturbation = run.worst if from_worst else run.crossbar.zero_perturbation()
+                if from_worst and round_ % 2 == 0 and member is members[0]:
+                    from_worst, start = False, vertex(run.worst, run.bound, generator)
                 before = run.passes, run.worst_accuracy
                 update = member.update(run.bound, start)
                 first_step = step[member] * (STEP_FROM_WORST if from_worst else 1)
@@ -114,7 +112,8 @@ class Ensemble(Attack):
                 result["passes"] += run.passes - before[0]
                 if from_worst and accuracy >= before[1]:
                     step[member] /= 2
-            members = sorted(members, key=lambda m: found[m]["lowest"])[: _better_half(len(members))]
+            lasting = sorted((m for m in members if m.can_win), key=lambda m: found[m]["lowest"])
+            members = lasting[: _better_half(len(members))]
         if run.weights <= FLIPS:
             _flip_weights(run, budget, generator)
 
@@ -236,17 +235,19 @@ class Member(NamedTuple):
     decays: bool = True
     classes: int = 2
     """What it needs at least."""
+    can_win: bool = True
+    """Whether it can leave fewer right answers than one class has."""
 
 
 MEMBERS = (
     Member("flwc", _fixed(p2), PlainSignSteps, step=0.1, decays=False),
     Member("sigmoid margin", _sigmoid),
-    Member("into one class", _into(0)),
+    Member("into one class", _into(0), can_win=False),
     Member("p6", _fixed(p6)),
     Member("cross-entropy", _fixed(cross_entropy)),
     Member("p2", _fixed(p2)),
     Member("dlr", _fixed(dlr), classes=3),
-    Member("into another class", _into(1)),
+    Member("into another class", _into(1), can_win=False),
     Member("p6, Adam in a tanh box", _fixed(p6), TanhAdam, step=0.3),
 )
 
