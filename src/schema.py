@@ -57,10 +57,19 @@ class EvaluateConfig:
     attack: Any = MISSING
 
 
+@dataclass
+class ReportConfig:
+    """Top level of conf/report.yaml."""
+
+    folders: list[str] = MISSING
+    out: str = MISSING
+
+
 def register() -> None:
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
+    store.store("report_schema", ReportConfig)
 
 
 GROUPS = {  # by the place of each in the configuration, how it is chosen
