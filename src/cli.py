@@ -55,7 +55,7 @@ def start(main: Callable[[], Any]) -> NoReturn:
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         if whole:
             raise
-        sys.exit(f"error: {_in_one_line(error)}")
+        sys.exit(f"error: {in_one_line(error)}")
     sys.exit(0)
 
 
@@ -67,7 +67,7 @@ class CheckBeforeRun(Callback):
             schema.check(completed(config))
             _check_folder(Path(config.hydra.run.dir))
         except (OmegaConfBaseException, OSError, ValueError) as error:
-            sys.exit(f"error: {_in_one_line(error)}")
+            sys.exit(f"error: {in_one_line(error)}")
 
 
 def _check_folder(folder: Path) -> None:
@@ -102,7 +102,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
             print_summary(record, shown)
             return
     except Exception as error:
-        _fail(_in_one_line(error))
+        _fail(in_one_line(error))
 
     if not is_first_process():
         logging.disable(logging.INFO)
@@ -119,7 +119,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         print_summary(record, shown)
     except Exception as error:
         handler.stream.write(traceback.format_exc())
-        message = _in_one_line(error)
+        message = in_one_line(error)
         write_json(folder / "error.json", {"command": command(kind), "error": message})
         _fail(message)
     finally:
@@ -146,17 +146,23 @@ def command(kind: str) -> str:
 
 
 def completed(cfg: DictConfig) -> DictConfig:
-    """An evaluation's configuration with all that it does not say as in its training run; others as they are.
+    """What a configuration comes to: equal for jobs that are the same.
 
-    An evaluation of the user's own network (net=, checkpoint=, dataset=) has no training run.
+    An evaluation takes what it does not say from its training run; one of the user's own network (net=,
+    checkpoint=, dataset=) has none. A training without th_g is the same for every thg of a sweep with `thgs`, and
+    any other is attacked at its own thg.
 
     Raises:
         FileNotFoundError: there is no finished training run there, or none at all.
         ConfigError: it does not say enough to do without one.
     """
-    if "run" not in cfg:
-        return cfg
     cfg = cfg.copy()
+    if "run" not in cfg:
+        if cfg.get("thgs") and schema.trains_without_thg(cfg):
+            cfg.thg = max(cfg.thgs)
+        elif cfg.get("thgs"):
+            cfg.thgs = None
+        return cfg
     said = OmegaConf.masked_copy(cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None])
     if cfg.net and not cfg.run:
         if not cfg.checkpoint or "_target_" not in said:
@@ -214,9 +220,11 @@ def _training_record(folder: Path) -> Record:
 
 def _run_folder(*, _root_: DictConfig) -> str:
     """A stable, readable folder for a training configuration; the digest tells the rest of it apart."""
+    cfg = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    name = f"thg{_root_.thg:g}-seed{_root_.seed}-{_digest(_root_)}"
-    return f"{_own(_root_.net) or choice.model}-{choice.dataset}/{choice.method}/{name}"
+    thgs = sorted({min(cfg.thgs or [cfg.thg]), cfg.thg})
+    name = f"thg{'-'.join(f'{thg:g}' for thg in thgs)}-seed{cfg.seed}-{_digest(cfg)}"
+    return f"{_own(cfg.net) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 
 def _evaluation_folder(*, _root_: DictConfig) -> str:
@@ -242,11 +250,14 @@ def _digest(root: DictConfig) -> str:
 
 # On import, so that they are there in the processes of a parallel launcher too.
 schema.register()
+OmegaConf.register_new_resolver(
+    "of_scale", lambda quick, paper, *, _root_: paper if _root_.scale == "paper" else quick, replace=True
+)
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 OmegaConf.register_new_resolver("evaluation_folder", _evaluation_folder, replace=True)
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What was wrong, without the indented details that Hydra and OmegaConf add below."""
     if isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__

@@ -72,9 +72,9 @@ def table4(runs: Sequence[Run]) -> Section | None:
 def fig7(runs: Sequence[Run]) -> Section | None:
     found = [r for r in at(runs, THG) if r.method == "vanilla" and r.attack == "flwc" and is_papers(r)]
     found = [r for r in found if r.run.network == paper.CONVNET] or found
-    steps = sorted({r.parameters["steps"] for r in found})
-    if len(steps) < 2:
-        return None
+    found = [
+        r for r in found if len({a.parameters["steps"] for a in r.run.record.attacks if a.attack == "flwc"}) > 1
+    ]
     found.sort(key=lambda r: r.parameters["steps"])
 
     def labels(quantity: str) -> Callable[[Result], dict[str, str]]:
