@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
@@ -21,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from src import schema
+from src import schema, sweeps
 from worstcase.results import CHECKPOINT, RECORD, Record, finished_runs, write_json
 
 CONF = str(Path(__file__).parent.parent / "conf")
@@ -48,9 +50,12 @@ def start(main: Callable[[], Any]) -> NoReturn:
     # Waiting threads of GNU OpenMP sleep sooner: as fast alone, 6 times as fast beside two busy processes.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them with a hint
+    started = time.time()
     try:
         main()
     except JobFailed:
+        for folder in sweeps.failures({*CheckBeforeRun.sweep, *RUN_ROOTS}, since=started - 1):
+            print(*sweeps.failure(folder), sep="\n", file=sys.stderr)
         sys.exit(1)
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         if whole:
@@ -61,6 +66,12 @@ def start(main: Callable[[], Any]) -> NoReturn:
 
 class CheckBeforeRun(Callback):
     """Hydra callback: a single run's settings are checked before its folder is made."""
+
+    sweep: ClassVar[list[Path]] = []
+    """The folder of the sweep that runs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.sweep.append(Path(config.hydra.sweep.dir))
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -92,39 +103,62 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         cfg = completed(cfg)
         schema.check(cfg)
         OmegaConf.resolve(cfg)
-        if (folder / RECORD).exists():
-            record = Record.load(folder)
-            if (record.kind, record.config) != (kind, OmegaConf.to_container(cfg)):
-                raise schema.ConfigError(
-                    f"{shown} holds the record of another configuration; choose another hydra.run.dir"
-                )
-            log.info("finished already, so not run again (delete %s to run it again)", shown)
-            print_summary(record, shown)
+        if _is_finished(kind, cfg, folder, shown):
             return
     except Exception as error:
-        _fail(in_one_line(error))
+        _fail(kind, folder, in_one_line(error))
 
     if not is_first_process():
         logging.disable(logging.INFO)
         work(cfg, folder)
         return
-    (folder / "error.json").unlink(missing_ok=True)
     handler = logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
     try:
+        if not _lock(handler):
+            log.info("another process is at work in %s, so left to it", shown)
+            return
+        if _is_finished(kind, cfg, folder, shown):  # by a process that held the lock just now
+            return
+        (folder / sweeps.ERROR).unlink(missing_ok=True)
+        logging.getLogger().addHandler(handler)
         log.info("%s in %s", command(kind), shown)
         record = work(cfg, folder)
         record.save(folder)
         print_summary(record, shown)
     except Exception as error:
         handler.stream.write(traceback.format_exc())
-        message = in_one_line(error)
-        write_json(folder / "error.json", {"command": command(kind), "error": message})
-        _fail(message)
+        _fail(kind, folder, in_one_line(error))
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def _is_finished(kind: str, cfg: DictConfig, folder: Path, shown: str) -> bool:
+    """The folder holds this job's record, which is shown.
+
+    Raises:
+        ConfigError: it holds another's.
+    """
+    if not (folder / RECORD).exists():
+        return False
+    record = Record.load(folder)
+    if (record.kind, record.config) != (kind, OmegaConf.to_container(cfg)):
+        raise schema.ConfigError(
+            f"{shown} holds the record of another configuration; choose another hydra.run.dir"
+        )
+    log.info("finished already, so not run again (delete %s to run it again)", shown)
+    print_summary(record, shown)
+    return True
+
+
+def _lock(log_file: logging.FileHandler) -> bool:
+    """Hold the job's log file for this process alone until it is closed, however the process ends; False: held."""
+    try:
+        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_first_process() -> bool:
@@ -132,9 +166,11 @@ def is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _fail(message: str) -> NoReturn:
-    """End a single run, or this job of a sweep, after its error was said."""
+def _fail(kind: str, folder: Path, message: str) -> NoReturn:
+    """End a single run, or this job of a sweep: its error is said, and left in its folder."""
     log.error("error: %s", message)
+    if not (folder / RECORD).exists():
+        write_json(folder / sweeps.ERROR, {"command": command(kind), "error": message})
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise JobFailed(message) from None
     sys.exit(1)

@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, run
+from conftest import REPOSITORY, command, environment, run
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -140,3 +142,52 @@ def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp
     assert lines[1] == f"failed    {jobs[1].folder}: the error\n          the command"
     assert all(line.startswith("missing   ") for line in lines[2:-1]) and jobs[2].command in lines[2]
     assert lines[-1] == "1 of 12 jobs finished, 1 failed"
+
+
+# ---- sweeps that survive
+
+
+def test_two_sweeps_at_once_share_the_jobs(tmp_path):
+    """Each job is done by one process, and each folder has one whole record."""
+    small = ["dataset.limit=100", "trainer.max_epochs=2", "attack@test_attack=flwc"]
+    sweep = command("src.train", "-m", "method=vanilla", "seed=0,1,2,3", *small, f"hydra.sweep.dir={tmp_path}")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(sweep, cwd=REPOSITORY, env=environment(), **pipes) for _ in range(2)]
+    shown = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], shown
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("results.json")]
+    assert sorted(record["seed"] for record in records) == [0, 1, 2, 3]
+    assert sum(text.count("epoch 2 of 2") for text in shown) == 4
+    assert sum(text.count("so left to it") + text.count("finished already") for text in shown) == 4
+    assert all(path.read_text().count("epoch 2 of 2") == 1 for path in tmp_path.rglob("run.log"))
+
+
+def test_a_job_that_another_process_holds_is_left_to_it_and_free_after_its_death(tmp_path):
+    small = ["method=vanilla", "dataset.limit=100", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}"]
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); "
+        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "run.log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    holder.stdout.readline()
+    done = run("src.train", *small)
+    assert "another process is at work in" in done.stderr and not (tmp_path / "results.json").exists()
+    holder.kill()
+    holder.communicate()
+    run("src.train", *small)
+    assert (tmp_path / "results.json").exists()
+
+
+def test_the_errors_of_a_sweep_stand_at_its_end_with_their_commands(tmp_path):
+    small = ["method=vanilla", "dataset.limit=100", "trainer.max_epochs=1"]
+    bad = "model.optimizer.lr=-1,1e-3,-2"
+    done = run("src.train", "-m", *small, bad, f"hydra.sweep.dir={tmp_path}", fails=True)
+    assert len(list(tmp_path.rglob("results.json"))) == 1
+    end = done.stderr.splitlines()[-4:]
+    for rate in (-1, -2):
+        (place,) = [i for i, line in enumerate(end) if line.endswith(f": Invalid learning rate: {rate}")]
+        assert end[place].startswith("failed") and end[place + 1].endswith(f"model.optimizer.lr={rate}")
+    shown = run("src.report", "status=true", f"folders=[{tmp_path}]").stdout
+    assert "1 finished, 2 failed" in shown and shown.count("failed    ") == 2
