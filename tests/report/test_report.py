@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,44 @@ def test_the_papers_tables_are_whole():
         assert table.keys() == paper.NETWORKS.keys() == paper.BITS.keys()
     assert paper.TABLE4[paper.CONVNET]["flwc"] == paper.TABLE6[0.03]["vanilla"]
     assert json.dumps(sorted(paper.TABLE6)) == "[0.0, 0.01, 0.02, 0.03, 0.04]"
+
+
+# ---- the page in a browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the dev extra")
+    installed = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_api.sync_playwright() as playwright:
+        executable = installed or playwright.chromium.executable_path
+        if not Path(executable).exists():
+            pytest.skip("no browser: apt-get install chromium, or playwright install chromium")
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")], ids=["desktop", "phone"])
+def test_a_browser_shows_every_figure_and_reports_no_error(browser, made, tmp_path, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+    page.goto((tmp_path / "report" / "index.html").as_uri(), wait_until="load")
+    assert said == [] and asked.count("file") == 1 and set(asked) <= {"file", "data"}
+    pictures = page.eval_on_selector_all(
+        "img", "all => all.map(i => [i.id, i.complete && i.naturalWidth, i.getBoundingClientRect().width])"
+    )
+    assert {name for name, _, _ in pictures} == {
+        f"picture-{name}" for section in made.values() for name in section.figures
+    }
+    assert all(natural > 300 and 100 < shown <= width for _, natural, shown in pictures)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll on their own
+    assert page.locator("table").count() == page.locator("section").count() == len(made)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    page.close()
