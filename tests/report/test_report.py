@@ -170,6 +170,16 @@ def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
     assert all("of 2" in row.scale for row in rows)
 
 
+def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
+    record = Record.load(study / "vanilla" / "thg0.03-seed0")
+    sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
+    (tmp_path / "sampled").mkdir()
+    dataclasses.replace(record, attacks=[sampled]).save(tmp_path / "sampled")
+    (section,) = [s for s in write_report([tmp_path], tmp_path / "report") if s.name == "table1"]
+    scales = {row.labels["what"]: row.scale for row in section.rows}
+    assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
+
+
 def test_an_evaluation_knows_its_training(study):
     (evaluation,) = [run for run in read_runs([study]) if run.record.kind == "evaluate"]
     assert evaluation.trained.kind == "train" and evaluation.trained.seed == evaluation.record.seed

@@ -20,6 +20,7 @@ NETWORKS: dict[Network, str] = {
 }
 BITS = {LENET: 4, CONVNET: 4, RESNET18: 8, TINY: 8, IMAGENET: 8, VGG16: 8}  # Section V-A, weights and outputs
 SAMPLES = {"mnist": 10_000, "cifar10": 10_000, "tiny_imagenet": 10_000, "imagenet": 50_000}  # of the test splits
+CHIPS = 100_000  # of Monte Carlo
 EPOCHS = 20  # the least of the authors' code
 
 

@@ -92,6 +92,15 @@ class Result(NamedTuple):
         return self.run.record.method or "given weights"
 
     @property
+    def scale(self) -> str:
+        """How it differs from the paper's; empty for the paper's."""
+        differ = self.run.differences()
+        chips = self.parameters.get("instances", paper.CHIPS)
+        if self.run.network in paper.NETWORKS and chips < paper.CHIPS:
+            differ.append(f"{chips:,} chips")
+        return ", ".join(differ)
+
+    @property
     def as_trained(self) -> bool:
         """Attacked at the th_g that the network was trained for, if it was for one."""
         return self.method in ANY_THG or self.run.trained is None or self.thg == self.run.trained.config["thg"]
@@ -179,22 +188,19 @@ def gather(
     together, and among these, of one scale.
     """
     groups: dict[tuple, dict[int, Result]] = {}
+    variants: dict[tuple, set[tuple]] = {}
     for result in found:
-        named = labels(result)
-        scale = ", ".join(result.run.differences())
-        key = (tuple(named.items()), scale, (result.run.settings, result.run.method_settings))
-        seeds = groups.setdefault(key, {})
-        seed = result.run.record.seed
+        named, scale, seed = labels(result), result.scale, result.run.record.seed
+        settings = (result.run.settings, result.run.method_settings)
+        variants.setdefault((next(iter(named.values())), scale, result.method), set()).add(settings)
+        seeds = groups.setdefault((tuple(named.items()), scale, result.method, settings), {})
         if seed not in seeds or result.accuracy < seeds[seed].accuracy:
             seeds[seed] = result
-    variants: dict[tuple, list[tuple]] = {}
-    for named_items, scale, settings in groups:
-        variants.setdefault((named_items, scale), []).append(settings)
-    networks = list(dict.fromkeys(named_items[0] for named_items, _, _ in groups))
+    firsts = list(dict.fromkeys(named[0] for named, *_ in groups))
     rows = []
-    for key in sorted(groups, key=lambda key: (networks.index(key[0][0]), *key[1:])):
-        (named_items, scale, settings), seeds = key, groups[key]
-        several = variants[named_items, scale]
+    for key in sorted(groups, key=lambda key: (firsts.index(key[0][0]), *key[1:])):
+        (named_items, scale, method, settings), seeds = key, groups[key]
+        several = sorted(variants[named_items[0][1], scale, method])
         name = [f"settings {several.index(settings) + 1} of {len(several)}"] if len(several) > 1 else []
         first = next(iter(seeds.values()))
         rows.append(
