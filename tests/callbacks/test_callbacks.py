@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from worstcase import Crossbar
-from worstcase.attacks import FLWC, LWC
+from worstcase.attacks import FLWC, LWC, Ensemble
 from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
 from worstcase.methods import Vanilla
 
@@ -71,3 +71,10 @@ def test_several_th_g_are_attacked_from_what_the_smaller_found_and_the_lowest_ex
     assert method.crossbar.thg == 0.1
     with pytest.raises(ValueError, match="diagnosis=long: must be short or full"):
         WorstCaseAtTest([FLWC()], diagnosis="long")
+
+
+def test_another_kind_of_attack_is_run_besides_unless_it_is_there_already():
+    weak, strong = Ensemble(rounds=1), Ensemble(rounds=2)
+    steps = [FLWC(steps=1), FLWC(steps=2)]
+    assert WorstCaseAtTest(steps, besides=weak).attacks == [*steps, weak]
+    assert WorstCaseAtTest([strong], besides=weak).attacks == [strong]

@@ -71,10 +71,10 @@ def table4(runs: Sequence[Run]) -> Section | None:
 
 def fig7(runs: Sequence[Run]) -> Section | None:
     found = [r for r in at(runs, THG) if r.method == "vanilla" and r.attack == "flwc" and is_papers(r)]
+    found = [r for r in found if len(_steps(r.run)) > 1]
     found = [r for r in found if r.run.network == paper.CONVNET] or found
-    found = [
-        r for r in found if len({a.parameters["steps"] for a in r.run.record.attacks if a.attack == "flwc"}) > 1
-    ]
+    if not found:
+        return None
     found.sort(key=lambda r: r.parameters["steps"])
 
     def labels(quantity: str) -> Callable[[Result], dict[str, str]]:
@@ -147,6 +147,10 @@ def _found(result: Result) -> dict[str, str]:
 
 def _time(result: Result) -> dict[str, str]:
     return {"network": network(result), "what": f"time ({result.attack})"}
+
+
+def _steps(run: Run) -> set[int]:
+    return {attack.parameters["steps"] for attack in run.record.attacks if attack.attack == "flwc"}
 
 
 def _setting(found: list[Result], name: str, value: Callable[[Result], float]) -> list[Row]:

@@ -232,9 +232,14 @@ def write_csv(rows: Sequence[Row], file: Path) -> None:
             [*labels, "unit", "mean", "deviation", "seeds", "each seed", "paper", "paper deviation", "scale"]
         )
         for row in rows:
-            numbers = (row.mean, row.deviation, len(row.values), " ".join(map(repr, row.values)))
+            deviation = "" if row.deviation is None else _full(row.deviation)
+            numbers = (_full(row.mean), deviation, len(row.values), " ".join(map(_full, row.values)))
             published = (row.paper, row.paper_deviation, row.scale)
             writer.writerow([*(row.labels.get(key, "") for key in labels), row.unit, *numbers, *published])
+
+
+def _full(number: float) -> str:
+    return f"{number:.10g}"
 
 
 def _digest(content: Any) -> str:
