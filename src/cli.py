@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
@@ -21,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from src import schema
+from src import schema, sweeps
 from worstcase.results import CHECKPOINT, RECORD, Record, finished_runs, write_json
 
 CONF = str(Path(__file__).parent.parent / "conf")
@@ -48,26 +50,35 @@ def start(main: Callable[[], Any]) -> NoReturn:
     # Waiting threads of GNU OpenMP sleep sooner: as fast alone, 6 times as fast beside two busy processes.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them with a hint
+    started = time.time()
     try:
         main()
     except JobFailed:
+        for folder in sweeps.failures({*CheckBeforeRun.sweep, *RUN_ROOTS}, since=started - 1):
+            print(*sweeps.failure(folder), sep="\n", file=sys.stderr)
         sys.exit(1)
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         if whole:
             raise
-        sys.exit(f"error: {_in_one_line(error)}")
+        sys.exit(f"error: {in_one_line(error)}")
     sys.exit(0)
 
 
 class CheckBeforeRun(Callback):
     """Hydra callback: a single run's settings are checked before its folder is made."""
 
+    sweep: ClassVar[list[Path]] = []
+    """The folder of the sweep that runs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.sweep.append(Path(config.hydra.sweep.dir))
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             schema.check(completed(config))
             _check_folder(Path(config.hydra.run.dir))
         except (OmegaConfBaseException, OSError, ValueError) as error:
-            sys.exit(f"error: {_in_one_line(error)}")
+            sys.exit(f"error: {in_one_line(error)}")
 
 
 def _check_folder(folder: Path) -> None:
@@ -92,39 +103,62 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         cfg = completed(cfg)
         schema.check(cfg)
         OmegaConf.resolve(cfg)
-        if (folder / RECORD).exists():
-            record = Record.load(folder)
-            if (record.kind, record.config) != (kind, OmegaConf.to_container(cfg)):
-                raise schema.ConfigError(
-                    f"{shown} holds the record of another configuration; choose another hydra.run.dir"
-                )
-            log.info("finished already, so not run again (delete %s to run it again)", shown)
-            print_summary(record, shown)
+        if _is_finished(kind, cfg, folder, shown):
             return
     except Exception as error:
-        _fail(_in_one_line(error))
+        _fail(kind, folder, in_one_line(error))
 
     if not is_first_process():
         logging.disable(logging.INFO)
         work(cfg, folder)
         return
-    (folder / "error.json").unlink(missing_ok=True)
     handler = logging.FileHandler(folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
     try:
+        if not _lock(handler):
+            log.info("another process is at work in %s, so left to it", shown)
+            return
+        if _is_finished(kind, cfg, folder, shown):  # by a process that held the lock just now
+            return
+        (folder / sweeps.ERROR).unlink(missing_ok=True)
+        logging.getLogger().addHandler(handler)
         log.info("%s in %s", command(kind), shown)
         record = work(cfg, folder)
         record.save(folder)
         print_summary(record, shown)
     except Exception as error:
         handler.stream.write(traceback.format_exc())
-        message = _in_one_line(error)
-        write_json(folder / "error.json", {"command": command(kind), "error": message})
-        _fail(message)
+        _fail(kind, folder, in_one_line(error))
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def _is_finished(kind: str, cfg: DictConfig, folder: Path, shown: str) -> bool:
+    """The folder holds this job's record, which is shown.
+
+    Raises:
+        ConfigError: it holds another's.
+    """
+    if not (folder / RECORD).exists():
+        return False
+    record = Record.load(folder)
+    if (record.kind, record.config) != (kind, OmegaConf.to_container(cfg)):
+        raise schema.ConfigError(
+            f"{shown} holds the record of another configuration; choose another hydra.run.dir"
+        )
+    log.info("finished already, so not run again (delete %s to run it again)", shown)
+    print_summary(record, shown)
+    return True
+
+
+def _lock(log_file: logging.FileHandler) -> bool:
+    """Hold the job's log file for this process alone until it is closed, however the process ends; False: held."""
+    try:
+        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_first_process() -> bool:
@@ -132,9 +166,11 @@ def is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _fail(message: str) -> NoReturn:
-    """End a single run, or this job of a sweep, after its error was said."""
+def _fail(kind: str, folder: Path, message: str) -> NoReturn:
+    """End a single run, or this job of a sweep: its error is said, and left in its folder."""
     log.error("error: %s", message)
+    if not (folder / RECORD).exists():
+        write_json(folder / sweeps.ERROR, {"command": command(kind), "error": message})
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise JobFailed(message) from None
     sys.exit(1)
@@ -146,17 +182,23 @@ def command(kind: str) -> str:
 
 
 def completed(cfg: DictConfig) -> DictConfig:
-    """An evaluation's configuration with all that it does not say as in its training run; others as they are.
+    """What a configuration comes to: equal for jobs that are the same.
 
-    An evaluation of the user's own network (net=, checkpoint=, dataset=) has no training run.
+    An evaluation takes what it does not say from its training run; one of the user's own network (net=,
+    checkpoint=, dataset=) has none. A training without th_g is the same for every thg of a sweep with `thgs`, and
+    any other is attacked at its own thg.
 
     Raises:
         FileNotFoundError: there is no finished training run there, or none at all.
         ConfigError: it does not say enough to do without one.
     """
-    if "run" not in cfg:
-        return cfg
     cfg = cfg.copy()
+    if "run" not in cfg:
+        if cfg.get("thgs") and schema.trains_without_thg(cfg):
+            cfg.thg = max(cfg.thgs)
+        elif cfg.get("thgs"):
+            cfg.thgs = None
+        return cfg
     said = OmegaConf.masked_copy(cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None])
     if cfg.net and not cfg.run:
         if not cfg.checkpoint or "_target_" not in said:
@@ -214,9 +256,11 @@ def _training_record(folder: Path) -> Record:
 
 def _run_folder(*, _root_: DictConfig) -> str:
     """A stable, readable folder for a training configuration; the digest tells the rest of it apart."""
+    cfg = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    name = f"thg{_root_.thg:g}-seed{_root_.seed}-{_digest(_root_)}"
-    return f"{_own(_root_.net) or choice.model}-{choice.dataset}/{choice.method}/{name}"
+    thgs = sorted({min(cfg.thgs or [cfg.thg]), cfg.thg})
+    name = f"thg{'-'.join(f'{thg:g}' for thg in thgs)}-seed{cfg.seed}-{_digest(cfg)}"
+    return f"{_own(cfg.net) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 
 def _evaluation_folder(*, _root_: DictConfig) -> str:
@@ -242,11 +286,14 @@ def _digest(root: DictConfig) -> str:
 
 # On import, so that they are there in the processes of a parallel launcher too.
 schema.register()
+OmegaConf.register_new_resolver(
+    "of_scale", lambda quick, paper, *, _root_: paper if _root_.scale == "paper" else quick, replace=True
+)
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 OmegaConf.register_new_resolver("evaluation_folder", _evaluation_folder, replace=True)
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What was wrong, without the indented details that Hydra and OmegaConf add below."""
     if isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__

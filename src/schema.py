@@ -26,6 +26,8 @@ class TrainConfig:
     data_dir: str = MISSING
     net: str | None = None
     init_from: str | None = None
+    thgs: list[float] | None = None
+    scale: str = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
     method: Any = MISSING
@@ -57,10 +59,21 @@ class EvaluateConfig:
     attack: Any = MISSING
 
 
+@dataclass
+class ReportConfig:
+    """Top level of conf/report.yaml."""
+
+    folders: list[str] = MISSING
+    out: str = MISSING
+    status: Any = False
+    scale: str = MISSING
+
+
 def register() -> None:
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
+    store.store("report_schema", ReportConfig)
 
 
 GROUPS = {  # by the place of each in the configuration, how it is chosen
@@ -75,6 +88,8 @@ GROUPS = {  # by the place of each in the configuration, how it is chosen
     "trainer": "trainer",
     "logger": "logger",
 }
+
+WITHOUT_THG = ("worstcase.methods.Vanilla", "worstcase.methods.VariationAware")
 
 COUNTS = {  # whole numbers and the least that each may be
     "dataset.batch_size": 1,
@@ -97,6 +112,12 @@ def bounds(cfg: DictConfig) -> list[float]:
     return [] if thg is None else [thg]
 
 
+def trains_without_thg(cfg: DictConfig) -> bool:
+    """Training and selection of the configuration are the same for every th_g."""
+    method = cfg.method
+    return method._target_ in WITHOUT_THG and method.monitor == "val/accuracy"
+
+
 def check(cfg: DictConfig) -> None:
     """Check the ranges of a train or evaluate configuration; settings that are absent or null pass.
 
@@ -110,11 +131,15 @@ def check(cfg: DictConfig) -> None:
     full_scale = cfg.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
-    for thg in bounds(cfg):
+    if cfg.get("thgs") is not None and not cfg.thgs:
+        raise ConfigError("thgs=[]: must be null, or a list of one or more")
+    for thg in [*bounds(cfg), *(cfg.get("thgs") or [])]:
         if isinstance(thg, bool) or not isinstance(thg, int | float) or not (math.isfinite(thg) and thg >= 0):
             raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
         if full_scale != "unit" and thg > 1:
             raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
+    if cfg.get("scale") not in (None, "quick", "paper"):
+        raise ConfigError(f"scale={cfg.scale}: must be quick or paper")
     if cfg.get("diagnosis") not in (None, "short", "full"):
         raise ConfigError(f"diagnosis={cfg.diagnosis}: must be short or full")
     seed = cfg.get("seed")

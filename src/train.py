@@ -111,7 +111,8 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
         dataset=choices.dataset,
         reference="test",
         attacks=attacks,
-        flags=red_flags(attacks),
+        flags=red_flags(attacks, diagnosis=at_test.explained),
+        diagnosis=at_test.explained,
         train_seconds=train_seconds,
         epochs=trainer.current_epoch,
     )

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from worstcase import Crossbar
-from worstcase.attacks import FLWC, LWC
+from worstcase.attacks import FLWC, LWC, Ensemble
 from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
 from worstcase.methods import Vanilla
 
@@ -52,3 +52,29 @@ def test_several_reference_sets_at_once_are_refused(tmp_path, small_net, small_l
     method.test_step = lambda batch, batch_idx, dataloader_idx=0: None
     with pytest.raises(ValueError, match="one reference set"):
         trainer(tmp_path, WorstCaseAtTest([FLWC()])).test(method, [small_loader, small_loader], verbose=False)
+
+
+def test_several_th_g_are_attacked_from_what_the_smaller_found_and_the_lowest_explained(
+    tmp_path, small_net, small_loader
+):
+    method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
+    at_test = WorstCaseAtTest([FLWC(steps=2), LWC(epochs=2)], thgs=[0.3, 0.0, 0.1], diagnosis="short")
+    trainer(tmp_path, at_test).test(method, small_loader, verbose=False)
+    assert [(found.attack, found.thg) for found in at_test.found] == [
+        (attack, thg) for attack in ("flwc", "lwc") for thg in (0.0, 0.1, 0.3)
+    ]
+    for none, small, large in (at_test.found[:3], at_test.found[3:]):
+        assert none.clean_accuracy == none.accuracy >= small.accuracy >= large.accuracy
+        assert any(entry.get("start") for entry in large.history)
+    lowest = min(at_test.found[2].accuracy, at_test.found[5].accuracy)
+    assert at_test.explained["thg"] == 0.3 and at_test.explained["accuracy"] == pytest.approx(lowest)
+    assert method.crossbar.thg == 0.1
+    with pytest.raises(ValueError, match="diagnosis=long: must be short or full"):
+        WorstCaseAtTest([FLWC()], diagnosis="long")
+
+
+def test_another_kind_of_attack_is_run_besides_unless_it_is_there_already():
+    weak, strong = Ensemble(rounds=1), Ensemble(rounds=2)
+    steps = [FLWC(steps=1), FLWC(steps=2)]
+    assert WorstCaseAtTest(steps, besides=weak).attacks == [*steps, weak]
+    assert WorstCaseAtTest([strong], besides=weak).attacks == [strong]

@@ -9,6 +9,7 @@ import lightning as L
 
 from worstcase.attacks import Attack, WorstCase
 from worstcase.attacks.base import Loader
+from worstcase.diagnosis import diagnose
 from worstcase.methods import Method
 
 
@@ -30,21 +31,46 @@ class WorstCaseAtTest(L.Callback):
     """Attacks the test split and keeps what each attack found; logs the lowest ``test/worst_case_accuracy``, 0..1.
 
     Args:
-        attacks: several kinds, lest a network passes for safe because one of them failed; of one kind, the first.
+        attacks: run in this order.
         seed: of what the attacks draw.
+        thgs: attacked, each attack at a larger one starting from what it found at the next smaller; None: the
+            crossbar's own.
+        diagnosis: ``short`` or ``full``, to explain the lowest found at the largest th_g; None: not.
+        besides: run too, lest a network passes for safe because an attack failed, unless one of its kind is there.
     """
 
-    def __init__(self, attacks: Sequence[Attack], seed: int = 0) -> None:
-        kinds: dict[type[Attack], Attack] = {}
-        for attack in attacks:
-            kinds.setdefault(type(attack), attack)
-        self.attacks, self.seed = list(kinds.values()), seed
+    def __init__(
+        self,
+        attacks: Sequence[Attack],
+        seed: int = 0,
+        thgs: Sequence[float] | None = None,
+        diagnosis: str | None = None,
+        besides: Attack | None = None,
+    ) -> None:
+        if diagnosis not in (None, "short", "full"):
+            raise ValueError(f"diagnosis={diagnosis}: must be short or full")
+        kinds = {type(attack) for attack in attacks}
+        self.attacks = [*attacks, *([besides] if besides is not None and type(besides) not in kinds else [])]
+        self.seed, self.thgs, self.diagnosis = seed, thgs, diagnosis
         self.found: list[WorstCase] = []
+        self.explained: dict[str, Any] = {}
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Method)
         loader = _loader(trainer.test_dataloaders)
-        self.found = [attack(pl_module.crossbar, loader, seed=self.seed) for attack in self.attacks]
+        crossbar, own = pl_module.crossbar, pl_module.crossbar.thg
+        thgs = sorted(self.thgs or [own])
+        self.found = []
+        for attack in self.attacks:
+            start = None
+            for crossbar.thg in thgs:
+                self.found.append(attack(crossbar, loader, start=start, seed=self.seed))
+                start = self.found[-1].perturbation
+        if self.diagnosis:
+            lowest = min((one for one in self.found if one.thg == thgs[-1]), key=lambda one: one.accuracy)
+            full = self.diagnosis == "full"
+            self.explained = diagnose(crossbar, loader, lowest.perturbation, full=full, progress=False)
+        crossbar.thg = own
         pl_module.log("test/worst_case_accuracy", min(found.accuracy for found in self.found))
 
 

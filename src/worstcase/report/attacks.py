@@ -1,0 +1,171 @@
+"""What each attack finds: Tables I, II, IV, Figs. 1 and 7, and what sampled chips say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure
+
+from worstcase.figures.monte_carlo import monte_carlo
+from worstcase.report import paper
+from worstcase.report.rows import CLEAN, Result, Row, Run, gather
+from worstcase.report.section import THG, Section, at, bars, is_papers, network, row, section
+
+
+def fig1(runs: Sequence[Run]) -> Section | None:
+    found = [r for r in _table1(runs) if r.attack in ("monte_carlo", "lwc", "ensemble")]
+    rows = gather(
+        found,
+        _found,
+        value=lambda r: 100 - r.accuracy,
+        published=lambda r: _less(100, paper.TABLE1.get(r.run.network, {}).get(r.attack)),
+    )
+    caption = "The largest top-1 error that sampled chips and that a search show, th_g 0.03."
+    return section(
+        "fig1", "Fig. 1: worst error by Monte Carlo and by LWC", caption, rows, found, bars(rows, "error")
+    )
+
+
+def table1(runs: Sequence[Run]) -> Section | None:
+    found = _table1(runs)
+    rows = gather(found, _found, published=lambda r: paper.TABLE1.get(r.run.network, {}).get(r.attack))
+    rows += gather(
+        [r for r in found if r.attack != CLEAN],
+        _time,
+        value=lambda r: r.minutes,
+        unit="min",
+        published=lambda r: paper.TABLE1_MINUTES.get(r.run.network, {}).get(r.attack),
+    )
+    caption = (
+        "Accuracy as programmed, the lowest that each attack found at th_g 0.03, and its time. "
+        "The paper: 100,000 sampled chips, a Titan XP."
+    )
+    return section("table1", "Table I: what each attack finds", caption, rows, found)
+
+
+def table2(runs: Sequence[Run]) -> Section | None:
+    found = [r for r in _table1(runs) if r.attack == "lwc"]
+    rows = [*_setting(found, "c", _largest_c), *_setting(found, "lr", lambda r: r.parameters["lr"])]
+    rows += _setting(found, "runs", lambda r: r.parameters["epochs"])
+    caption = (
+        "LWC's settings. Ours are in units of the bound, and each step is projected onto it, so that one default "
+        "serves every network; the paper's are tuned for each and in weight units."
+    )
+    return section("table2", "Table II: settings of LWC", caption, rows, found)
+
+
+def table4(runs: Sequence[Run]) -> Section | None:
+    found = [r for r in _table1(runs) if r.attack in ("lwc", "flwc")]
+    if {r.attack for r in found} != {"lwc", "flwc"}:
+        return None
+    rows = gather(found, _found, published=lambda r: paper.TABLE4.get(r.run.network, {}).get(r.attack))
+    rows += gather(
+        found,
+        _time,
+        value=lambda r: r.minutes,
+        unit="min",
+        published=lambda r: paper.TABLE4_MINUTES.get(r.run.network, {}).get(r.attack),
+    )
+    return section("table4", "Table IV: F-LWC against LWC", "At th_g 0.03.", rows, found)
+
+
+def fig7(runs: Sequence[Run]) -> Section | None:
+    found = [r for r in at(runs, THG) if r.method == "vanilla" and r.attack == "flwc" and is_papers(r)]
+    found = [r for r in found if len(_steps(r.run)) > 1]
+    found = [r for r in found if r.run.network == paper.CONVNET] or found
+    if not found:
+        return None
+    found.sort(key=lambda r: r.parameters["steps"])
+
+    def labels(quantity: str) -> Callable[[Result], dict[str, str]]:
+        return lambda r: {"network": network(r), "steps": str(r.parameters["steps"]), "quantity": quantity}
+
+    rows = gather(found, labels("accuracy"))
+    rows += gather(found, labels("time"), value=lambda r: 60 * r.minutes, unit="s")
+    caption = "Lowest found by F-LWC at th_g 0.03 in fewer and larger steps, each the bound / steps, and its time."
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for color, name in enumerate(dict.fromkeys(map(network, found))):
+        points = {(60 * r.minutes, r.accuracy): r.parameters["steps"] for r in found if network(r) == name}
+        axes.plot(*zip(*points, strict=True), "o", color=f"C{color}", label=name)
+        for point, number in points.items():
+            axes.annotate(number, point, xytext=(4, 4), textcoords="offset points", fontsize="small")
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of the attack (beside a dot: its steps)")
+    axes.set_ylabel("lowest found (flwc), accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return section("fig7", "Fig. 7: F-LWC's time and precision", caption, rows, found, {"": figure})
+
+
+def sampled_chips(runs: Sequence[Run]) -> Section | None:
+    """Not in the paper: what Monte Carlo can and cannot say."""
+    figures: dict[str, Figure] = {}
+    rows: list[Row] = []
+    used: list[Run] = []
+    for run in runs:
+        for attack in run.record.attacks:
+            if (of := attack.distribution) and of["accuracies"]:
+                label = {
+                    "network": run.record.model,
+                    "method": str(run.record.method),
+                    "seed": str(run.record.seed),
+                    "th_g": f"{attack.thg:g}",
+                    "chips": f"{of['instances']:,} ({of['sampler']})",
+                }
+                rows.append(row(run, label | {"quantity": "mean"}, 100 * of["mean"]))
+                rows.append(row(run, label | {"quantity": "minimum"}, 100 * of["minimum"]))
+                if not any(run.record.model == other.record.model for other in used):
+                    figures[f"monte_carlo-{len(figures) + 1}"] = monte_carlo(run.record, attack)
+                used.append(run)
+    caption = "Accuracies of chips drawn at random; the picture is of one run for each network."
+    return Section("monte_carlo", "Sampled chips", caption, rows, used, figures) if rows else None
+
+
+def _table1(runs: Sequence[Run]) -> list[Result]:
+    """Attacks on regular networks of the paper at its th_g, by network; those that Monte Carlo was run on."""
+    order = (CLEAN, "monte_carlo", "pgd", "lwc", "flwc", "ensemble")
+    networks = list(paper.NETWORKS)
+    found = [
+        r
+        for r in at(runs, THG)
+        if is_papers(r)
+        and r.method in ("vanilla", "given weights")
+        and r.attack in order
+        and r.parameters.get("steps", 10) == 10
+        and r.parameters.get("project", "step") == "step"
+    ]
+    sampled = {r.run.settings for r in found if r.attack == "monte_carlo"}
+    found = [r for r in found if r.run.settings in sampled] or found
+    return sorted(found, key=lambda r: (networks.index(r.run.network), order.index(r.attack)))
+
+
+def _found(result: Result) -> dict[str, str]:
+    what = "as programmed" if result.attack == CLEAN else f"lowest found ({result.attack})"
+    return {"network": network(result), "what": what}
+
+
+def _time(result: Result) -> dict[str, str]:
+    return {"network": network(result), "what": f"time ({result.attack})"}
+
+
+def _steps(run: Run) -> set[int]:
+    return {attack.parameters["steps"] for attack in run.record.attacks if attack.attack == "flwc"}
+
+
+def _setting(found: list[Result], name: str, value: Callable[[Result], float]) -> list[Row]:
+    return gather(
+        found,
+        lambda r: {"network": network(r), "setting": name},
+        value=value,
+        unit="",
+        published=lambda r: paper.TABLE2.get(r.run.network, {}).get(name),
+    )
+
+
+def _largest_c(result: Result) -> float:
+    return float(max(result.parameters["c_range"]))
+
+
+def _less(whole: float, part: float | None) -> float | None:
+    return None if part is None else whole - part

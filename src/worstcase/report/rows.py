@@ -1,0 +1,246 @@
+"""What runs found, flattened and gathered over seeds: the rows of every table, from records alone."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from worstcase.report import paper
+from worstcase.results import Record, finished_runs
+
+CLEAN = "clean"
+"""In the place of an attack: the accuracy as programmed."""
+ANY_THG = ("vanilla", "va")
+"""Methods that train and select without th_g: one training serves every th_g."""
+SUBSTITUTES = {"mnist5k": "mnist"}
+"""Data sets that stand for one of the paper's at a smaller scale."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its record, and that of the training whose network it is about (None: weights given)."""
+
+    record: Record
+    trained: Record | None
+
+    @property
+    def network(self) -> paper.Network:
+        """As `paper` names it."""
+        return self.record.model, SUBSTITUTES.get(self.record.dataset, self.record.dataset)
+
+    @property
+    def settings(self) -> str:
+        """Equal for runs whose numbers are of the same thing but for seed, method, th_g and attack."""
+        trained = self.trained or self.record
+        config = {key: trained.config.get(key) for key in ("net", "init_from")}
+        for group, left_out in (("model", ()), ("dataset", ("seed", "data_dir", "download")), ("trainer", ())):
+            values = trained.config.get(group) or {}
+            config[group] = {key: value for key, value in values.items() if key not in left_out}
+        own = {key: self.record.config.get(key) for key in ("layers", "exclude")}
+        r = self.record
+        return _digest([config, own, r.dataset, r.samples, r.full_scale, r.weight_bits, r.activation_bits])
+
+    @property
+    def method_settings(self) -> str:
+        trained = self.trained or self.record
+        return _digest([trained.config.get("method"), trained.config.get("val_attack")])
+
+    def differences(self) -> list[str]:
+        """How its scale differs from the paper's; empty for the paper's, or for a network that it has not."""
+        r, network = self.record, self.network
+        if network not in paper.NETWORKS:
+            return []
+        differ = []
+        if r.dataset != network[1]:
+            differ.append(f"{r.dataset} for {network[1]}")
+        elif r.samples < paper.SAMPLES[r.dataset]:
+            differ.append(f"{r.samples:,} test images")
+        config = (self.trained or r).config
+        if limit := (config.get("dataset") or {}).get("limit"):
+            differ.append(f"at most {limit:,} training images")
+        width = (config.get("model") or {}).get("width", 1)
+        if width != 1:
+            differ.append(f"width {width:g}")
+        if (r.weight_bits, r.activation_bits) != (paper.BITS[network],) * 2:
+            bits = [f"{bits} bits" if bits else "float" for bits in (r.weight_bits, r.activation_bits)]
+            differ.append(bits[0] if bits[0] == bits[1] else f"{bits[0]} weights, {bits[1]} outputs")
+        if r.epochs is not None and r.epochs < paper.EPOCHS:
+            differ.append(f"{r.epochs} epochs")
+        if r.full_scale != "layer_max":
+            differ.append("th_g in weight units")
+        return differ
+
+
+class Result(NamedTuple):
+    """What one attack found in one run, in percent, and the minutes that it took; as programmed, see `CLEAN`."""
+
+    run: Run
+    attack: str
+    thg: float
+    accuracy: float
+    minutes: float
+    parameters: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        return self.run.record.method or "given weights"
+
+    @property
+    def scale(self) -> str:
+        """How it differs from the paper's; empty for the paper's."""
+        differ = self.run.differences()
+        chips = self.parameters.get("instances", paper.CHIPS)
+        if self.run.network in paper.NETWORKS and chips < paper.CHIPS:
+            differ.append(f"{chips:,} chips")
+        return ", ".join(differ)
+
+    @property
+    def as_trained(self) -> bool:
+        """Attacked at the th_g that the network was trained for, if it was for one."""
+        return self.method in ANY_THG or self.run.trained is None or self.thg == self.run.trained.config["thg"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of a table, over seeds, and the paper's."""
+
+    labels: dict[str, str]
+    values: list[float]
+    """One a seed."""
+    unit: str = "%"
+    paper: float | None = None
+    paper_deviation: float | None = None
+    scale: str = ""
+    """How it differs from the paper's."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def cells(self) -> dict[str, str]:
+        """All columns as they are shown."""
+        return {
+            **self.labels,
+            "measured": f"{self._shown(self.mean, self.deviation)} {self.unit}".strip(),
+            "paper": "-" if self.paper is None else self._shown(self.paper, self.paper_deviation),
+            "seeds": str(len(self.values)),
+            "each seed": " ".join(map(self._shown, self.values)),
+            "scale": self.scale or "the paper's",
+        }
+
+    def _shown(self, value: float, deviation: float | None = None) -> str:
+        digits = ".2f" if self.unit == "%" else ".3g"
+        return f"{value:{digits}}" + ("" if deviation is None else f" ± {deviation:{digits}}")
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """The finished runs below some folders, oldest first, each with its training's record where that is there."""
+    found = dict(reversed(list(finished_runs(folders))))
+    by_folder = {folder.resolve(): record for folder, record in found.items()}
+    runs = []
+    for folder, record in by_folder.items():
+        source = (folder / record.source_run).resolve() if record.source_run else None
+        runs.append(Run(record, record if record.kind == "train" else by_folder.get(source) if source else None))
+    return runs
+
+
+def results(runs: Iterable[Run]) -> list[Result]:
+    """Every number of every run; the accuracy as programmed is told at each th_g that was attacked."""
+    flat = []
+    for run in runs:
+        for found in run.record.attacks:
+            flat.append(
+                Result(
+                    run,
+                    found.attack,
+                    found.thg,
+                    100 * found.accuracy,
+                    found.seconds / 60,
+                    found.parameters,
+                )
+            )
+            flat.append(Result(run, CLEAN, found.thg, 100 * run.record.clean_accuracy, 0.0, {}))
+    return flat
+
+
+def gather(
+    found: Iterable[Result],
+    labels: Callable[[Result], dict[str, str]],
+    *,
+    value: Callable[[Result], float] = lambda result: result.accuracy,
+    unit: str = "%",
+    published: Callable[[Result], float | None] = lambda result: None,
+    published_deviation: Callable[[Result], float | None] = lambda result: None,
+) -> list[Row]:
+    """A row for each combination of labels and settings; of a seed, the result with the lowest accuracy counts.
+
+    Rows of equal labels and scale whose settings differ in something else say so. Rows of one first label stand
+    together, and among these, of one scale.
+    """
+    groups: dict[tuple, dict[int, Result]] = {}
+    variants: dict[tuple, set[tuple]] = {}
+    for result in found:
+        named, scale, seed = labels(result), result.scale, result.run.record.seed
+        settings = (result.run.settings, result.run.method_settings)
+        variants.setdefault((next(iter(named.values())), scale, result.method), set()).add(settings)
+        seeds = groups.setdefault((tuple(named.items()), scale, result.method, settings), {})
+        if seed not in seeds or result.accuracy < seeds[seed].accuracy:
+            seeds[seed] = result
+    firsts = list(dict.fromkeys(named[0] for named, *_ in groups))
+    rows = []
+    for key in sorted(groups, key=lambda key: (firsts.index(key[0][0]), *key[1:])):
+        (named_items, scale, method, settings), seeds = key, groups[key]
+        several = sorted(variants[named_items[0][1], scale, method])
+        name = [f"settings {several.index(settings) + 1} of {len(several)}"] if len(several) > 1 else []
+        first = next(iter(seeds.values()))
+        rows.append(
+            Row(
+                dict(named_items),
+                [value(seeds[seed]) for seed in sorted(seeds)],
+                unit,
+                published(first),
+                published_deviation(first),
+                ", ".join(filter(None, [scale, *name])),
+            )
+        )
+    return rows
+
+
+def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and body of a table as it is shown; a label that a row has not is empty."""
+    labels = dict.fromkeys(key for row in rows for key in row.labels)
+    header = list(labels | dict.fromkeys(rows[0].cells()))
+    return header, [[row.cells().get(key, "") for key in header] for row in rows]
+
+
+def write_csv(rows: Sequence[Row], file: Path) -> None:
+    """A line for each row, numbers in full."""
+    labels = list(dict.fromkeys(key for row in rows for key in row.labels))
+    with file.open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(
+            [*labels, "unit", "mean", "deviation", "seeds", "each seed", "paper", "paper deviation", "scale"]
+        )
+        for row in rows:
+            deviation = "" if row.deviation is None else _full(row.deviation)
+            numbers = (_full(row.mean), deviation, len(row.values), " ".join(map(_full, row.values)))
+            published = (row.paper, row.paper_deviation, row.scale)
+            writer.writerow([*(row.labels.get(key, "") for key in labels), row.unit, *numbers, *published])
+
+
+def _full(number: float) -> str:
+    return f"{number:.10g}"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""One figure or table of the report, and what its makers share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from matplotlib.figure import Figure
+
+from worstcase.report import paper
+from worstcase.report.rows import Result, Row, Run, results
+
+THG = 0.03  # of the paper's tables and figures but Fig. 8 and Table VI
+HARDENED = ("flwc", "lwc", "ensemble")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure or table: what is shown, and the runs that it was made from."""
+
+    name: str
+    """Of its experiment and its files."""
+    title: str
+    caption: str
+    rows: list[Row]
+    runs: list[Run]
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> str:
+        numbers = sorted({run.record.seed for run in self.runs})
+        return f"{len(numbers)} seeds ({', '.join(map(str, numbers))})" if len(numbers) > 1 else "1 seed"
+
+    @property
+    def convention(self) -> str:
+        """What th_g is relative to."""
+        units = {"layer_max": "th_g is of each layer's largest weight", "unit": "th_g is in weight units"}
+        found = sorted({run.record.full_scale for run in self.runs})
+        return " or ".join(f"{units[name]} (full_scale={name})" for name in found)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before comparing its rows, and the runs' red flags."""
+        notes = []
+        commits = sorted({(run.record.git_commit or "unknown").split("-")[0][:9] for run in self.runs})
+        if len(commits) > 1:
+            notes.append(f"Its records come from different commits: {', '.join(commits)}.")
+        if any((run.record.git_commit or "").endswith("-dirty") for run in self.runs):
+            notes.append("Some of its records were made with uncommitted changes.")
+        if flagged := sum(bool(run.record.flags) for run in self.runs):
+            notes.append(f"{flagged} of its {len(self.runs)} runs raised red flags, listed in their records.")
+        return notes
+
+    @property
+    def commands(self) -> list[str]:
+        return sorted({run.record.command for run in self.runs})
+
+    @property
+    def command(self) -> str | None:
+        """The one command that makes all of its runs, if they are the jobs of one experiment."""
+        named = {tuple(re.findall(r" (experiment=\S+|scale=\S+)", command)) for command in self.commands}
+        words = named.pop()
+        is_one = not named and any(word.startswith("experiment=") for word in words)
+        return " ".join(["python -m src.train -m", *words]) if is_one else None
+
+
+def section(
+    name: str,
+    title: str,
+    caption: str,
+    rows: list[Row],
+    found: Iterable[Result],
+    figures: dict[str, Figure] | None = None,
+) -> Section | None:
+    """A section of the results that its rows were made of; figures by what tells them apart. None without rows."""
+    if not rows:
+        return None
+    runs = list({id(r.run): r.run for r in found}.values())
+    named = {f"{name}-{part}" if part else name: figure for part, figure in (figures or {}).items()}
+    return Section(name, title, caption, rows, runs, named)
+
+
+def at(runs: Sequence[Run], thg: float) -> list[Result]:
+    return [r for r in results(runs) if abs(r.thg - thg) < 1e-9 and r.as_trained]
+
+
+def is_papers(result: Result) -> bool:
+    return result.run.network in paper.NETWORKS
+
+
+def network(result: Result) -> str:
+    return paper.NETWORKS.get(result.run.network) or f"{result.run.record.model}, {result.run.record.dataset}"
+
+
+def row(run: Run, labels: dict[str, str], value: float, *, unit: str = "%", published: float | None = None) -> Row:
+    return Row(labels, [value], unit, published, scale=", ".join(run.differences()))
+
+
+def bars(rows: Sequence[Row], what: str) -> dict[str, Figure]:
+    """A bar a row with each seed as a dot, and the paper's value as a line across it."""
+    if not rows:
+        return {}
+    several = len({row.scale for row in rows}) > 1
+    names = [
+        ", ".join(row.labels.values()) + (f"\n({row.scale})" if several and row.scale else "") for row in rows
+    ]
+    figure = Figure(figsize=(8.0, 1.2 + (0.42 if several else 0.32) * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        axes.barh(place, row.mean, 0.7, xerr=row.deviation or 0, color="C0", alpha=0.6, capsize=3)
+        axes.plot(row.values, [place] * len(row.values), ".", color="C0")
+        if row.paper is not None:
+            label = None if axes.get_legend_handles_labels()[0] else "paper"
+            axes.plot([row.paper] * 2, [place - 0.4, place + 0.4], color="C3", lw=2, label=label)
+    axes.set_yticks(range(len(rows)), names, fontsize="small")
+    axes.invert_yaxis()
+    axes.set_xlim(-1, 102)
+    axes.set_xlabel(f"{what} (%): mean, standard deviation and each seed")
+    axes.grid(axis="x", alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", fontsize="small")
+    return {"": figure}
