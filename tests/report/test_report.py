@@ -20,7 +20,7 @@ from worstcase.results import AttackRecord, Record
 @pytest.fixture(scope="session")
 def explained(trained: Path) -> Record:
     """A real evaluation by LWC in its free form, with its diagnosis."""
-    folder = trained / "explained"
+    folder = trained / "evaluations" / "explained"
     free = ["attack=lwc", "attack.project=end", "attack.trials=3", "attack.epochs=2"]
     run("src.evaluate", f"run={trained}", *free, f"hydra.run.dir={folder}")
     return Record.load(folder)
