@@ -84,7 +84,7 @@ class Search:
         expected_passes: Callable[[Search], float],
         on_score: Callable[[float, float, float], None],
     ) -> None:
-        if iter(loader) is loader:
+        if isinstance(loader, Iterator):
             raise ValueError("the reference set can be gone through only once; give a list or a DataLoader")
         self.crossbar, self.loader, self.seed, self.folder = crossbar, loader, seed, folder
         self._expected_passes, self._on_score = expected_passes, on_score
