@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import Ensemble, WorstCase
-from worstcase.attacks.base import Loader
+from worstcase.attacks.base import Loader, accuracy, on_its_device
 from worstcase.crossbar import Crossbar, Perturbation, evaluating
 from worstcase.objectives import margin
 from worstcase.progress import progress_bar
@@ -194,7 +194,7 @@ def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
         total = crossbar.zero_perturbation()
         leaves = {name: d.requires_grad_() for name, d in crossbar.zero_perturbation().items()}
-        for images, labels in _batches(crossbar, loader):
+        for images, labels in on_its_device(crossbar, loader):
             loss = margin(crossbar(images, leaves), labels).sum()
             samples += len(images)
             gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
@@ -214,7 +214,7 @@ def _nested(
     before: WorstCase | None = None
     for movable in sets:
         start = _part(perturbation, movable)
-        if before is not None and before.accuracy < _answers(crossbar, loader, start).accuracy:
+        if before is not None and before.accuracy < accuracy(crossbar, loader, start):
             start = before.perturbation
         before = _attack(crossbar, loader, movable, start, budget)
         yield before.accuracy
@@ -261,7 +261,7 @@ class _Answers(NamedTuple):
 def _answers(crossbar: Crossbar, loader: Loader, perturbation: Perturbation) -> _Answers:
     batches = []
     with evaluating(crossbar):
-        for images, labels in _batches(crossbar, loader):
+        for images, labels in on_its_device(crossbar, loader):
             logits = crossbar(images, perturbation)
             confidence = logits.float().softmax(1).amax(1)
             batches.append((labels.cpu(), logits.argmax(1).cpu(), confidence.cpu()))
@@ -269,12 +269,6 @@ def _answers(crossbar: Crossbar, loader: Loader, perturbation: Perturbation) -> 
         raise ValueError("the reference set has no samples")
     labels, answers, confidence = map(torch.cat, zip(*batches, strict=True))
     return _Answers(labels, answers, confidence, logits.shape[1])
-
-
-def _batches(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    device = next(crossbar.parameters()).device
-    for images, labels in loader:
-        yield images.to(device), labels.to(device)
 
 
 def _confusion(clean: _Answers, worst: _Answers) -> dict[str, Any]:

@@ -56,15 +56,20 @@ class WorstCase:
     """Of Monte Carlo: what the sampled chips say of all chips, see `worstcase.attacks.MonteCarlo`."""
 
 
+def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches where the crossbar is."""
+    device = next(crossbar.parameters()).device
+    for images, labels in loader:
+        yield images.to(device), labels.to(device)
+
+
 @torch.no_grad()
 def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | None = None) -> float:
     """The accuracy 0..1 of a crossbar, as programmed or perturbed, over some data. Cost: one pass."""
-    device = next(crossbar.parameters()).device
     correct = samples = 0
     with evaluating(crossbar):
-        for images, labels in loader:
-            answers = crossbar(images.to(device), perturbation).argmax(1)
-            correct += int((answers == labels.to(device)).sum())
+        for images, labels in on_its_device(crossbar, loader):
+            correct += int((crossbar(images, perturbation).argmax(1) == labels).sum())
             samples += len(labels)
     if not samples:
         raise ValueError("there are no samples to score")
@@ -103,8 +108,7 @@ class Search:
         self.score(self.worst)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            yield images.to(self.device), labels.to(self.device)
+        return on_its_device(self.crossbar, self.loader)
 
     def gradient(
         self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor

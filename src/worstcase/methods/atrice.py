@@ -11,7 +11,6 @@ from torch import Tensor
 from worstcase.crossbar import Crossbar, evaluating
 from worstcase.methods.base import Method, check_range
 from worstcase.objectives import p2
-from worstcase.variation import right_censored_gaussian
 
 
 class ATrice(Method):
@@ -53,7 +52,7 @@ class ATrice(Method):
         with evaluating(self.crossbar):
             adversary = self._adversary(images, labels)  # lines 8-10
             loss_p = F.cross_entropy(self.crossbar(images, adversary), labels)  # lines 10-11
-        noise = self._noise()  # line 13
+        noise = self.right_censored_noise(self.sigma, self.threshold)  # line 13
         loss_n = F.cross_entropy(self.crossbar(images, noise), labels)  # lines 14-15
         return (1 - self.alpha) * loss_n + self.alpha * loss_p  # line 16
 
@@ -61,7 +60,3 @@ class ATrice(Method):
         cost_p = self.gradient(p2, self.crossbar.zero_perturbation(), images, labels)
         bound = self.crossbar.bound()
         return {name: -self.step * bound[name] * gradient.sign() for name, gradient in cost_p.items()}
-
-    def _noise(self) -> dict[str, Tensor]:
-        sigma = self.in_weight_units(self.sigma)
-        return right_censored_gaussian(self.crossbar.arrays(), sigma, self.draws, threshold=self.threshold)

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from worstcase.crossbar import Crossbar, Perturbation, evaluating
 from worstcase.objectives import Objective
 from worstcase.seeds import derived_seed, seeded
+from worstcase.variation import right_censored_gaussian
 
 
 class Method(L.LightningModule):
@@ -117,6 +118,11 @@ class Method(L.LightningModule):
     def in_weight_units(self, sigma: float) -> dict[str, Tensor]:
         """A standard deviation in units of the full scale, as one in weight units for each array."""
         return {name: sigma * scale for name, scale in self.crossbar.full_scales().items()}
+
+    def right_censored_noise(self, sigma: float, threshold: float) -> dict[str, Tensor]:
+        """Noise of Eq. 11 on every array: sigma in units of the full scale, threshold in units of sigma."""
+        scale = self.in_weight_units(sigma)
+        return right_censored_gaussian(self.crossbar.arrays(), scale, self.draws, threshold=threshold)
 
     def of_first_process(self, tensor: Tensor) -> Tensor:
         """The first process's tensor, in every process."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from worstcase.crossbar import Crossbar
 from worstcase.methods.base import Method, check_range
-from worstcase.variation import right_censored_gaussian
 
 
 class Trice(Method):
@@ -36,6 +35,5 @@ class Trice(Method):
         self.sigma, self.threshold = sigma, threshold
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        sigma = self.in_weight_units(self.sigma)
-        noise = right_censored_gaussian(self.crossbar.arrays(), sigma, self.draws, threshold=self.threshold)
+        noise = self.right_censored_noise(self.sigma, self.threshold)
         return F.cross_entropy(self.crossbar(images, noise), labels)
