@@ -179,11 +179,13 @@ class Search:
         self._forwards += len(images)
         self._backwards += len(images)
         right = int((logits.detach().argmax(1) == labels).sum())
+        finite = all(bool(g.isfinite().all()) for g in gradients)
         if right:
             self._gradients += 1
-            finite = all(bool(g.isfinite().all()) for g in gradients)
             self._vanished += not (finite and any(bool(g.any()) for g in gradients))
-        return {name: g.nan_to_num(0, 0, 0) for name, g in zip(leaves, gradients, strict=True)}, right
+        if not finite:
+            gradients = tuple(g.nan_to_num(0, 0, 0) for g in gradients)
+        return dict(zip(leaves, gradients, strict=True)), right
 
     def _keep(self, perturbation: Perturbation, accuracy: float, context: dict[str, Any]) -> float:
         if not self.crossbar.is_feasible(perturbation):
