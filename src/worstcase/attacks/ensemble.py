@@ -31,11 +31,12 @@ class Ensemble(Attack):
     the lowest accuracy of one perturbation counts, and members start from what others found.
 
     In the first round each member (`MEMBERS`) makes 32 steps from zero, of 256 samples each. Each later round
-    keeps the better half (two at least; not those that push everything into one class, which cannot win), doubles
-    the steps and their samples, and starts from the worst perturbation so far; in every second one the best member
-    starts from a random vertex. As in APGD, a member's step is halved when it did not lower the accuracy from the
-    worst so far. Within a run steps decay to zero; what the run ends with is scored over the whole reference set.
-    Networks of a few weights end with single weights flipped one by one.
+    keeps the better half (not those that push everything into one class, which cannot win), doubles the steps and
+    their samples, and starts from the worst perturbation so far. Two members begin afresh instead, from zero with
+    the second round's more steps and from random vertices later: from where everything is pushed into one class it
+    is hard to go on. `FINISH` is always kept and comes last. As in APGD, a member's step is halved when it did not
+    lower the accuracy from the worst so far. Within a run steps decay to zero; its end is scored over
+    the whole reference set. Networks of a few weights end with single weights flipped one by one.
 
     Args:
         rounds: how many, if there is no budget.
@@ -92,10 +93,10 @@ class Ensemble(Attack):
                 steps = min(STEPS * 2**round_, math.floor(affordable))
                 if steps < 1 or run.worst_accuracy == 0:
                     return
-                from_worst = round_ > 0
+                from_worst = round_ > 0 and not member.afresh
                 start: Perturbation = run.worst if from_worst else run.crossbar.zero_perturbation()
-                if from_worst and round_ % 2 == 0 and member is members[0]:
-                    from_worst, start = False, vertex(run.worst, run.bound, generator)
+                if member.afresh and round_ > 1:
+                    start = vertex(start, run.bound, generator)
                 before = run.passes, run.worst_accuracy
                 update = member.update(run.bound, start)
                 first_step = step[member] * (STEP_FROM_WORST if from_worst else 1)
@@ -112,8 +113,9 @@ class Ensemble(Attack):
                 result["passes"] += run.passes - before[0]
                 if from_worst and accuracy >= before[1]:
                     step[member] /= 2
-            lasting = sorted((m for m in members if m.can_win), key=lambda m: found[m]["lowest"])
-            members = lasting[: _better_half(len(members))]
+            others = [m for m in members if m.can_win and m is not FINISH]
+            others.sort(key=lambda m: found[m]["lowest"])
+            members = [*others[: _better_half(len(members)) - 1], FINISH]
         if run.weights <= FLIPS:
             _flip_weights(run, budget, generator)
 
@@ -215,6 +217,10 @@ def _sigmoid(left: float, targets: list[int]) -> Objective:
     return objective
 
 
+def _then_sigmoid(objective: Objective) -> Callable[[float, list[int]], Objective]:
+    return lambda left, targets: objective if left > 0.5 else _sigmoid(left, targets)
+
+
 def _fixed(objective: Objective) -> Callable[[float, list[int]], Objective]:
     return lambda left, targets: objective
 
@@ -235,6 +241,8 @@ class Member(NamedTuple):
     decays: bool = True
     classes: int = 2
     """What it needs at least."""
+    afresh: bool = False
+    """Whether it begins anew in each round."""
     can_win: bool = True
     """Whether it can leave fewer right answers than one class has."""
 
@@ -245,11 +253,14 @@ MEMBERS = (
     Member("into one class", _into(0), can_win=False),
     Member("p6", _fixed(p6)),
     Member("cross-entropy", _fixed(cross_entropy)),
-    Member("p2", _fixed(p2)),
+    Member("p2, then sigmoid margin", _then_sigmoid(p2), afresh=True),
     Member("dlr", _fixed(dlr), classes=3),
     Member("into another class", _into(1), can_win=False),
     Member("p6, Adam in a tanh box", _fixed(p6), TanhAdam, step=0.3),
+    Member("p6, then sigmoid margin", _then_sigmoid(p6), afresh=True),
 )
+FINISH = MEMBERS[1]
+"""The sigmoid is nearest to the accuracy itself: it goes on best from where others stop."""
 
 
 def _endless(run: Search) -> Iterator[tuple[Tensor, Tensor]]:
