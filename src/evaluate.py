@@ -46,6 +46,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         crossbar.calibrate(datamodule.val_dataloader())  # of the training data
     attack = instantiate(cfg.attack)
+    attack.check_classes(datamodule.num_classes)
     loader = datamodule.test_dataloader()
     found, halves = [], []
     for thg in thgs:

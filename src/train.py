@@ -36,7 +36,7 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
 
-    from worstcase.callbacks import EpochLines, WorstCaseAtTest
+    from worstcase.callbacks import EpochLines, WorstCaseAtTest, WorstCasePerEpoch
     from worstcase.flags import red_flags
     from worstcase.runs import CHECKPOINT, check_fit, load_weights, make_crossbar, user_net
 
@@ -66,6 +66,9 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
     at_test = next((callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)), None)
     if at_test is None:
         raise ValueError("callbacks: a run needs a worstcase.callbacks.WorstCaseAtTest for its record")
+    per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
+    for attack in [*at_test.attacks, *per_epoch]:
+        attack.check_classes(datamodule.num_classes)
     loggers = _loggers(cfg, folder)
     trainer = L.Trainer(
         **cfg.trainer,

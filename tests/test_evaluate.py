@@ -24,7 +24,7 @@ def evaluated(trained, tmp_path_factory):
     done = run(
         "src.evaluate",
         f"run={trained}",
-        "thg=[0.02,0.005,0.01]",
+        "thg=[0.02,0,0.01]",
         "attack.budget=150",
         "heldout=true",
         "dataset.limit=100",
@@ -37,11 +37,11 @@ def test_the_ensemble_is_the_default_and_goes_up_through_a_list_of_th_g(evaluate
     content = record(evaluated[0])
     attacks = content["attacks"]
     assert [found["attack"] for found in attacks] == ["ensemble"] * 3
-    assert [found["thg"] for found in attacks] == [0.005, 0.01, 0.02]
+    assert [found["thg"] for found in attacks] == [0, 0.01, 0.02]
     accuracies = [found["accuracy"] for found in attacks]
-    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] == content["clean_accuracy"]
     assert content["worst_case_accuracy"] == accuracies[-1] and content["thg"] == 0.02
-    assert all(found["members"] and found["feasible"] for found in attacks)
+    assert all(found["members"] for found in attacks[1:]) and all(found["feasible"] for found in attacks)
 
 
 def test_each_saved_chip_has_the_accuracy_that_the_record_says(trained, evaluated):
@@ -61,7 +61,7 @@ def test_the_held_out_half_is_reported_beside_the_attacked_one(evaluated):
     folder, shown = evaluated
     for found in record(folder)["attacks"]:
         assert 0 <= found["attacked_half_accuracy"] <= 1 and 0 <= found["heldout_accuracy"] <= 1
-    assert "attacked half, held-out half" in shown and "lowest found (ensemble) at th_g 0.005" in shown
+    assert "attacked half, held-out half" in shown and "lowest found (ensemble) at th_g 0" in shown
 
 
 def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
@@ -69,6 +69,17 @@ def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
     assert record(folder)["diagnosis"]
     names = {path.stem for path in folder.glob("*.png")}
     assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "layers"} <= names
+
+
+def test_monte_carlo_goes_over_a_list_of_th_g_and_in_shares(trained, tmp_path):
+    sample = ["src.evaluate", f"run={trained}", "attack=monte_carlo", "dataset.limit=100", "thg=[0.01,0.05]"]
+    run(*sample, "attack.instances=4", f"hydra.run.dir={tmp_path / 'whole'}")
+    run(*sample, "attack.instances=2", "attack.first=2", f"hydra.run.dir={tmp_path / 'share'}")
+    for thg in ("0.01", "0.05"):
+        whole, share = (
+            (tmp_path / name / f"thg{thg}" / "instances.csv").read_text() for name in ("whole", "share")
+        )
+        assert whole.splitlines()[4:] == share.splitlines()[2:] and len(share.splitlines()) == 4
 
 
 def test_other_weights_in_the_same_file_are_another_evaluation(trained, tmp_path):

@@ -137,6 +137,14 @@ def test_two_classes_need_no_third(small_batches):
     assert found.accuracy < found.clean_accuracy
 
 
+def test_a_thousand_classes():
+    torch.manual_seed(0)
+    images = torch.randn(64, 8)
+    net = nn.Linear(8, 1000)
+    found = Ensemble(rounds=1)(Crossbar(net, 0.1), [(images, net(images).argmax(1))], progress=False)
+    assert found.clean_accuracy == 1.0 and found.accuracy < 0.1 and found.feasible
+
+
 @pytest.mark.parametrize("options", [{"rounds": 0}, {"budget": 0.5}, {"budget": float("nan")}])
 def test_settings_out_of_range(options):
     with pytest.raises(ValueError, match="must be 1 or more"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worstcase.crossbar import Crossbar, Perturbation, evaluating
 from worstcase.objectives import Objective
+from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -235,6 +236,15 @@ class Attack(ABC):
     @abstractmethod
     def expected_passes(self, run: Search) -> float:
         """The cost in passes over a run's reference set, at most."""
+
+    def check_classes(self, classes: int) -> None:
+        """Make sure that the objective, if there is one to choose, is for so many classes.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if name := self.parameters().get("objective"):
+            find_objective(name)(torch.zeros(1, classes), torch.zeros(1, dtype=torch.long))
 
     def can_move(self, run: Search) -> bool:
         """Whether there is anything to search: a weight that may deviate."""
