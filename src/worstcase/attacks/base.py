@@ -193,7 +193,8 @@ class Search:
             raise RuntimeError("an attack scored a perturbation outside the bound; it must project first")
         if accuracy <= self.worst_accuracy:  # of equal ones the later, which fits the objective better
             self.worst_accuracy = accuracy
-            self.worst = {name: d.detach().clone() for name, d in perturbation.items()}
+            for name, d in perturbation.items():
+                self.worst[name].copy_(d.detach())
         self.history.append({"passes": self.passes, "accuracy": accuracy, **context})
         self.count(0, lowest=accuracy)
         return accuracy

@@ -94,17 +94,16 @@ class Ensemble(Attack):
                 if steps < 1 or run.worst_accuracy == 0:
                     return
                 from_worst = round_ > 0 and not member.afresh
-                start: Perturbation = run.worst if from_worst else run.crossbar.zero_perturbation()
-                if member.afresh and round_ > 1:
-                    start = vertex(start, run.bound, generator)
                 before = run.passes, run.worst_accuracy
-                update = member.update(run.bound, start)
+                update = member.update(run.bound, _start(run, member, round_, generator))
                 first_step = step[member] * (STEP_FROM_WORST if from_worst else 1)
                 for done in range(steps):
                     left = 1 - done / steps
                     objective = member.objective(left, targets)
-                    gradient = _gradient(run, objective, update.perturbation, islice(batches, a_step))
-                    update(gradient, first_step * (left if member.decays else 1))
+                    update(
+                        _gradient(run, objective, update.perturbation, islice(batches, a_step)),
+                        first_step * (left if member.decays else 1),
+                    )
                 accuracy = run.score(update.perturbation, member=member.name)
                 result = found[member]
                 if round_ == 0:
@@ -118,6 +117,12 @@ class Ensemble(Attack):
             members = [*others[: _better_half(len(members)) - 1], FINISH]
         if run.weights <= FLIPS:
             _flip_weights(run, budget, generator)
+
+
+def _start(run: Search, member: Member, round_: int, generator: torch.Generator) -> Perturbation:
+    if round_ == 0 or (round_ == 1 and member.afresh):
+        return run.crossbar.zero_perturbation()
+    return vertex(run.worst, run.bound, generator) if member.afresh else run.worst
 
 
 def _better_half(members: int) -> int:
@@ -176,8 +181,8 @@ class SignSteps:
     def __call__(self, gradient: Perturbation, step: float) -> None:
         for name, d in self.perturbation.items():
             scale = gradient[name].abs().mean().clamp_min(torch.finfo(d.dtype).tiny)
-            momentum = self.momentum[name].mul_(self.MOMENTUM).add_(gradient[name] / scale)
-            d.sub_(momentum.sign() * (step * self.bound[name])).clamp_(-self.bound[name], self.bound[name])
+            momentum = self.momentum[name].mul_(self.MOMENTUM).add_(gradient[name].div_(scale))
+            d.sub_(momentum.sign().mul_(step * self.bound[name])).clamp_(-self.bound[name], self.bound[name])
 
 
 class PlainSignSteps(SignSteps):

@@ -51,16 +51,14 @@ class FLWC(Attack):
         for _ in range(self.steps):  # lines 4-5
             if self.update == "batch":
                 for images, labels in run.batches():  # lines 6-10
-                    gradient = run.gradient(self._objective, perturbation, images, labels)
-                    self._step(run, perturbation, gradient)
+                    self._step(run, perturbation, run.gradient(self._objective, perturbation, images, labels))
                 run.score(perturbation)
             else:
-                gradient, _ = run.full_gradient(self._objective, perturbation)
-                self._step(run, perturbation, gradient)
+                self._step(run, perturbation, run.full_gradient(self._objective, perturbation)[0])
         if self.update == "epoch":
             run.score(perturbation)
 
     def _step(self, run: Search, perturbation: dict[str, Tensor], gradient: dict[str, Tensor]) -> None:
         for name, d in perturbation.items():  # line 10
-            d -= run.bound[name] / self.steps * gradient[name].sign()
+            d -= gradient[name].sign_().mul_(run.bound[name] / self.steps)
         run.clamp_(perturbation)

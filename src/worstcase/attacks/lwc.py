@@ -105,10 +105,11 @@ class LWC(Attack):
                 of_p = run.gradient(self._objective, perturbation, images, labels)
                 of_magnitude = _gradient(magnitude, perturbation, run.bound)
                 for name, d in perturbation.items():
-                    d.grad = of_p[name].mul_(c / len(images)).add_(of_magnitude[name])
+                    d.grad = of_p.pop(name).mul_(c / len(images)).add_(of_magnitude.pop(name))
                     if run.bound[name].ndim:
                         d.grad *= run.bound[name] > 0  # weights without a bound stay where they are
                 adam.step()
+                adam.zero_grad()
                 if self.project == "step":
                     run.clamp_(perturbation)
             reached = largest(perturbation, run.bound).item()
