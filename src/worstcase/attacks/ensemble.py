@@ -43,8 +43,9 @@ class Ensemble(Attack):
         budget: passes over the reference set, at most; rounds go on until it is spent.
 
     Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
-    Memory, in sizes of the perturbed weights: the worst and the current perturbation, and at a
-    step's peak three more for gradients and their sum; Adam takes six.
+    Memory, in sizes of the perturbed weights: the worst and the current perturbation, the chip's weights, the
+    gradient, the momentum, and copies of one layer's: at the peak 5.6 with VGG-16, of whose weights one layer has
+    0.74; 6.2 with Adam.
 
     Example:
         >>> from worstcase import Crossbar
@@ -161,7 +162,7 @@ def _attractors(run: Search, images: Tensor, labels: Tensor) -> list[int]:
     for target in likely:
         objective = partial(into_class, target=target)
         gradient = run.gradient(objective, zero, images, labels)
-        pushed = {name: -run.bound[name] * g.sign() for name, g in gradient.items()}
+        pushed = {name: g.sign_().mul_(-run.bound[name]) for name, g in gradient.items()}
         with torch.no_grad():
             distance[target] = objective(run.crossbar(images, pushed), labels).mean().item()
     run.count((1 + len(likely)) * len(images))
@@ -207,7 +208,7 @@ class TanhAdam:
         self.adam.param_groups[0]["lr"] = step
         for name, v in self.v.items():
             scale = gradient[name].abs().mean().clamp_min(torch.finfo(v.dtype).tiny)
-            v.grad = gradient[name] / scale * (1 - v.tanh().square())
+            v.grad = gradient[name].div_(scale).mul_(1 - v.tanh().square_())
         self.adam.step()
         self.adam.zero_grad()
 
