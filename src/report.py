@@ -9,7 +9,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from src import cli, sweeps
+from src import cli, sweeps, tracking
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="report")
@@ -33,9 +33,12 @@ def report(cfg: DictConfig) -> None:
         return
     from worstcase.report import PAGE, write_report
 
-    for section in write_report(folders, Path(cfg.out)):
+    sections = write_report(folders, Path(cfg.out))
+    for section in sections:
         print(f"  {section.name:<12} {section.title}, {section.seeds}")
     print(f"report: {Path(cfg.out, PAGE)}")
+    if cfg.wandb:
+        tracking.upload_report(sections, Path(cfg.out))
 
 
 if __name__ == "__main__":

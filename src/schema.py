@@ -67,6 +67,7 @@ class ReportConfig:
     out: str = MISSING
     status: Any = False
     scale: str = MISSING
+    wandb: bool = False
 
 
 def register() -> None:

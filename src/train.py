@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli
+from src import cli, tracking
 from worstcase.results import AttackRecord, Record, save_perturbations, write_json
 
 LAST = "last"  # checkpoint of the newest epoch, from which a run that was killed goes on
@@ -69,7 +68,7 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_test.attacks, *per_epoch]:
         attack.check_classes(datamodule.num_classes)
-    loggers = _loggers(cfg, folder)
+    loggers = tracking.loggers(cfg, folder)
     trainer = L.Trainer(
         **cfg.trainer,
         default_root_dir=folder,
@@ -146,19 +145,6 @@ def _go_on_with_metrics(loggers: list, unfinished: Path) -> None:
             with file.open(newline="") as lines:
                 rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
             logger.experiment.metrics = [row for row in rows if int(row["epoch"]) <= epoch]
-
-
-def _loggers(cfg: DictConfig, folder: Path) -> list:
-    """The loggers of the group, writing into the run's folder; wandb stays offline unless logged in."""
-    from hydra.utils import instantiate
-
-    if "wandb" in cfg.logger:
-        from requests.utils import get_netrc_auth
-
-        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        if not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(host)):
-            os.environ.setdefault("WANDB_MODE", "offline")
-    return [instantiate(logger, save_dir=folder) for logger in cfg.logger.values()]
 
 
 def _quieten() -> None:

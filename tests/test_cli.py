@@ -456,7 +456,10 @@ def test_th_g_presets_set_thg_and_the_command_line_wins():
     assert "thg: 0.05" in run("src.train", "--cfg", "job", "th_g=paper_0.01", "thg=0.05").stdout
 
 
-def test_wandb_is_offline_unless_logged_in(tmp_path):
-    run("src.train", "logger=wandb", "method=vanilla", ONE_EPOCH, f"hydra.run.dir={tmp_path}")
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
-    assert (tmp_path / "metrics.csv").exists() and (tmp_path / "results.json").exists()
+def test_wandb_is_offline_unless_logged_in_and_groups_a_sweep(tmp_path):
+    run("src.train", "-m", "logger=wandb", "method=vanilla", ONE_EPOCH, f"hydra.sweep.dir={tmp_path}")
+    (record,) = tmp_path.rglob("results.json")
+    (offline,) = record.parent.glob("wandb/offline-run-*/*.wandb")
+    for shown in (str(tmp_path), record.parent.name, "vanilla", "val/accuracy"):
+        assert shown.encode() in offline.read_bytes()
+    assert (record.parent / "metrics.csv").exists()

@@ -192,6 +192,15 @@ def test_the_command_writes_the_page_and_touches_no_record(study, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in study.rglob("*")} == before
 
 
+def test_report_uploads_its_figures_and_tables(study: Path, tmp_path: Path):
+    run("src.report", f"folders=[{study}]", f"out={tmp_path}", "wandb=true")
+    (offline,) = tmp_path.glob("wandb/offline-run-*")
+    uploaded = [str(file.relative_to(offline)) for file in offline.rglob("*") if file.is_file()]
+    for made in [*tmp_path.glob("*.png"), *tmp_path.glob("*.csv")]:
+        kind = ".table.json" if made.suffix == ".csv" else ".png"
+        assert any(made.stem in name and name.endswith(kind) for name in uploaded), made.name
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

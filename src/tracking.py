@@ -1,0 +1,73 @@
+"""What goes to CSV files and Weights & Biases: curves and the report. The record stays what is read again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from worstcase.report.section import Section
+
+
+def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """The loggers of the configuration, writing into the run's folder.
+
+    In Weights & Biases a run is named as its folder; those of one experiment, or of one sweep, are a group, and
+    their job type is the method.
+    """
+    from hydra.utils import instantiate
+
+    found = []
+    for name, logger in cfg.logger.items():
+        shown = {}
+        if name == "wandb":
+            _offline_unless_logged_in()
+            hydra = HydraConfig.get()
+            sweep = hydra.sweep.dir if hydra.mode == RunMode.MULTIRUN else None
+            choices = hydra.runtime.choices
+            shown = {
+                "name": folder.name,
+                "group": choices.get("experiment") or sweep,
+                "job_type": choices.method,
+            }
+        unsaid = {key: value for key, value in shown.items() if key not in logger}
+        found.append(instantiate(logger, save_dir=folder, **unsaid))
+    return found
+
+
+def upload_report(sections: Iterable[Section], out: Path) -> None:
+    """A run of job type 'report' with every figure and table that lies in a folder."""
+    import wandb
+
+    from worstcase.report.rows import columns
+
+    _offline_unless_logged_in()
+    with wandb.init(project="worstcase", job_type="report", dir=out) as run:
+        for section in sections:
+            header, body = columns(section.rows)
+            run.log(
+                {
+                    f"{section.name}/table": wandb.Table(header, body),
+                    **{
+                        f"{section.name}/{name}": wandb.Image(str(out / f"{name}.png"), caption=section.title)
+                        for name in section.figures
+                    },
+                }
+            )
+        run.save(str(out / "*.csv"), base_path=str(out), policy="now")
+
+
+def _offline_unless_logged_in() -> None:
+    from requests.utils import get_netrc_auth
+
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    if not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(host)):
+        os.environ.setdefault("WANDB_MODE", "offline")
