@@ -69,6 +69,28 @@ def test_perturbed_forward_equals_a_network_with_those_weights(small_net):
     assert not torch.equal(before, found)
 
 
+def test_images_are_laid_out_channels_last_where_the_network_computes_so(small_net):
+    class View(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)
+
+    formats = []
+    small_net[0].register_forward_hook(
+        lambda module, inputs, out: formats.append(out.is_contiguous(memory_format=torch.channels_last))
+    )
+    images, statistics = torch.randn(5, 1, 6, 6), small_net[1].running_mean.clone()
+    expected = small_net.eval()(images)
+    torch.testing.assert_close(Crossbar(small_net, 0.1)(images), expected)
+    assert formats == [False, True, True]  # one look at what the network takes
+    small_net[3], formats[:] = View(), []
+    crossbar = Crossbar(small_net, 0.1)
+    assert torch.equal(crossbar(images), expected) and torch.equal(crossbar(images), expected)
+    assert formats == [True, False, False]
+    small_net.train()
+    Crossbar(small_net, 0.1)._takes_channels_last(images)
+    assert torch.equal(small_net[1].running_mean, statistics) and small_net[1].training
+
+
 def test_forward_is_differentiable_in_the_perturbation_also_where_weights_are_frozen():
     layer = nn.Linear(2, 1, bias=False).requires_grad_(False)
     crossbar = Crossbar(layer, 0.1)

@@ -132,7 +132,7 @@ def test_devices_make_a_weight_vary_less():
     assert deviation[1] / deviation[0] == pytest.approx(math.sqrt(1 + 16) / 5, rel=0.1)
 
 
-def test_instances_share_a_pass_over_the_data_in_the_faster_memory_format(small_net, small_batches):
+def test_instances_share_a_pass_over_the_data(small_net, small_batches):
     class Counted(list):
         passes = 0
 
@@ -140,24 +140,8 @@ def test_instances_share_a_pass_over_the_data_in_the_faster_memory_format(small_
             type(self).passes += 1
             return super().__iter__()
 
-    formats = []
-    small_net[0].register_forward_hook(
-        lambda module, inputs, out: formats.append(out.is_contiguous(memory_format=torch.channels_last))
-    )
     sample(Crossbar(small_net, 0.1), Counted(small_batches), instances=40)
-    assert Counted.passes == 3 + 3  # clean, a look at the memory format, worst; 16, 16 and 8 instances
-    assert formats == [False] * 3 + [True] * (1 + 3 * 40) + [False] * 3
-
-
-def test_a_network_that_needs_contiguous_activations_gets_them(small_net, small_batches):
-    class View(nn.Module):
-        def forward(self, x):
-            return x.view(len(x), -1)
-
-    expected = sample(Crossbar(small_net, 0.3), small_batches, instances=20)
-    small_net[3] = View()
-    found = sample(Crossbar(small_net, 0.3), small_batches, instances=20)
-    assert found.distribution == expected.distribution
+    assert Counted.passes == 2 + 3  # clean, worst; 16, 16 and 8 instances
 
 
 def test_ranges_of_two_machines_are_put_together(small_net, small_batches, tmp_path):

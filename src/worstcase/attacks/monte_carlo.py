@@ -66,8 +66,8 @@ class MonteCarlo(Attack):
         device_bits: K, with weight_bits.
 
     Cost: 1 pass an instance, and 2 for the clean accuracy and for the worst instance; the instances that a resumed
-    run found are counted too. On the CPU instances run in batches of about 100 and in the channels_last memory
-    format where the network allows it, which is faster; an image that two classes tie for may fall to the other.
+    run found are counted too. On the CPU instances run in batches of about 100, which is faster; an image that two
+    classes tie for may fall to the other.
     Memory: the perturbations and the weights of 16 instances, 256 MiB of each at most (but one instance).
 
     Example:
@@ -127,14 +127,13 @@ class MonteCarlo(Attack):
         draw = self._draw(run)
         pending = [index for index in wanted if index not in done]
         run.count((len(wanted) - len(pending)) * run.samples)
-        channels_last = _takes_channels_last(run)
         size = sum(d.numel() * d.element_size() for d in run.worst.values())
         together = max(1, min(TOGETHER, MEMORY // size))
         for begin in range(0, len(pending), together):
             indices = pending[begin : begin + together]
             chips = [draw(index) for index in indices]
             feasible = [run.crossbar.is_feasible(chip) for chip in chips]
-            correct = _correct(run, chips, channels_last)
+            correct = _correct(run, chips)
             new = dict(zip(indices, map(Instance, correct, feasible), strict=True))
             if file:
                 file.append(new)
@@ -199,31 +198,16 @@ class MonteCarlo(Attack):
 
 
 @torch.inference_mode()
-def _correct(run: Search, chips: Sequence[Perturbation], channels_last: bool) -> list[int]:
+def _correct(run: Search, chips: Sequence[Perturbation]) -> list[int]:
     """The right answers of some chips over the reference set, in one pass over the data."""
     weights = [run.crossbar.weights(chip) for chip in chips]
     correct = torch.zeros(len(chips), dtype=torch.long, device=run.device)
     for images, labels in run.batches():
         pieces = max(1, round(len(labels) / BATCH)) if run.device.type == "cpu" else 1
         for x, y in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
-            if channels_last:
-                x = x.clone(memory_format=torch.channels_last)
             for i, chip in enumerate(weights):
                 correct[i] += (run.crossbar.compute(x, chip).argmax(1) == y).sum()
     return [int(c) for c in correct]
-
-
-@torch.inference_mode()
-def _takes_channels_last(run: Search) -> bool:
-    """Whether the network is on the CPU and computes in the channels_last memory format."""
-    images, _ = next(run.batches())
-    if run.device.type != "cpu" or images.ndim != 4:
-        return False
-    try:
-        run.crossbar(images[:2].clone(memory_format=torch.channels_last))
-    except RuntimeError:  # such as of x.view(len(x), -1)
-        return False
-    return True
 
 
 def _digest(crossbar: Crossbar) -> str:
