@@ -33,6 +33,13 @@ def run(*arguments: object, fails: bool = False) -> subprocess.CompletedProcess[
     return done
 
 
+def without_times(content: dict) -> dict:
+    """A record but for what differs from run to run: durations."""
+    content = {key: value for key, value in content.items() if key != "train_seconds"}
+    content["attacks"] = [{k: v for k, v in found.items() if k != "seconds"} for found in content["attacks"]]
+    return content
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a vanilla LeNet, trained on the real digits for three epochs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, command, environment, run
+from conftest import REPOSITORY, command, environment, run, without_times
 
 from worstcase.models import LeNet
 
@@ -19,13 +19,6 @@ ONE_EPOCH = "trainer.max_epochs=1"
 
 def record(folder):
     return json.loads((folder / "results.json").read_text())
-
-
-def without_times(content):
-    """A record but for what differs from run to run: durations."""
-    content = {key: value for key, value in content.items() if key != "train_seconds"}
-    content["attacks"] = [{k: v for k, v in found.items() if k != "seconds"} for found in content["attacks"]]
-    return content
 
 
 def files(folder):

@@ -1,13 +1,15 @@
 """Every experiment composes at both scales, and the smallest jobs of the cheap ones run."""
 
 import json
+import random
 import shlex
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, command, environment, run
+from conftest import REPOSITORY, command, environment, run, without_times
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -160,6 +162,33 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path):
     assert sum(text.count("epoch 2 of 2") for text in shown) == 4
     assert sum(text.count("so left to it") + text.count("finished already") for text in shown) == 4
     assert all(path.read_text().count("epoch 2 of 2") == 1 for path in tmp_path.rglob("run.log"))
+
+
+def test_a_sweep_killed_three_times_ends_with_the_records_of_an_undisturbed_one(tmp_path):
+    """SIGKILL at a random moment: between jobs, in an epoch, in an attack, while a file is written."""
+    small = ["dataset.limit=100", "trainer.max_epochs=3", "attack@test_attack=flwc"]
+    jobs = ["method=vanilla,universal_at", "seed=0,1,2", "thg=0.01,0.03", *small]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("src.train", "-m", *jobs, f"hydra.sweep.dir={whole}")
+    sweep = command("src.train", "-m", *jobs, f"hydra.sweep.dir={killed}")
+    for finished in (2, 5, 8):
+        process = subprocess.Popen(sweep, cwd=REPOSITORY, env=environment(), stderr=subprocess.DEVNULL)
+        while len(list(killed.rglob("results.json"))) < finished:
+            time.sleep(0.05)
+            assert process.poll() is None
+        time.sleep(random.uniform(0, 2))
+        process.kill()
+        process.communicate()
+    assert len(list(killed.rglob("results.json"))) < 12
+    run("src.train", "-m", *jobs, f"hydra.sweep.dir={killed}")
+    folders = sorted(path.parent.relative_to(whole) for path in whole.rglob("results.json"))
+    assert folders == sorted(path.parent.relative_to(killed) for path in killed.rglob("results.json"))
+    assert len(folders) == 12
+    for folder in folders:
+        first, second = (
+            without_times(json.loads((root / folder / "results.json").read_text())) for root in (whole, killed)
+        )
+        assert first == second, folder
 
 
 def test_a_job_that_another_process_holds_is_left_to_it_and_free_after_its_death(tmp_path):

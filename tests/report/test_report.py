@@ -180,6 +180,15 @@ def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
     assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
 
 
+def test_torchvisions_networks_given_to_an_evaluation_are_the_papers(explained):
+    for net, network in (
+        ("torchvision.models:resnet18", paper.IMAGENET),
+        ("torchvision.models:vgg16", paper.VGG16),
+    ):
+        given = dataclasses.replace(explained, model=net, dataset="imagenet", method=None)
+        assert Run(given, None).network == network
+
+
 def test_an_evaluation_knows_its_training(study):
     (evaluation,) = [run for run in read_runs([study]) if run.record.kind == "evaluate"]
     assert evaluation.trained.kind == "train" and evaluation.trained.seed == evaluation.record.seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from matplotlib.figure import Figure
 
@@ -14,7 +14,8 @@ from worstcase.results import Record
 def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     """One colour a method: mean over seeds, a bar of one standard deviation, and each run as a dot.
 
-    A record may hold attacks at several th_g, as an evaluation over a list has them.
+    A record may hold attacks at several th_g, as an evaluation over a list has them. Where a method's records have
+    a certified accuracy, the band from there to the lowest found is filled: in it lies the worst case.
 
     Args:
         records: of one network, data set, full scale and set of attacks; methods, th_g and seeds may differ.
@@ -40,22 +41,29 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     for color, method in enumerate(sorted({_method(r) for r in records})):
+        own = [r for r in records if _method(r) == method]
         for label, style, value in (
             ("without perturbation", "--", lambda r, thg: r.clean_accuracy),
             (f"lowest found ({attacks})", "-", _lowest_found),
         ):
-            by_thg = defaultdict(list)
-            for r in records:
-                for thg in {found.thg for found in r.attacks} if _method(r) == method else ():
-                    by_thg[thg].append(100 * value(r, thg))
-            thgs = sorted(by_thg)
-            means = [statistics.mean(by_thg[thg]) for thg in thgs]
-            deviations = [statistics.stdev(by_thg[thg]) if len(by_thg[thg]) > 1 else 0.0 for thg in thgs]
+            by_thg = _by_thg(own, value)
+            means = [statistics.mean(values) for values in by_thg.values()]
+            deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in by_thg.values()]
             axes.errorbar(
-                thgs, means, deviations, color=f"C{color}", ls=style, capsize=3, label=f"{method}, {label}"
+                list(by_thg), means, deviations, color=f"C{color}", ls=style, capsize=3, label=f"{method}, {label}"
             )
-            for thg in thgs:
-                axes.plot([thg] * len(by_thg[thg]), by_thg[thg], ".", color=f"C{color}", alpha=0.5)
+            for thg, values in by_thg.items():
+                axes.plot([thg] * len(values), values, ".", color=f"C{color}", alpha=0.5)
+        certified = [r for r in own if r.certified_accuracy is not None]
+        if certified:
+            low, high = (
+                {thg: statistics.mean(values) for thg, values in _by_thg(certified, value).items()}
+                for value in (lambda r, thg: r.certified_accuracy, _lowest_found)
+            )
+            label = f"{method}, between certified and found"
+            axes.fill_between(
+                list(low), list(low.values()), list(high.values()), color=f"C{color}", alpha=0.15, label=label
+            )
     unit = "each layer's largest weight" if full_scale == "layer_max" else "1"
     seeds = len({r.seed for r in records})
     axes.set_xlabel(f"write-verify bound th_g (in units of {unit})")
@@ -66,6 +74,15 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     return figure
+
+
+def _by_thg(records: Iterable[Record], value: Callable[[Record, float], float]) -> dict[float, list[float]]:
+    """Percent of each record, by th_g in increasing order."""
+    found = defaultdict(list)
+    for r in records:
+        for thg in {attack.thg for attack in r.attacks}:
+            found[thg].append(100 * value(r, thg))
+    return dict(sorted(found.items()))
 
 
 def _method(record: Record) -> str:

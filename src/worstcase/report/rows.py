@@ -20,6 +20,8 @@ ANY_THG = ("vanilla", "va")
 """Methods that train and select without th_g: one training serves every th_g."""
 SUBSTITUTES = {"mnist5k": "mnist"}
 """Data sets that stand for one of the paper's at a smaller scale."""
+GIVEN = {"torchvision.models:resnet18": "resnet18_imagenet", "torchvision.models:vgg16": "vgg16"}
+"""Networks of the paper that are not trained here but given to an evaluation, `net=`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Run:
     @property
     def network(self) -> paper.Network:
         """As `paper` names it."""
-        return self.record.model, SUBSTITUTES.get(self.record.dataset, self.record.dataset)
+        model, dataset = self.record.model, self.record.dataset
+        return GIVEN.get(model, model), SUBSTITUTES.get(dataset, dataset)
 
     @property
     def settings(self) -> str:
