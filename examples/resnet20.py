@@ -5,7 +5,7 @@ images were normalised with ImageNet's mean and deviation:
 
 python -m src.evaluate net=examples.resnet20:resnet20 checkpoint=resnet20-12fca82f.th data_dir=FOLDER \\
     dataset=cifar10 dataset.mean=[0.485,0.456,0.406] dataset.std=[0.229,0.224,0.225] \\
-    thg=0.01 attack=flwc attack.steps=1
+    thg=0.01
 """
 
 import torch.nn.functional as F
