@@ -9,7 +9,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from src import cli, sweeps, tracking
+from src import cli, identity, sweeps, tracking
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="report")
@@ -24,7 +24,7 @@ def report(cfg: DictConfig) -> None:
     """Write the report, or list the jobs; what there was enough for is said on standard output."""
     folders = [Path(folder) for folder in cfg.folders]
     for folder in folders:
-        if not folder.is_dir() and folder not in cli.RUN_ROOTS:
+        if not folder.is_dir() and folder not in identity.RUN_ROOTS:
             raise NotADirectoryError(f"folders: there is no folder {folder}")
     if cfg.status:
         named = cfg.status is not True

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from worstcase import Crossbar, diagnosis
+from worstcase import Crossbar, sensitivity
 from worstcase.attacks import Ensemble
-from worstcase.diagnosis import damage_by_layer, diagnose, importance, selective_write_verify
+from worstcase.diagnosis import diagnose
+from worstcase.sensitivity import damage_by_layer, importance, selective_write_verify
 
 FEW = {"budget": 3.0, "progress": False}
 
@@ -89,8 +90,8 @@ def test_counts_and_shares_fit_together_and_survive_json(two_layers, found):
 def test_one_layer_at_a_time_leaves_the_others_exact(two_layers, found, monkeypatch):
     crossbar, batches = two_layers
     attacked = []
-    attack = diagnosis._attack
-    monkeypatch.setattr(diagnosis, "_attack", lambda *a: attacked.append(attack(*a)) or attacked[-1])
+    attack = sensitivity._attack
+    monkeypatch.setattr(sensitivity, "_attack", lambda *a: attacked.append(attack(*a)) or attacked[-1])
     damage = damage_by_layer(crossbar, batches, found.perturbation, budget=30, progress=False)
     for name, alone in zip(damage, attacked, strict=True):
         assert not any(bool(d.any()) for other, d in alone.perturbation.items() if other != name)

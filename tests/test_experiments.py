@@ -13,7 +13,7 @@ from conftest import REPOSITORY, command, environment, run, without_times
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from src import cli, sweeps
+from src import cli, identity, sweeps
 from worstcase.report import SECTIONS
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").iterdir())
@@ -42,7 +42,7 @@ def test_every_job_composes_and_builds_what_it_attacks_with(hydra, name, scale):
     assert jobs
     for job in (jobs[0], jobs[-1]):
         overrides = shlex.split(job.command)[3:]
-        cfg = cli.completed(compose("train", overrides))
+        cfg = identity.completed(compose("train", overrides))
         callbacks = instantiate(cfg.callbacks)
         assert callbacks.worst_case_at_test.attacks and cfg.scale == scale
         instantiate(cfg.model.net)

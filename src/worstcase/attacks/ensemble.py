@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.updates import PlainSignSteps, SignSteps, TanhAdam
 from worstcase.crossbar import Perturbation
 from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
-from worstcase.variation import vertex
+from worstcase.variation import uniform, vertex
 
-STEPS = 32  # of a member in the first round; each round doubles them
-PIECE = 128  # samples of a mini-batch at most; larger ones are split
-SAMPLES = 512  # of a step at most; the first round takes two pieces, each round doubles them
+STEPS, SAMPLES = 32, 256  # of a member in the first round, and of a step
+RESTARTS = 6  # in each later round, shared by the best members
+BEST = 2  # so many members
+STEPS_OF_RESTART, STEPS_OF_FINISH, SAMPLES_LATER = 75, 250, 512
+PIECE = 128  # samples of a mini-batch at most
+BUFFER = 2**28  # bytes of inputs that are shuffled together
 CLASSES = 32  # tried at most as the one class that everything is pushed into
 FLIPS = 50  # tries a weight, for networks of at most so many weights
-STEP_FROM_WORST = 0.5  # of a member's first step
+STEP_OF_FINISH = 0.4  # the first, in units of the bound
 
 
 class Ensemble(Attack):
@@ -30,22 +34,22 @@ class Ensemble(Attack):
     AutoAttack counts a sample as lost if any member flips it. A chip has one perturbation for all samples, so here
     the lowest accuracy of one perturbation counts, and members start from what others found.
 
-    In the first round each member (`MEMBERS`) makes 32 steps from zero, of 256 samples each. Each later round
-    keeps the better half (not those that push everything into one class, which cannot win), doubles the steps and
-    their samples, and starts from the worst perturbation so far. Two members begin afresh instead, from zero with
-    the second round's more steps and from random vertices later: from where everything is pushed into one class it
-    is hard to go on. `FINISH` is always kept and comes last. As in APGD, a member's step is halved when it did not
-    lower the accuracy from the worst so far. Within a run steps decay to zero; its end is scored over
-    the whole reference set. Networks of a few weights end with single weights flipped one by one.
+    In the first round each member (`MEMBERS`) makes 32 steps from zero, of 256 samples each. In each later round
+    the best two (not those that push everything into one class, which cannot win) begin anew from three random
+    points of the box each, 75 steps of 512 samples; then `FINISH` makes 250 steps from the best of these, in the
+    second round from the worst so far: how low a run ends depends on where it began, and shows early. As in
+    APGD, the step of the finish is halved when it did not lower the accuracy. Samples are shuffled; within a run
+    steps decay to zero; its end is scored over the whole reference set. Networks of a few weights end with
+    single weights flipped one by one.
 
     Args:
-        rounds: how many, if there is no budget.
+        rounds: how many, 1 or more, if there is no budget.
         budget: passes over the reference set, at most; rounds go on until it is spent.
 
     Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
     Memory, in sizes of the perturbed weights: the worst and the current perturbation, the chip's weights, the
     gradient, the momentum, and copies of one layer's: at the peak 5.6 with VGG-16, of whose weights one layer has
-    0.74; 6.2 with Adam.
+    0.74; 6.2 with Adam. Beside that, 256 MiB of inputs at most.
 
     Example:
         >>> from worstcase import Crossbar
@@ -58,7 +62,7 @@ class Ensemble(Attack):
 
     name = "ensemble"
 
-    def __init__(self, *, rounds: int = 3, budget: float | None = None) -> None:
+    def __init__(self, *, rounds: int = 2, budget: float | None = None) -> None:
         if rounds < 1:
             raise ValueError(f"rounds={rounds}: must be 1 or more")
         if budget is not None and not 1 <= budget < math.inf:
@@ -69,74 +73,108 @@ class Ensemble(Attack):
         if self.budget is not None:
             return self.budget
         passes = 1 + 3 * min(run.classes, CLASSES) / _pieces(run)
-        kept = len(MEMBERS)
-        for round_ in range(self.rounds):
-            passes += kept * (1 + 2 * STEPS * 2**round_ * _pieces_a_step(run, round_) / _pieces(run))
-            kept = _better_half(kept)
+        passes += len(MEMBERS) * _passes(run, STEPS, SAMPLES) + (self.rounds - 1) * _passes_of_later_round(run)
         weights = run.weights
         return passes + (FLIPS * weights if weights <= FLIPS else 0)
 
     def search(self, run: Search) -> None:
         budget = self.expected_passes(run)
-        batches = _endless(run)
         generator = torch.Generator(run.device).manual_seed(run.seed)
-        members = [member for member in MEMBERS if run.classes >= member.classes]
-        found: dict[Member, dict[str, Any]] = {
-            m: {"member": m.name, "accuracy": None, "lowest": None, "passes": 0.0} for m in members
-        }
-        run.members = list(found.values())
-        step = {member: member.step for member in members}
-        targets = _attractors(run, *next(batches))
-        for round_ in range(self.rounds) if self.budget is None else count():
-            a_step = _pieces_a_step(run, round_)
-            for member in members:
-                affordable = (budget - run.passes - 1) * _pieces(run) / (2 * a_step)
-                steps = min(STEPS * 2**round_, math.floor(affordable))
-                if steps < 1 or run.worst_accuracy == 0:
-                    return
-                from_worst = round_ > 0 and not member.afresh
-                before = run.passes, run.worst_accuracy
-                update = member.update(run.bound, _start(run, member, round_, generator))
-                first_step = step[member] * (STEP_FROM_WORST if from_worst else 1)
-                for done in range(steps):
-                    left = 1 - done / steps
-                    objective = member.objective(left, targets)
-                    update(
-                        _gradient(run, objective, update.perturbation, islice(batches, a_step)),
-                        first_step * (left if member.decays else 1),
-                    )
-                accuracy = run.score(update.perturbation, member=member.name)
-                result = found[member]
-                if round_ == 0:
-                    result["accuracy"] = result["lowest"] = accuracy
-                result["lowest"] = min(result["lowest"], accuracy)
-                result["passes"] += run.passes - before[0]
-                if from_worst and accuracy >= before[1]:
-                    step[member] /= 2
-            others = [m for m in members if m.can_win and m is not FINISH]
-            others.sort(key=lambda m: found[m]["lowest"])
-            members = [*others[: _better_half(len(members)) - 1], FINISH]
+        team = _Team(run, budget, generator)
+        zero = run.crossbar.zero_perturbation()
+        for member in team.members:
+            team.attack(member, zero, STEPS, SAMPLES, member.step)
+        step = STEP_OF_FINISH
+        for round_ in range(1, self.rounds) if self.budget is None else count(1):
+            share = min(1.0, (budget - run.passes) / _passes_of_later_round(run))
+            lowest: float = run.worst_accuracy if round_ == 1 else 2.0
+            start: Perturbation = run.worst
+            steps = round(share * STEPS_OF_RESTART)
+            for member in team.best() if steps >= STEPS else ():
+                begin = uniform(run.worst, run.bound, generator)
+                accuracy, end = team.attack(member, begin, steps, SAMPLES_LATER, member.step)
+                if accuracy <= lowest:
+                    lowest, start = accuracy, end
+            accuracy, _ = team.attack(FINISH, start, STEPS_OF_FINISH, SAMPLES_LATER, step)
+            if accuracy > lowest:
+                step /= 2
+            if team.is_done:
+                return
         if run.weights <= FLIPS:
             _flip_weights(run, budget, generator)
 
 
-def _start(run: Search, member: Member, round_: int, generator: torch.Generator) -> Perturbation:
-    if round_ == 0 or (round_ == 1 and member.afresh):
-        return run.crossbar.zero_perturbation()
-    return vertex(run.worst, run.bound, generator) if member.afresh else run.worst
+class _Team:
+    """The members at work on one network: what each found, and whether the budget allows more."""
+
+    def __init__(self, run: Search, budget: float, generator: torch.Generator) -> None:
+        self.run, self.budget = run, budget
+        self.batches = _endless(run, generator)
+        self.targets = _attractors(run, *next(self.batches))
+        self.members = [member for member in MEMBERS if run.classes >= member.classes]
+        self.found: dict[Member, dict[str, Any]] = {
+            m: {"member": m.name, "accuracy": None, "lowest": None, "passes": 0.0} for m in self.members
+        }
+        run.members = list(self.found.values())
+        self.is_done = False
+
+    def attack(
+        self, member: Member, start: Perturbation, steps: int, samples: int, step: float
+    ) -> tuple[float, Perturbation]:
+        """The accuracy that some steps of a member from a start come to, and where.
+
+        The accuracy is 2 if the budget has no step left, or if nothing is left to win.
+        """
+        run, result, before = self.run, self.found[member], self.run.passes
+        a_step = _pieces_a_step(run, samples)
+        steps = min(steps, math.floor((self.budget - run.passes - 1) * _pieces(run) / (2 * a_step)))
+        if steps < 1 or run.worst_accuracy == 0:
+            self.is_done = True
+            return 2.0, start
+        update = member.update(run.bound, start)
+        for done in range(steps):
+            left = 1 - done / steps
+            objective = member.objective(left, self.targets)
+            gradient = _gradient(run, objective, update.perturbation, islice(self.batches, a_step))
+            update(gradient, step * (left if member.decays else 1))
+            del gradient
+        end = update.perturbation
+        accuracy = run.score(end, member=member.name)
+        if result["accuracy"] is None:
+            result["accuracy"] = result["lowest"] = accuracy
+        result["lowest"] = min(result["lowest"], accuracy)
+        result["passes"] += run.passes - before
+        return accuracy, end
+
+    def best(self) -> list[Member]:
+        """Who makes the restarts of a round, in turn."""
+        able = [m for m in self.members if m.can_win and m is not FINISH and self.found[m]["lowest"] is not None]
+        able.sort(key=lambda m: self.found[m]["lowest"])
+        return able[:BEST] * (RESTARTS // BEST)
 
 
-def _better_half(members: int) -> int:
-    return max(2, math.ceil(members / 2))
+def _passes(run: Search, steps: int, samples: int) -> float:
+    """Of so many steps of one member, and its score."""
+    return 1 + 2 * steps * _pieces_a_step(run, samples) / _pieces(run)
+
+
+def _passes_of_later_round(run: Search) -> float:
+    restart, finish = (_passes(run, steps, SAMPLES_LATER) for steps in (STEPS_OF_RESTART, STEPS_OF_FINISH))
+    return RESTARTS * restart + finish
+
+
+def _piece(run: Search) -> int:
+    """Samples of a mini-batch: not more than the user's own, whose size the memory may ask for."""
+    return min(PIECE, math.ceil(run.samples / run.mini_batches))
 
 
 def _pieces(run: Search) -> int:
-    return max(run.mini_batches, math.ceil(run.samples / PIECE))
+    return math.ceil(run.samples / _piece(run))
 
 
-def _pieces_a_step(run: Search, round_: int) -> int:
-    samples = min(PIECE * 2 ** (round_ + 1), SAMPLES, run.samples / 8)
-    return max(1, math.floor(samples * _pieces(run) / run.samples))
+def _pieces_a_step(run: Search, samples: int) -> int:
+    samples_a_step = min(samples, run.samples / 8)
+    return max(1, math.floor(samples_a_step * _pieces(run) / run.samples))
 
 
 def _gradient(
@@ -169,62 +207,18 @@ def _attractors(run: Search, images: Tensor, labels: Tensor) -> list[int]:
     return sorted(likely, key=lambda target: distance[target])
 
 
-class SignSteps:
-    """Steps of equal size against the sign of the gradients' decaying sum, each array's scaled to mean 1."""
-
-    MOMENTUM = 0.9
-
-    def __init__(self, bound: Perturbation, start: Perturbation) -> None:
-        self.bound = bound
-        self.perturbation = {name: d.clone() for name, d in start.items()}
-        self.momentum = {name: torch.zeros_like(d) for name, d in start.items()}
-
-    def __call__(self, gradient: Perturbation, step: float) -> None:
-        for name, d in self.perturbation.items():
-            scale = gradient[name].abs().mean().clamp_min(torch.finfo(d.dtype).tiny)
-            momentum = self.momentum[name].mul_(self.MOMENTUM).add_(gradient[name].div_(scale))
-            d.sub_(momentum.sign().mul_(step * self.bound[name])).clamp_(-self.bound[name], self.bound[name])
-
-
-class PlainSignSteps(SignSteps):
-    """The same without momentum: F-LWC's steps."""
-
-    MOMENTUM = 0.0
-
-
-class TanhAdam:
-    """Adam on v, where the perturbation is bound x tanh(v)."""
-
-    def __init__(self, bound: Perturbation, start: Perturbation) -> None:
-        self.bound = bound
-        self.v = {name: torch.atanh(0.99 * (d / bound[name]).nan_to_num()) for name, d in start.items()}
-        self.adam = torch.optim.Adam(self.v.values(), fused=True)
-
-    @property
-    def perturbation(self) -> dict[str, Tensor]:
-        return {name: self.bound[name] * v.tanh() for name, v in self.v.items()}
-
-    def __call__(self, gradient: Perturbation, step: float) -> None:
-        self.adam.param_groups[0]["lr"] = step
-        for name, v in self.v.items():
-            scale = gradient[name].abs().mean().clamp_min(torch.finfo(v.dtype).tiny)
-            v.grad = gradient[name].div_(scale).mul_(1 - v.tanh().square_())
-        self.adam.step()
-        self.adam.zero_grad()
-
-
 def _sigmoid(left: float, targets: list[int]) -> Objective:
-    """The temperature falls from 0.1 to 0.04 of the mini-batch's mean absolute margin."""
+    """The temperature falls from 0.12 to 0.02 of the mini-batch's mean absolute margin."""
 
     def objective(logits: Tensor, labels: Tensor) -> Tensor:
         scale = margin(logits.detach(), labels).abs().mean().clamp_min(torch.finfo(logits.dtype).tiny)
-        return sigmoid_margin(logits, labels, scale * (0.04 + 0.06 * left))
+        return sigmoid_margin(logits, labels, scale * (0.02 + 0.1 * left))
 
     return objective
 
 
 def _then_sigmoid(objective: Objective) -> Callable[[float, list[int]], Objective]:
-    return lambda left, targets: objective if left > 0.5 else _sigmoid(left, targets)
+    return lambda left, targets: objective if left > 0.7 else _sigmoid(left, targets)
 
 
 def _fixed(objective: Objective) -> Callable[[float, list[int]], Objective]:
@@ -247,8 +241,6 @@ class Member(NamedTuple):
     decays: bool = True
     classes: int = 2
     """What it needs at least."""
-    afresh: bool = False
-    """Whether it begins anew in each round."""
     can_win: bool = True
     """Whether it can leave fewer right answers than one class has."""
 
@@ -259,22 +251,36 @@ MEMBERS = (
     Member("into one class", _into(0), can_win=False),
     Member("p6", _fixed(p6)),
     Member("cross-entropy", _fixed(cross_entropy)),
-    Member("p2, then sigmoid margin", _then_sigmoid(p2), afresh=True),
+    Member("p2, then sigmoid margin", _then_sigmoid(p2)),
     Member("dlr", _fixed(dlr), classes=3),
     Member("into another class", _into(1), can_win=False),
     Member("p6, Adam in a tanh box", _fixed(p6), TanhAdam, step=0.3),
-    Member("p6, then sigmoid margin", _then_sigmoid(p6), afresh=True),
+    Member("p6, then sigmoid margin", _then_sigmoid(p6)),
 )
 FINISH = MEMBERS[1]
 """The sigmoid is nearest to the accuracy itself: it goes on best from where others stop."""
 
 
-def _endless(run: Search) -> Iterator[tuple[Tensor, Tensor]]:
-    """Mini-batches, again and again, of 128 samples at most."""
+def _endless(run: Search, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mini-batches, again and again, shuffled: all samples, or as many at a time as the buffer holds."""
     while True:
+        held: list[tuple[Tensor, Tensor]] = []
         for images, labels in run.batches():
-            pieces = math.ceil(len(labels) / PIECE)
-            yield from zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
+            size = sum(x.numel() * x.element_size() for x, _ in held)
+            if held and (size >= BUFFER or images.shape[1:] != held[0][0].shape[1:]):
+                yield from _shuffled(run, held, generator)
+                held = []
+            held.append((images, labels))
+        yield from _shuffled(run, held, generator)
+
+
+def _shuffled(
+    run: Search, batches: list[tuple[Tensor, Tensor]], generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    order = torch.randperm(len(labels), generator=generator, device=run.device).to(labels.device)
+    for piece in order.tensor_split(math.ceil(len(labels) / _piece(run))):
+        yield images[piece], labels[piece]
 
 
 def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> None:

@@ -1,0 +1,62 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from worstcase.results import RECORD, Record
+
+
+def print_summary(record: Record, folder: str) -> None:
+    """Show a record on standard output, with its red flags and where it lies."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    unit = "of each layer's largest weight" if record.full_scale == "layer_max" else "in weight units"
+    seconds = [f"training {record.train_seconds:.1f}"] if record.train_seconds is not None else []
+    names = dict.fromkeys(found.attack for found in record.attacks)
+    seconds += [f"{name} {sum(f.seconds for f in record.attacks if f.attack == name):.1f}" for name in names]
+    title = [f"{record.model} on {record.dataset}", record.method or "given weights", f"seed {record.seed}"]
+    if record.weight_bits or record.activation_bits:
+        title.append(f"bits {record.weight_bits or 'float'}/{record.activation_bits or 'float'}")
+    table = Table(
+        title=", ".join(title),
+        box=box.SIMPLE_HEAD,
+        show_header=False,
+    )
+    table.add_row("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images")
+    several = len({found.thg for found in record.attacks}) > 1
+    for found in record.attacks:
+        at = f" at th_g {found.thg:g}" if several else ""
+        table.add_row(f"lowest found ({found.attack}){at}", f"{found.accuracy:.2%}")
+        if found.heldout_accuracy is not None:
+            table.add_row(
+                f"  attacked half, held-out half{at}",
+                f"{found.attacked_half_accuracy:.2%}, {found.heldout_accuracy:.2%}",
+            )
+        if found.distribution:
+            for row in _distribution_rows(found.distribution):
+                table.add_row(*row)
+    table.add_row("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
+    table.add_row("seconds", ", ".join(seconds))
+    console = Console()
+    console.print(table)
+    for flag in record.flags:
+        console.print(f"  [bold red]flag[/]: {flag}", soft_wrap=True, highlight=False)
+    console.print(f"  record: {folder}/{RECORD}", soft_wrap=True, highlight=False)
+
+
+def _distribution_rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    deviation = "" if of["deviation"] is None else f" ± {of['deviation']:.2%}"
+    yield (
+        f"  {of['instances']} chips ({of['sampler']})",
+        f"{of['mean']:.2%}{deviation}, lowest {of['minimum']:.2%}",
+    )
+    for kpp in of["kpp"]:
+        low, high = ("?" if end is None else f"{end:.2%}" for end in (kpp["low"], kpp["high"]))
+        yield f"  KPP at {kpp['percent']:g} %", f"{kpp['accuracy']:.2%}, with 95 % confidence {low} to {high}"
+    yield "  chips worse than all of these", f"at most {of['unseen']:.2%}, with 95 % confidence"
+    if of["infeasible"]:
+        yield "  chips outside the bound", str(of["infeasible"])

@@ -1,0 +1,152 @@
+"""Bad settings and files: one line that says what is wrong and what to do, and nothing written or lost."""
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+from conftest import REPOSITORY, command, environment, run
+
+from worstcase.models import LeNet
+
+BAD = {
+    "thg=-0.1": "thg=-0.1: must be a finite number, 0 or more",
+    "thg=abc": "thg: Value 'abc' of type 'str' could not be converted to Float",
+    "thg=nan": "thg=nan: must be a finite number",
+    "thg=inf": "thg=inf: must be a finite number",
+    "thg=2": "thg=2.0: must be at most 1, a fraction of each layer's full scale",
+    "full_scale=half": "must be layer_max or unit",
+    "trainer.max_epochs=-3": "trainer.max_epochs=-3: must be a whole number, 1 or more",
+    "seed=abc": "seed: Value 'abc' of type 'str' could not be converted to Integer",
+    "seed=-1": "seed=-1: must be 0 to",
+    "dataset.batch_size=0": "dataset.batch_size=0: must be a whole number, 1 or more",
+    "dataset.limit=1": "dataset.limit=1: must be a whole number, 2 or more",
+    "method=universal_at method.members=1.5": "method.members=1.5: must be a whole number, 1 or more",
+    "method=adversarial method.attack=lwc": "choose one of the group's files with attack@method.attack=NAME",
+    "model.weight_bits=0": "model.weight_bits=0: must be a whole number, 1 or more",
+    "method=nope": "Could not find 'method/nope' Available options in 'method': adversarial atrice",
+    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': ensemble flwc lwc",
+    "attack=nope": "attack@test_attack",
+    "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
+    "method.alhpa=0.5": "there is no setting method.alhpa; did you mean alpha?",
+    "tgh=0.1": "there is no setting tgh; did you mean thg?",
+    "thg=[0.1": "no viable alternative at input '[0.1'",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), BAD.items(), ids=BAD.keys())
+def test_bad_settings_are_one_line_before_anything_is_written(override, message, tmp_path):
+    folder = tmp_path / "run"
+    done = run("src.train", *override.split(), f"hydra.run.dir={folder}", fails=True)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset=mnist", "data_dir=nowhere"], "no MNIST below nowhere"),
+        (["dataset=cifar10", "data_dir=nowhere"], "no CIFAR-10 in nowhere/cifar-10-batches-py"),
+        (["model=convnet"], "the network does not take images of 1x28x28"),
+        (["model.net.num_classes=7"], "but the data set has 10 classes"),
+        (["net=nowhere:Net"], "net=nowhere:Net: must be module:callable"),
+        (["net=os:getcwd"], "must return a torch.nn.Module, not str"),
+        (["init_from=nowhere.pt"], "no checkpoint at nowhere.pt"),
+        (["method.alpha=2"], "method.alpha=2: must be 0..1"),
+        (["layers=[head]"], "no conv or linear layer is named 'head'; there are conv1, conv2, fc1, fc2, fc3"),
+        (["val_attack.steps=0"], "steps=0: must be 1 or more"),
+        (["test_attack.objective=into_class:10"], "into_class:10: there are 10 classes, from 0"),
+        (["~callbacks.worst_case_at_test"], "a run needs a worstcase.callbacks.WorstCaseAtTest"),
+    ],
+)
+def test_what_only_the_job_can_tell_stops_it_before_training(overrides, message, tmp_path):
+    done = run("src.train", *overrides, f"hydra.run.dir={tmp_path}", fails=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert {path.name for path in tmp_path.iterdir()} == {"run.log", "error.json"}
+    assert "Traceback" in (tmp_path / "run.log").read_text()
+
+
+def test_a_diverging_training_stops_with_step_and_cause(tmp_path):
+    done = run("src.train", "model.optimizer.lr=1e30", f"hydra.run.dir={tmp_path}", fails=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert "the loss is nan at step 1 (epoch 0)" in error and "lower the learning rate" in error
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_file_where_the_folder_should_be_stays_as_it_is(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for folder in (file, file / "below"):
+        done = run("src.train", f"hydra.run.dir={folder}", fails=True)
+        assert done.stderr.strip() == f"error: {file} is a file, not a folder; choose another hydra.run.dir"
+    assert file.read_text() == "mine"
+
+
+def test_an_evaluation_of_a_run_that_died_says_how_to_make_one(trained, tmp_path):
+    died = shutil.copytree(
+        trained, tmp_path / "died", ignore=shutil.ignore_patterns("results.json", "evaluations")
+    )
+    done = run("src.evaluate", f"run={died}", fails=True)
+    assert f"no finished run in {died}" in done.stderr
+    assert f"make one with: python -m src.train hydra.run.dir={died}" in done.stderr
+    assert not (died / "evaluations").exists()
+    assert "no finished run" in run("src.evaluate", f"run={tmp_path / 'nowhere'}", fails=True).stderr
+
+
+def test_an_evaluation_names_a_bad_attack_or_setting(trained):
+    for override, message in {
+        "thg=[]": "must be a number, or a list",
+        "thg=[0.1,-1]": "thg=-1: must be a finite number, 0 or more",
+        "thg=much": "thg=much: must be a finite number",
+        "diagnosis=long": "diagnosis=long: must be short or full",
+        "attack=nope": "Available options in 'attack': ensemble flwc lwc lwc_margin",
+        "thg=1.5": "thg=1.5: must be at most 1",
+        "dataset.batch_sise=3": "did you mean batch_size?",
+        "dataset.download=true": "there is no setting dataset.download",
+    }.items():
+        done = run("src.evaluate", f"run={trained}", override, fails=True)
+        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "of another network"])
+def test_an_evaluation_refuses_a_bad_checkpoint(trained, tmp_path, kind):
+    file = tmp_path / "weights.ckpt"
+    if kind == "truncated":
+        file.write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes()[:10_000])
+    elif kind == "of another network":
+        torch.save(LeNet(num_classes=3).state_dict(), file)
+    done = run(
+        "src.evaluate",
+        f"run={trained}",
+        f"checkpoint={file}",
+        f"hydra.run.dir={tmp_path / 'out'}",
+        fails=True,
+    )
+    error = done.stderr.strip().splitlines()[-1]
+    message = {
+        "missing": "no checkpoint at",
+        "truncated": "cannot read the checkpoint",
+        "of another network": "does not belong to this LeNet",
+    }
+    assert error.startswith("error: ") and message[kind] in error and str(file) in error
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+# ---- start-up
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["thg=-1"], ["method=nope"], ["sed=1"]])
+@pytest.mark.parametrize("module", ["src.train", "src.evaluate"])
+def test_help_and_bad_settings_import_no_pytorch(module, arguments):
+    done = subprocess.run(
+        [command()[0], "-X", "importtime", "-m", module, *arguments],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "torchmetrics", "torchvision", "matplotlib"}
