@@ -128,6 +128,19 @@ def test_large_batches_cost_no_more(small_net):
     assert passes[0] == pytest.approx(passes[1], rel=0.01)
 
 
+def test_a_step_sees_samples_from_all_over_data_that_is_sorted_by_class(small_net):
+    labels = torch.arange(3).repeat_interleave(32)
+    images = labels.view(-1, 1, 1, 1) + torch.zeros(96, 1, 6, 6)
+    seen = []
+    small_net[0].register_forward_hook(
+        lambda module, inputs, out: seen.append(inputs[0][:, 0, 0, 0].tolist()) if out.requires_grad else None
+    )
+    batches = list(zip(images.split(16), labels.split(16), strict=True))
+    Ensemble(rounds=1)(Crossbar(small_net, 0.1), batches, progress=False)
+    steps = [batch for batch in seen if len(batch) == 16]
+    assert len(steps) == len(seen) > 100 and all(len(set(batch)) > 1 for batch in steps)
+
+
 def test_two_classes_need_no_third(small_batches):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))

@@ -49,7 +49,7 @@ class Ensemble(Attack):
     Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
     Memory, in sizes of the perturbed weights: the worst and the current perturbation, the chip's weights, the
     gradient, the momentum, and copies of one layer's: at the peak 5.6 with VGG-16, of whose weights one layer has
-    0.74; 6.2 with Adam. Beside that, 256 MiB of inputs at most.
+    0.74; 6.2 with Adam. Beside that, 256 MiB of inputs at most, and twice that for a moment.
 
     Example:
         >>> from worstcase import Crossbar
@@ -278,6 +278,7 @@ def _shuffled(
     run: Search, batches: list[tuple[Tensor, Tensor]], generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    batches.clear()  # frees them
     order = torch.randperm(len(labels), generator=generator, device=run.device).to(labels.device)
     for piece in order.tensor_split(math.ceil(len(labels) / _piece(run))):
         yield images[piece], labels[piece]
