@@ -144,6 +144,17 @@ def test_instances_share_a_pass_over_the_data(small_net, small_batches):
     assert Counted.passes == 2 + 3  # clean, worst; 16, 16 and 8 instances
 
 
+def test_a_network_that_needs_contiguous_activations_gets_them(small_net, small_batches):
+    class View(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)
+
+    expected = sample(Crossbar(small_net, 0.3), small_batches, instances=20)
+    small_net[3] = View()
+    found = sample(Crossbar(small_net, 0.3), small_batches, instances=20)
+    assert found.distribution == expected.distribution
+
+
 def test_ranges_of_two_machines_are_put_together(small_net, small_batches, tmp_path):
     crossbar = Crossbar(small_net, 0.3)
     whole = sample(crossbar, small_batches, instances=40)

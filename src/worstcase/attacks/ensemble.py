@@ -81,9 +81,8 @@ class Ensemble(Attack):
         budget = self.expected_passes(run)
         generator = torch.Generator(run.device).manual_seed(run.seed)
         team = _Team(run, budget, generator)
-        zero = run.crossbar.zero_perturbation()
         for member in team.members:
-            team.attack(member, zero, STEPS, SAMPLES, member.step)
+            team.attack(member, run.crossbar.zero_perturbation, STEPS, SAMPLES, member.step)
         step = STEP_OF_FINISH
         for round_ in range(1, self.rounds) if self.budget is None else count(1):
             share = min(1.0, (budget - run.passes) / _passes_of_later_round(run))
@@ -91,11 +90,12 @@ class Ensemble(Attack):
             start: Perturbation = run.worst
             steps = round(share * STEPS_OF_RESTART)
             for member in team.best() if steps >= STEPS else ():
-                begin = uniform(run.worst, run.bound, generator)
-                accuracy, end = team.attack(member, begin, steps, SAMPLES_LATER, member.step)
+                somewhere = partial(uniform, run.worst, run.bound, generator)
+                accuracy, end = team.attack(member, somewhere, steps, SAMPLES_LATER, member.step)
                 if accuracy <= lowest:
-                    lowest, start = accuracy, end
-            accuracy, _ = team.attack(FINISH, start, STEPS_OF_FINISH, SAMPLES_LATER, step)
+                    lowest, start = accuracy, run.worst if accuracy == run.worst_accuracy else end
+                del end  # a perturbation less to hold
+            accuracy, _ = team.attack(FINISH, partial(dict, start), STEPS_OF_FINISH, SAMPLES_LATER, step)
             if accuracy > lowest:
                 step /= 2
             if team.is_done:
@@ -119,25 +119,27 @@ class _Team:
         self.is_done = False
 
     def attack(
-        self, member: Member, start: Perturbation, steps: int, samples: int, step: float
+        self, member: Member, start: Callable[[], Perturbation], steps: int, samples: int, step: float
     ) -> tuple[float, Perturbation]:
         """The accuracy that some steps of a member from a start come to, and where.
 
-        The accuracy is 2 if the budget has no step left, or if nothing is left to win.
+        The accuracy is 2 if the budget has no step left, or if nothing is left to win. The start is given as what
+        makes it, so that nobody holds it while the steps are made.
         """
         run, result, before = self.run, self.found[member], self.run.passes
         a_step = _pieces_a_step(run, samples)
         steps = min(steps, math.floor((self.budget - run.passes - 1) * _pieces(run) / (2 * a_step)))
         if steps < 1 or run.worst_accuracy == 0:
             self.is_done = True
-            return 2.0, start
-        update = member.update(run.bound, start)
+            return 2.0, {}
+        update = member.update(run.bound, start())
         for done in range(steps):
             left = 1 - done / steps
             objective = member.objective(left, self.targets)
-            gradient = _gradient(run, objective, update.perturbation, islice(self.batches, a_step))
-            update(gradient, step * (left if member.decays else 1))
-            del gradient
+            update(
+                _gradient(run, objective, update.perturbation, islice(self.batches, a_step)),
+                step * (left if member.decays else 1),
+            )
         end = update.perturbation
         accuracy = run.score(end, member=member.name)
         if result["accuracy"] is None:
