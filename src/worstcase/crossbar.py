@@ -189,16 +189,23 @@ class Crossbar(nn.Module):
     def compute(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The output of the chip of those `weights`: `forward` in two steps, where one chip sees many batches.
 
-        On a CPU images are laid out channels_last where the network can compute so, which takes 0.55 to 0.85 of
-        the time.
+        Images are laid out as by `laid_out`.
         """
-        if x.ndim == 4 and x.device.type == "cpu":
-            if self._channels_last is None:
-                self._channels_last = self._takes_channels_last(x)
-            if self._channels_last:
-                x = x.clone(memory_format=torch.channels_last)  # contiguous() leaves one channel as it is
+        x = self.laid_out(x)
         with self.outputs.attached() if self.outputs else nullcontext():
             return functional_call(self.net, dict(weights), (x,))
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Images in the order in memory that the network computes fastest in; as they are if they are so already.
+
+        On a CPU that is channels_last, where the network can compute so: it takes 0.55 to 0.85 of the time.
+        """
+        if x.ndim != 4 or x.device.type != "cpu" or x.stride(1) == 1:
+            return x
+        if self._channels_last is None:
+            self._channels_last = self._takes_channels_last(x)
+        # contiguous() would leave images of one channel as they are
+        return x.clone(memory_format=torch.channels_last) if self._channels_last else x
 
     @torch.no_grad()
     def _takes_channels_last(self, x: Tensor) -> bool:

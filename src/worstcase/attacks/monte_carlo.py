@@ -205,6 +205,7 @@ def _correct(run: Search, chips: Sequence[Perturbation]) -> list[int]:
     for images, labels in run.batches():
         pieces = max(1, round(len(labels) / BATCH)) if run.device.type == "cpu" else 1
         for x, y in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+            x = run.crossbar.laid_out(x)  # once for all chips
             for i, chip in enumerate(weights):
                 correct[i] += (run.crossbar.compute(x, chip).argmax(1) == y).sum()
     return [int(c) for c in correct]
