@@ -50,3 +50,23 @@ class TanhAdam:
             v.grad = gradient[name].div_(scale).mul_(1 - v.tanh().square_())
         self.adam.step()
         self.adam.zero_grad()
+
+
+class ProjectedAdam:
+    """Adam on the perturbation itself, clamped to its box after each step: LWC's steps."""
+
+    def __init__(self, bound: Perturbation, start: Perturbation) -> None:
+        self.bound = bound
+        self.perturbation = {name: d.clone() for name, d in start.items()}
+        self.scale = [bound[name].amax().item() for name in start]
+        self.adam = torch.optim.Adam([{"params": [d]} for d in self.perturbation.values()], fused=True)
+
+    def __call__(self, gradient: Perturbation, step: float) -> None:
+        for group, scale in zip(self.adam.param_groups, self.scale, strict=True):
+            group["lr"] = step * scale
+        for name, d in self.perturbation.items():
+            d.grad = gradient[name]
+        self.adam.step()
+        self.adam.zero_grad()
+        for name, d in self.perturbation.items():
+            d.clamp_(-self.bound[name], self.bound[name])
