@@ -51,8 +51,9 @@ class Ensemble(Attack):
 
     Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
     Memory, in sizes of the perturbed weights: the worst and the current perturbation, the chip's weights, the
-    gradient, the momentum, and copies of one layer's: at the peak 5.6 with VGG-16, of whose weights one layer has
-    0.74; 6.2 with Adam. Beside that, 256 MiB of inputs at most, and twice that for a moment.
+    gradient, the momentum, and copies of one layer's: at the peak 5.8 with VGG-16, of whose weights one layer has
+    0.74; 6.8 in LWC's steps and 7.8 with Adam in a tanh box. Beside that, 256 MiB of inputs at most, twice that
+    for a moment.
 
     Example:
         >>> from worstcase import Crossbar
@@ -160,7 +161,7 @@ class _Team:
             if accuracy <= lowest:
                 lowest, start = accuracy, run.worst if accuracy == run.worst_accuracy else end
             del end  # a perturbation less to hold
-        accuracy, _ = self.attack(FINISH, partial(dict, start), finish, SAMPLES_LATER, self.step_of_finish)
+        accuracy = self.attack(FINISH, partial(dict, start), finish, SAMPLES_LATER, self.step_of_finish)[0]
         if accuracy > lowest:
             self.step_of_finish /= 2
         del start
