@@ -144,6 +144,20 @@ def test_a_step_sees_samples_from_all_over_data_that_is_sorted_by_class(small_ne
     assert len(steps) == len(seen) >= 32 and all(len(set(batch)) > 1 for batch in steps)
 
 
+def test_every_step_is_of_a_whole_mini_batch(small_net):
+    """The user's batches of 129 become pieces of 64 and 65, for LWC as for all others, never 128 and 1."""
+    images = torch.randn(258, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    crossbar = Crossbar(small_net, 0.001)
+    batches = list(zip(images.split(129), crossbar.eval()(images).argmax(1).split(129), strict=True))
+    sizes = []
+    small_net[0].register_forward_hook(
+        lambda module, inputs, out: sizes.append(len(out)) if out.requires_grad else None
+    )
+    found = Ensemble()(crossbar, batches, progress=False)
+    assert found.members[-1]["passes"] > 0  # of LWC
+    assert min(sizes) >= 64 and max(sizes) <= 128
+
+
 def test_two_classes_need_no_third(small_batches):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
