@@ -1,8 +1,8 @@
 """Cost of an optimiser step of each training method against vanilla, side by side in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/training.py [--model lenet convnet] [--width 1.0] [--rounds 5] [--steps 30]
+    OMP_NUM_THREADS=1 python benchmarks/training.py [--model lenet convnet] [--width 1.0] [--rounds 3] [--steps N]
 
-Random images in batches of 128, through Lightning's trainer as in a real run. The methods take turns, so that a
+About ten minutes, nearly all of them ConvNet's, half of those `adversarial`'s (see --methods). Random images in batches of 128, through Lightning's trainer as in a real run. The methods take turns, so that a
 machine that is busy now and then is so for all; the figure is the median over all steps.
 """
 
@@ -32,7 +32,8 @@ METHODS = {  # and what its step may cost in units of vanilla's
     "adversarial": (partial(Adversarial, attack=LWC(epochs=10, trials=1)), None),
 }
 BATCH = 128
-WARM_UP = 3
+WARM_UP = 2
+STEPS = {"lenet": 30, "convnet": 4}
 
 
 class Clock(L.Callback):
@@ -68,8 +69,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["lenet", "convnet"], choices=["lenet", "convnet"])
     parser.add_argument("--width", type=float, default=1.0, help="of ConvNet")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="in a round; 30 of LeNet, 4 of ConvNet unless given")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -78,9 +79,8 @@ def main():
         net, shape = (
             (LeNet, (1, 28, 28)) if model == "lenet" else (partial(ConvNet, width=arguments.width), (3, 32, 32))
         )
-        batches = [
-            (torch.rand(BATCH, *shape), torch.randint(10, (BATCH,))) for _ in range(arguments.steps + WARM_UP)
-        ]
+        steps = WARM_UP + (arguments.steps or STEPS[model])
+        batches = [(torch.rand(BATCH, *shape), torch.randint(10, (BATCH,))) for _ in range(steps)]
         seconds = {name: [] for name in dict.fromkeys(["vanilla", *arguments.methods])}
         for _ in range(arguments.rounds):
             for name, taken in seconds.items():
