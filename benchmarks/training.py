@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py [--model lenet convnet] [--width 1.0] [--rounds 3] [--steps N]
 
 About ten minutes, nearly all of them ConvNet's, half of those `adversarial`'s (see --methods). Random images in
-batches of 128, through Lightning's trainer as in a real run. The methods take turns, so that a machine that is busy
-now and then is so for all; the figure is the median over all steps.
+batches of 128, through Lightning's trainer as in a real run. The methods take turns, so that a machine that is
+busy now and then is so for all; the figure is the median over all steps.
 """
 
 import argparse
