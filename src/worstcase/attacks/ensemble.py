@@ -41,9 +41,9 @@ class Ensemble(Attack):
     second round from the worst so far: how low a run ends depends on where it began, and shows early. As in
     APGD, the step of the finish is halved when it did not lower the accuracy. Then LWC makes 800 steps of 128
     samples, and `FINISH` goes on from there with 100: on networks trained with noise all others may end with
-    everything in one class, where no gradient leads out. Samples are shuffled and within a run steps decay to
-    zero, but not LWC's (and F-LWC's steps), which is what it is alone; a run's end is scored over the whole
-    reference set. Networks of a few weights end with single weights flipped one by one.
+    everything in one class, where no gradient leads out. Samples are shuffled, but in the given order for LWC.
+    Within a run steps decay to zero, but LWC's and F-LWC's do not; its end is scored over the whole reference set.
+    Networks of a few weights end with single weights flipped one by one.
 
     Args:
         rounds: how many, 1 or more, if there is no budget.
