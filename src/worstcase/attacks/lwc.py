@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.updates import FreeAdam, ProjectedAdam
 from worstcase.crossbar import Perturbation
 from worstcase.objectives import objective as find_objective
 
@@ -95,23 +96,20 @@ class LWC(Attack):
     def _trial(self, run: Search, c: float) -> tuple[float, float]:
         """Minimise Eq. 10 for one c: the largest deviation in units of the bound, and its accuracy."""
         magnitude = _MAGNITUDES[self.magnitude]
-        perturbation = run.crossbar.zero_perturbation()
-        adam = torch.optim.Adam(
-            [{"params": [d], "lr": self.lr * run.bound[name].amax().item()} for name, d in perturbation.items()],
-            fused=True,
+        update = (ProjectedAdam if self.project == "step" else FreeAdam)(
+            run.bound, run.crossbar.zero_perturbation()
         )
+        perturbation = update.perturbation
         for _ in range(self.epochs):
             for images, labels in run.batches():
-                of_p = run.gradient(self._objective, perturbation, images, labels)
+                gradient = run.gradient(self._objective, perturbation, images, labels)
                 of_magnitude = _gradient(magnitude, perturbation, run.bound)
-                for name, d in perturbation.items():
-                    d.grad = of_p.pop(name).mul_(c / len(images)).add_(of_magnitude.pop(name))
+                for name, g in gradient.items():
+                    g.mul_(c / len(images)).add_(of_magnitude.pop(name))
                     if run.bound[name].ndim:
-                        d.grad *= run.bound[name] > 0  # weights without a bound stay where they are
-                adam.step()
-                adam.zero_grad()
-                if self.project == "step":
-                    run.clamp_(perturbation)
+                        g *= run.bound[name] > 0  # weights without a bound stay where they are
+                update(gradient, self.lr)
+                del gradient  # not to be held beside the next
             reached = largest(perturbation, run.bound).item()
             feasible = perturbation
             if reached > 1:

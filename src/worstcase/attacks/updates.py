@@ -1,4 +1,4 @@
-"""How the ensemble's members move a perturbation within its box, from where they start."""
+"""How LWC and the ensemble's members move a perturbation from where they start."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class TanhAdam:
         self.adam.zero_grad()
 
 
-class ProjectedAdam:
-    """Adam on the perturbation itself, clamped to its box after each step: LWC's steps."""
+class FreeAdam:
+    """Adam on the perturbation itself, which may leave its box: LWC's steps in the paper's free form."""
 
     def __init__(self, bound: Perturbation, start: Perturbation) -> None:
         self.bound = bound
@@ -68,5 +68,12 @@ class ProjectedAdam:
             d.grad = gradient[name]
         self.adam.step()
         self.adam.zero_grad()
+
+
+class ProjectedAdam(FreeAdam):
+    """The same, clamped to the box after each step."""
+
+    def __call__(self, gradient: Perturbation, step: float) -> None:
+        super().__call__(gradient, step)
         for name, d in self.perturbation.items():
             d.clamp_(-self.bound[name], self.bound[name])
