@@ -232,6 +232,18 @@ def test_evaluation_on_another_limit(trained, tmp_path):
     assert record(tmp_path)["samples"] == 50
 
 
+def test_a_run_ends_when_it_is_told_to(tmp_path):
+    """SIGTERM, as kill and cluster schedulers send it, in an attack that would take an hour."""
+    attack = ["attack@test_attack=lwc", "test_attack.epochs=100000", "dataset.limit=100"]
+    long = command("src.train", "method=vanilla", ONE_EPOCH, *attack, f"hydra.run.dir={tmp_path}")
+    process = subprocess.Popen(long, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    assert any("lwc: pass" in line for line in process.stderr)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not (tmp_path / "results.json").exists()
+
+
 # ---- sweeps
 
 

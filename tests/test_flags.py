@@ -41,6 +41,17 @@ def test_accuracy_that_rises_with_th_g_although_the_result_is_monotone():
     assert flag == "flwc: the accuracy that it finds rises with th_g, 50.00% at 0.01 and 60.00% at 0.02"
 
 
+def test_of_several_rises_with_th_g_the_largest_is_told():
+    attacks = [found("flwc", thg, 0.9, own) for thg, own in ((0.01, 0.5), (0.02, 0.4), (0.03, 0.55), (0.04, 0.45))]
+    (flag,) = [flag for flag in red_flags(attacks) if "th_g," in flag]
+    assert flag == "flwc: the accuracy that it finds rises with th_g, 40.00% at 0.02 and 55.00% at 0.03"
+
+
+def test_settings_compared_at_one_th_g_are_no_rise_with_it():
+    attacks = [found("flwc", 0.02, 0.9, own) for own in (0.5, 0.6)]
+    assert red_flags(attacks) == []
+
+
 def test_accuracy_that_rises_within_an_attack():
     (flag,) = red_flags([found("lwc", 0.02, 0.9, 0.4, 0.6)])
     assert "the accuracy rises with the budget, 40.00% after 4 passes and 60.00% at the end" in flag

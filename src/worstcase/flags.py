@@ -66,14 +66,15 @@ def red_flags(
                 f"attacks disagree at th_g {one.thg:g} (masking?): {one.attack} finds {_p(one.accuracy)}, "
                 f"{other.attack} {_p(other.accuracy)}"
             )
-        small, large = sorted((one, other), key=lambda found: found.thg)
-        if one.attack == other.attack and one.thg != other.thg:
-            own = [min(entry["accuracy"] for entry in _own(found)) for found in (small, large)]
-            if _points(own[1], own[0]) > POINTS:
-                flags.append(
-                    f"{one.attack}: the accuracy that it finds rises with th_g, {_p(own[0])} at {small.thg:g} and "
-                    f"{_p(own[1])} at {large.thg:g}"
-                )
+    for attack in dict.fromkeys(found.attack for found in attacks):
+        own = sorted((f.thg, min(entry["accuracy"] for entry in _own(f))) for f in attacks if f.attack == attack)
+        pairs = ((one, other) for one, other in combinations(own, 2) if one[0] < other[0])
+        (small, low), (large, high) = max(pairs, key=lambda p: p[1][1] - p[0][1], default=(own[0], own[0]))
+        if _points(high, low) > POINTS:
+            flags.append(
+                f"{attack}: the accuracy that it finds rises with th_g, {_p(low)} at {small:g} and "
+                f"{_p(high)} at {large:g}"
+            )
     for kind, accuracy in _on_some_weights(diagnosis):
         if _points(diagnosis["accuracy"], accuracy) > POINTS:
             flags.append(
