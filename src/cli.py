@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -49,7 +50,7 @@ def start(main: Callable[[], Any]) -> NoReturn:
         for folder in sweeps.failures({*CheckBeforeRun.sweep, *identity.RUN_ROOTS}, since=started - 1):
             print(*sweeps.failure(folder), sep="\n", file=sys.stderr)
         sys.exit(1)
-    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, BrokenExecutor, OSError, ValueError) as error:
         if whole:
             raise
         sys.exit(f"error: {in_one_line(error)}")

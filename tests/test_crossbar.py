@@ -5,7 +5,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from worstcase import Crossbar
 from worstcase.crossbar import evaluating
-from worstcase.models import LeNet
+from worstcase.models import LeNet, ResNet18
 
 
 def random_vertex(crossbar, seed=0):
@@ -89,6 +89,19 @@ def test_images_are_laid_out_channels_last_where_the_network_computes_so(small_n
     small_net.train()
     Crossbar(small_net, 0.1)._takes_channels_last(images)
     assert torch.equal(small_net[1].running_mean, statistics) and small_net[1].training
+
+
+def test_narrow_strided_1x1_convolutions_are_not_computed_channels_last():
+    """oneDNN's issue 6035: gradients of the weights of 8 channels at 64x64 ended the process."""
+    images = torch.rand(2, 3, 64, 64)
+    assert Crossbar(ResNet18(width=0.25), 0.1).laid_out(images).is_contiguous(memory_format=torch.channels_last)
+    narrow = ResNet18(width=0.125)
+    assert Crossbar(narrow, 0.1).laid_out(images) is images
+    weights = [weight for weight in narrow.parameters() if weight.ndim == 4]
+    given, expected = (
+        torch.autograd.grad(net(images).square().sum(), weights) for net in (Crossbar(narrow, 0.1), narrow)
+    )
+    torch.testing.assert_close(given, expected)
 
 
 def test_forward_is_differentiable_in_the_perturbation_also_where_weights_are_frozen():

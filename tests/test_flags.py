@@ -29,6 +29,12 @@ def test_nothing_to_say_of_attacks_that_agree():
     assert red_flags(attacks, random_vertex=0.89) == []
 
 
+def test_attacks_that_disagree_unless_one_is_sampling():
+    weak, strong = found("flwc", 0.02, 0.9, 0.9), found("lwc", 0.02, 0.9, 0.6)
+    assert red_flags([weak, strong]) == ["attacks disagree at th_g 0.02 (masking?): flwc finds 90.00%, lwc 60.00%"]
+    assert red_flags([found("monte_carlo", 0.02, 0.9, 0.9, distribution={"chips": 10}), strong]) == []
+
+
 def test_worse_than_a_random_vertex():
     (flag,) = red_flags([found("flwc", 0.02, 0.9, 0.89)], random_vertex=0.7)
     assert flag == "flwc at th_g 0.02: 89.00% is worse than a random vertex (70.00%)"

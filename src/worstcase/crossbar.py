@@ -209,6 +209,8 @@ class Crossbar(nn.Module):
 
     @torch.no_grad()
     def _takes_channels_last(self, x: Tensor) -> bool:
+        if any(_corrupts_memory(module) for module in self.net.modules()):
+            return False
         with evaluating(self.net):
             try:
                 self.net(x[:2].clone(memory_format=torch.channels_last))
@@ -266,6 +268,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def _corrupts_memory(module: nn.Module) -> bool:
+    """A convolution whose gradient oneDNN writes past its workspace in channels_last (its issue 6035)."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and set(module.stride) != {1}
+        and module.in_channels // module.groups < 16
+    )
 
 
 def _deviate(weight: Tensor, deviation: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ def red_flags(
 
     Returns:
         A line for each: an attack that finds less than a random vertex does; accuracy that rises with th_g, or
-        within an attack; gradients that vanish; attacks, or members of an ensemble, that disagree by more than 20
-        points; an attack on some of the weights that finds less than those on all.
+        within an attack; gradients that vanish; attacks other than sampling, or members of an ensemble, that
+        disagree by more than 20 points; an attack on some of the weights that finds less than those on all.
     """
     flags = []
     largest = max(found.thg for found in attacks)
@@ -60,7 +60,7 @@ def red_flags(
                     f"{at}: members disagree in the first round{' (masking?)' if hides else ''}: {best['member']} "
                     f"finds {_p(best['accuracy'])}, {worst['member']} {_p(worst['accuracy'])}"
                 )
-    for one, other in combinations(attacks, 2):
+    for one, other in combinations((found for found in attacks if not found.distribution), 2):
         if one.thg == other.thg and abs(_points(one.accuracy, other.accuracy)) > DISAGREEMENT:
             flags.append(
                 f"attacks disagree at th_g {one.thg:g} (masking?): {one.attack} finds {_p(one.accuracy)}, "
