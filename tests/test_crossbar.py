@@ -97,11 +97,13 @@ def test_narrow_strided_1x1_convolutions_are_not_computed_channels_last():
     assert Crossbar(ResNet18(width=0.25), 0.1).laid_out(images).is_contiguous(memory_format=torch.channels_last)
     narrow = ResNet18(width=0.125)
     assert Crossbar(narrow, 0.1).laid_out(images) is images
+    crossbar, augmented = Crossbar(narrow, 0.1), images.clone(memory_format=torch.channels_last)
+    assert crossbar.laid_out(augmented).is_contiguous()
     weights = [weight for weight in narrow.parameters() if weight.ndim == 4]
-    given, expected = (
-        torch.autograd.grad(net(images).square().sum(), weights) for net in (Crossbar(narrow, 0.1), narrow)
+    found, expected = (
+        torch.autograd.grad(outputs.square().sum(), weights) for outputs in (crossbar(augmented), narrow(images))
     )
-    torch.testing.assert_close(given, expected)
+    torch.testing.assert_close(found, expected)
 
 
 def test_forward_is_differentiable_in_the_perturbation_also_where_weights_are_frozen():
