@@ -62,7 +62,7 @@ def upload_report(sections: Iterable[Section], out: Path) -> None:
                     },
                 }
             )
-        run.save(str(out / "*.csv"), base_path=str(out), policy="now")
+            run.save(str(out / f"{section.name}.csv"), base_path=str(out), policy="now")
 
 
 def _offline_unless_logged_in() -> None:

@@ -53,8 +53,8 @@ def test_of_several_rises_with_th_g_the_largest_is_told():
     assert flag == "flwc: the accuracy that it finds rises with th_g, 40.00% at 0.02 and 55.00% at 0.03"
 
 
-def test_settings_compared_at_one_th_g_are_no_rise_with_it():
-    attacks = [found("flwc", 0.02, 0.9, own) for own in (0.5, 0.6)]
+def test_settings_of_one_attack_at_one_th_g_are_neither_a_rise_with_it_nor_a_disagreement():
+    attacks = [found("flwc", 0.02, 0.9, own) for own in (0.5, 0.8)]
     assert red_flags(attacks) == []
 
 

@@ -60,7 +60,13 @@ def red_flags(
                     f"{at}: members disagree in the first round{' (masking?)' if hides else ''}: {best['member']} "
                     f"finds {_p(best['accuracy'])}, {worst['member']} {_p(worst['accuracy'])}"
                 )
-    for one, other in combinations((found for found in attacks if not found.distribution), 2):
+    by_kind: dict[tuple[float, str], AttackRecord] = {}  # of an attack's settings
+    for found in attacks:
+        if not found.distribution:
+            by_kind[found.thg, found.attack] = min(
+                found, by_kind.get((found.thg, found.attack), found), key=lambda f: f.accuracy
+            )
+    for one, other in combinations(by_kind.values(), 2):
         if one.thg == other.thg and abs(_points(one.accuracy, other.accuracy)) > DISAGREEMENT:
             flags.append(
                 f"attacks disagree at th_g {one.thg:g} (masking?): {one.attack} finds {_p(one.accuracy)}, "

@@ -102,9 +102,7 @@ def test_every_figure_and_table_that_the_records_allow_and_no_other(made, tmp_pa
 
 def test_mean_deviation_points_and_the_papers_value_stand_in_one_row(made, tmp_path):
     (row,) = [
-        row
-        for row in lines(tmp_path / "report", "table5")
-        if (row["method"], row["lowest found by"]) == ("va", "lwc")
+        row for row in lines(tmp_path / "report", "table5") if (row["method"], row["attack"]) == ("va", "lwc")
     ]
     assert row["network"] == "LeNet, MNIST"
     assert float(row["mean"]) == pytest.approx(55) and float(row["deviation"]) == pytest.approx(50**0.5)
@@ -115,7 +113,7 @@ def test_mean_deviation_points_and_the_papers_value_stand_in_one_row(made, tmp_p
 
 def test_the_papers_value_stands_only_beside_its_own_attack(made, tmp_path):
     for row in lines(tmp_path / "report", "table5"):
-        assert (row["paper"] != "") == (row["lowest found by"] == "lwc")
+        assert (row["paper"] != "") == (row["attack"] == "lwc")
     assert {row["what"]: row["paper"] for row in lines(tmp_path / "report", "table1") if row["unit"] == "%"} == {
         "as programmed": "99.12",
         "lowest found (lwc)": "7.35",
@@ -148,7 +146,9 @@ def test_a_section_says_its_command_its_seeds_and_its_convention(made):
     assert section.seeds == "2 seeds (0, 1)" and "full_scale=layer_max" in section.convention
     assert section.command is None  # an evaluation of the user's is among its runs
     alone = dataclasses.replace(section, runs=[run for run in section.runs if run.record.kind == "train"])
-    assert alone.command == "python -m src.train -m experiment=fig8a scale=quick"
+    assert alone.command == (
+        "python -m src.train -m experiment=fig8a scale=quick method=atrice,va,vanilla thg=0.01,0.03 seed=0,1"
+    )
     assert len(section.commands) == len(section.runs)
 
 
@@ -165,9 +165,73 @@ def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
     (tmp_path / "other").mkdir()
     dataclasses.replace(record, config=other).save(tmp_path / "other")
     (section,) = [s for s in write_report([study, tmp_path], tmp_path / "report") if s.name == "table5"]
-    rows = [row for row in section.rows if row.labels["method"] == "va" and row.labels["lowest found by"] == "lwc"]
+    rows = [row for row in section.rows if row.labels["method"] == "va" and row.labels["attack"] == "lwc"]
     assert sorted(len(row.values) for row in rows) == [1, 2]
-    assert all("of 2" in row.scale for row in rows)
+    assert sorted(row.scale.split(", ")[-1] for row in rows) == ["lr=0.002", "lr=1.0"]
+
+
+def add(folder: Path, record: Record, **changes: object) -> None:
+    folder.mkdir(parents=True)
+    dataclasses.replace(record, **changes).save(folder)
+
+
+def sections(*folders: Path, out: Path) -> dict:
+    return {section.name: section for section in write_report(folders, out)}
+
+
+def test_a_network_that_two_experiments_trained_is_one_of_its_seed(study, tmp_path):
+    """As the regular networks of Table I and of Fig. 8."""
+    record = Record.load(study / "vanilla" / "thg0.03-seed0")
+    lower = [dataclasses.replace(record.attacks[0], thg=0.03, accuracy=0.2)]
+    add(tmp_path / "again", record, attacks=lower, command="python -m src.train experiment=table1")
+    made = sections(study, tmp_path, out=tmp_path / "report")
+    (row,) = [row for row in made["table5"].rows if row.labels == labels("vanilla", "lwc")]
+    assert row.values == pytest.approx([20, 60])
+    assert "methods-1" in made["methods"].figures
+
+
+def test_an_evaluations_seed_is_not_another_trainings(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    trained = tmp_path / "study" / "va" / "thg0.03-seed0"
+    record = Record.load(trained)
+    add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", seed=7)
+    made = sections(tmp_path / "study", out=tmp_path / "report")
+    (row,) = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
+    assert row.values == pytest.approx([50, 60])
+    assert made["table5"].seeds == "2 seeds (0, 1)"
+
+
+def test_an_attack_in_other_settings_has_a_row_of_its_own(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    trained = tmp_path / "study" / "va" / "thg0.03-seed0"
+    record = Record.load(trained)
+    stronger = dataclasses.replace(record.attacks[1], accuracy=0.3, parameters={"steps": 10, "epochs": 50})
+    add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", attacks=[stronger])
+    made = sections(tmp_path / "study", out=tmp_path / "report")
+    rows = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
+    assert sorted((row.values, "epochs=50" in row.scale) for row in rows) == [([30], True), ([50, 60], False)]
+
+
+def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
+    for thg in (0.01, 0.03):
+        record = Record.load(study / "atrice" / f"thg{thg}-seed0")
+        other = {**record.config, "method": {"_target_": "atrice", "alpha": 0.3}}
+        add(tmp_path / f"other{thg}", record, config=other)
+    made = sections(study, tmp_path, out=tmp_path / "report")
+    (legend,) = made["fig8a"].figures["fig8a-lwc"].legends
+    named = {text.get_text().rpartition(", ")[0] for text in legend.get_texts()}
+    assert named == {"vanilla", "va", "atrice", "atrice, alpha=0.3"}
+
+
+def labels(method: str, attack: str) -> dict[str, str]:
+    return {"network": "LeNet, MNIST", "method": method, "attack": attack}
+
+
+def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_path):
+    add(tmp_path / "own", Record.load(study / "va" / "thg0.03-seed0"), model="own")
+    made = sections(study, tmp_path, out=tmp_path / "report")
+    (scale,) = {row.scale for row in made["methods"].rows if row.labels["network"].startswith("own")}
+    assert scale == "not in the paper"
 
 
 def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):

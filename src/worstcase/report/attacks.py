@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from worstcase.figures.monte_carlo import monte_carlo
 from worstcase.report import paper
 from worstcase.report.rows import CLEAN, Result, Row, Run, gather
-from worstcase.report.section import THG, Section, at, bars, is_papers, network, row, section
+from worstcase.report.section import THG, Section, at, bars, in_default_form, is_papers, network, row, section
 
 
 def fig1(runs: Sequence[Run]) -> Section | None:
@@ -129,11 +129,7 @@ def _table1(runs: Sequence[Run]) -> list[Result]:
     found = [
         r
         for r in at(runs, THG)
-        if is_papers(r)
-        and r.method in ("vanilla", "given weights")
-        and r.attack in order
-        and r.parameters.get("steps", 10) == 10
-        and r.parameters.get("project", "step") == "step"
+        if is_papers(r) and r.method in ("vanilla", "given weights") and r.attack in order and in_default_form(r)
     ]
     sampled = {r.run.settings for r in found if r.attack == "monte_carlo"}
     found = [r for r in found if r.run.settings in sampled] or found

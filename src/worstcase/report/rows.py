@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from worstcase.report import paper
-from worstcase.results import Record, finished_runs
+from worstcase.results import AttackRecord, Record, finished_runs
 
 CLEAN = "clean"
 """In the place of an attack: the accuracy as programmed."""
@@ -20,6 +19,8 @@ ANY_THG = ("vanilla", "va")
 """Methods that train and select without th_g: one training serves every th_g."""
 SUBSTITUTES = {"mnist5k": "mnist"}
 """Data sets that stand for one of the paper's at a smaller scale."""
+Settings = tuple[tuple[str, str], ...]
+"""Dotted names and values as JSON, in order of name."""
 GIVEN = {"torchvision.models:resnet18": "resnet18_imagenet", "torchvision.models:vgg16": "vgg16"}
 """Networks of the paper that are not trained here but given to an evaluation, `net=`."""
 
@@ -38,27 +39,34 @@ class Run:
         return GIVEN.get(model, model), SUBSTITUTES.get(dataset, dataset)
 
     @property
-    def settings(self) -> str:
+    def seed(self) -> int:
+        """Of the training; an evaluation's own is its attack's."""
+        return self.trained.seed if self.trained else 0
+
+    @property
+    def settings(self) -> Settings:
         """Equal for runs whose numbers are of the same thing but for seed, method, th_g and attack."""
         trained = self.trained or self.record
-        config = {key: trained.config.get(key) for key in ("net", "init_from")}
+        config: dict[str, Any] = {key: trained.config.get(key) for key in ("net", "init_from")}
         for group, left_out in (("model", ()), ("dataset", ("seed", "data_dir", "download")), ("trainer", ())):
             values = trained.config.get(group) or {}
             config[group] = {key: value for key, value in values.items() if key not in left_out}
-        own = {key: self.record.config.get(key) for key in ("layers", "exclude")}
-        r = self.record
-        return _digest([config, own, r.dataset, r.samples, r.full_scale, r.weight_bits, r.activation_bits])
+        own = ("layers", "exclude", "checkpoint", *(("weights",) if self.trained is None else ()))
+        config |= {key: self.record.config.get(key) for key in own}
+        measured = ("dataset", "samples", "full_scale", "weight_bits", "activation_bits")
+        config["measured"] = {key: getattr(self.record, key) for key in measured}
+        return _settings(config)
 
     @property
-    def method_settings(self) -> str:
+    def method_settings(self) -> Settings:
         trained = self.trained or self.record
-        return _digest([trained.config.get("method"), trained.config.get("val_attack")])
+        return _settings({key: trained.config.get(key) for key in ("method", "val_attack")})
 
     def differences(self) -> list[str]:
-        """How its scale differs from the paper's; empty for the paper's, or for a network that it has not."""
+        """How its scale differs from the paper's; empty for the paper's."""
         r, network = self.record, self.network
         if network not in paper.NETWORKS:
-            return []
+            return ["not in the paper"]
         differ = []
         if r.dataset != network[1]:
             differ.append(f"{r.dataset} for {network[1]}")
@@ -81,14 +89,21 @@ class Run:
 
 
 class Result(NamedTuple):
-    """What one attack found in one run, in percent, and the minutes that it took; as programmed, see `CLEAN`."""
+    """What one attack found in one run, in percent; as programmed, see `CLEAN`."""
 
     run: Run
     attack: str
     thg: float
     accuracy: float
-    minutes: float
-    parameters: Mapping[str, Any]
+    found: AttackRecord | None = None
+
+    @property
+    def minutes(self) -> float:
+        return self.found.seconds / 60 if self.found else 0.0
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        return self.found.parameters if self.found else {}
 
     @property
     def method(self) -> str:
@@ -102,6 +117,10 @@ class Result(NamedTuple):
         if self.run.network in paper.NETWORKS and chips < paper.CHIPS:
             differ.append(f"{chips:,} chips")
         return ", ".join(differ)
+
+    @property
+    def attack_settings(self) -> Settings:
+        return _settings(self.parameters)
 
     @property
     def as_trained(self) -> bool:
@@ -162,17 +181,8 @@ def results(runs: Iterable[Run]) -> list[Result]:
     flat = []
     for run in runs:
         for found in run.record.attacks:
-            flat.append(
-                Result(
-                    run,
-                    found.attack,
-                    found.thg,
-                    100 * found.accuracy,
-                    found.seconds / 60,
-                    found.parameters,
-                )
-            )
-            flat.append(Result(run, CLEAN, found.thg, 100 * run.record.clean_accuracy, 0.0, {}))
+            flat.append(Result(run, found.attack, found.thg, 100 * found.accuracy, found))
+            flat.append(Result(run, CLEAN, found.thg, 100 * run.record.clean_accuracy))
     return flat
 
 
@@ -187,24 +197,23 @@ def gather(
 ) -> list[Row]:
     """A row for each combination of labels and settings; of a seed, the result with the lowest accuracy counts.
 
-    Rows of equal labels and scale whose settings differ in something else say so. Rows of one first label stand
-    together, and among these, of one scale.
+    Rows of equal labels and scale whose settings differ in something else say in what. Rows of one first label
+    stand together, and among these, of one scale.
     """
     groups: dict[tuple, dict[int, Result]] = {}
-    variants: dict[tuple, set[tuple]] = {}
+    variants: dict[tuple, set[Settings]] = {}
     for result in found:
-        named, scale, seed = labels(result), result.scale, result.run.record.seed
-        settings = (result.run.settings, result.run.method_settings)
-        variants.setdefault((next(iter(named.values())), scale, result.method), set()).add(settings)
-        seeds = groups.setdefault((tuple(named.items()), scale, result.method, settings), {})
+        named, scale, seed = labels(result), result.scale, result.run.seed
+        settings = result.run.settings + result.run.method_settings + result.attack_settings
+        of = (next(iter(named.values())), scale, result.method, result.attack)
+        variants.setdefault(of, set()).add(settings)
+        seeds = groups.setdefault((tuple(named.items()), scale, result.method, settings, of), {})
         if seed not in seeds or result.accuracy < seeds[seed].accuracy:
             seeds[seed] = result
     firsts = list(dict.fromkeys(named[0] for named, *_ in groups))
     rows = []
     for key in sorted(groups, key=lambda key: (firsts.index(key[0][0]), *key[1:])):
-        (named_items, scale, method, settings), seeds = key, groups[key]
-        several = sorted(variants[named_items[0][1], scale, method])
-        name = [f"settings {several.index(settings) + 1} of {len(several)}"] if len(several) > 1 else []
+        (named_items, scale, _, settings, of), seeds = key, groups[key]
         first = next(iter(seeds.values()))
         rows.append(
             Row(
@@ -213,10 +222,18 @@ def gather(
                 unit,
                 published(first),
                 published_deviation(first),
-                ", ".join(filter(None, [scale, *name])),
+                ", ".join(filter(None, [scale, *differing(settings, variants[of])])),
             )
         )
     return rows
+
+
+def differing(settings: Settings, others: Iterable[Settings]) -> list[str]:
+    """Of some settings those, as NAME=VALUE, in which not all are equal."""
+    shared = set(settings).intersection(*others)
+    return [
+        f"{name.split('.')[-1]}={value.strip(chr(34))}" for name, value in settings if (name, value) not in shared
+    ]
 
 
 def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -245,5 +262,12 @@ def _full(number: float) -> str:
     return f"{number:.10g}"
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _settings(config: Mapping[str, Any]) -> Settings:
+    def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{before}{key}.")
+            else:
+                yield f"{before}{key}", json.dumps(value)
+
+    return tuple(sorted(flat(config)))

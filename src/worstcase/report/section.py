@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 
 from matplotlib.figure import Figure
 
 from worstcase.report import paper
-from worstcase.report.rows import Result, Row, Run, results
+from worstcase.report.rows import CLEAN, Result, Row, Run, results
 
 THG = 0.03  # of the paper's tables and figures but Fig. 8 and Table VI
-HARDENED = ("flwc", "lwc", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Section:
 
     @property
     def seeds(self) -> str:
-        numbers = sorted({run.record.seed for run in self.runs})
+        numbers = sorted({run.seed for run in self.runs})
         return f"{len(numbers)} seeds ({', '.join(map(str, numbers))})" if len(numbers) > 1 else "1 seed"
 
     @property
@@ -59,10 +59,14 @@ class Section:
     @property
     def command(self) -> str | None:
         """The one command that makes all of its runs, if they are the jobs of one experiment."""
-        named = {tuple(re.findall(r" (experiment=\S+|scale=\S+)", command)) for command in self.commands}
-        words = named.pop()
-        is_one = not named and any(word.startswith("experiment=") for word in words)
-        return " ".join(["python -m src.train -m", *words]) if is_one else None
+        jobs = [dict(word.partition("=")[::2] for word in shlex.split(command)[3:]) for command in self.commands]
+        first = ("experiment", "scale")
+        named = {tuple(job.get(key) for key in first) for job in jobs}
+        if len(named) > 1 or "experiment" not in jobs[0] or any(run.record.kind != "train" for run in self.runs):
+            return None
+        keys = sorted(dict.fromkeys(key for job in jobs for key in job), key=lambda key: key not in first)
+        values = [",".join(dict.fromkeys(job[key] for job in jobs if key in job)) for key in keys]
+        return shlex.join(["python", "-m", "src.train", "-m", *map("=".join, zip(keys, values, strict=True))])
 
 
 def section(
@@ -85,8 +89,17 @@ def at(runs: Sequence[Run], thg: float) -> list[Result]:
     return [r for r in results(runs) if abs(r.thg - thg) < 1e-9 and r.as_trained]
 
 
+def in_default_form(result: Result) -> bool:
+    """Not F-LWC in other than ten steps (Fig. 7), nor LWC with the search for c (Fig. 3)."""
+    return result.parameters.get("steps", 10) == 10 and result.parameters.get("project", "step") == "step"
+
+
 def is_papers(result: Result) -> bool:
     return result.run.network in paper.NETWORKS
+
+
+def attack(result: Result) -> str:
+    return "none" if result.attack == CLEAN else result.attack
 
 
 def network(result: Result) -> str:
@@ -102,9 +115,8 @@ def bars(rows: Sequence[Row], what: str) -> dict[str, Figure]:
     if not rows:
         return {}
     several = len({row.scale for row in rows}) > 1
-    names = [
-        ", ".join(row.labels.values()) + (f"\n({row.scale})" if several and row.scale else "") for row in rows
-    ]
+    scales = [f"\n({shorten(row.scale, 70, placeholder=' ...')})" if several and row.scale else "" for row in rows]
+    names = [", ".join(row.labels.values()) + scale for row, scale in zip(rows, scales, strict=True)]
     figure = Figure(figsize=(8.0, 1.2 + (0.42 if several else 0.32) * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
 
 from worstcase.figures.accuracy_over_thg import accuracy_over_thg
-from worstcase.figures.methods import accuracies_by_method, methods
+from worstcase.figures.methods import Accuracies, methods
 from worstcase.report import paper
-from worstcase.report.rows import CLEAN, Result, Run, gather, results
-from worstcase.report.section import HARDENED, THG, Section, at, bars, is_papers, network, section
+from worstcase.report.rows import CLEAN, Result, Run, Settings, differing, gather, results
+from worstcase.report.section import THG, Section, attack, bars, in_default_form, is_papers, network, section
+
+HARDENED = ("flwc", "lwc", "ensemble")
+ATTACKS = (CLEAN, *HARDENED)
 
 
 def table5(runs: Sequence[Run]) -> Section | None:
     trained = ("vanilla", "va", "adversarial")
-    found = [r for r in at(runs, THG) if r.attack in HARDENED and r.method in trained and is_papers(r)]
+    found = [
+        r for r in _hardened(runs) if r.thg == THG and r.attack != CLEAN and r.method in trained and is_papers(r)
+    ]
     if {r.method for r in found} <= {"vanilla"}:
         return None
 
@@ -25,7 +31,7 @@ def table5(runs: Sequence[Run]) -> Section | None:
 
     rows = gather(
         found,
-        lambda r: {"network": network(r), "method": r.method, "lowest found by": r.attack},
+        lambda r: {"network": network(r), "method": r.method, "attack": attack(r)},
         published=lambda r: published(paper.TABLE5, r),
         published_deviation=lambda r: published(paper.TABLE5_DEVIATIONS, r),
     )
@@ -37,19 +43,15 @@ def table6(runs: Sequence[Run]) -> Section | None:
     trained = ("vanilla", "trice", "atrice")
     found = [
         r
-        for r in results(runs)
-        if r.run.network == paper.CONVNET
-        and r.method in trained
-        and r.as_trained
-        and r.attack in (CLEAN, *HARDENED)
-        and any(abs(r.thg - thg) < 1e-9 for thg in paper.TABLE6)
+        for r in _hardened(runs)
+        if r.run.network == paper.CONVNET and r.method in trained and r.thg in paper.TABLE6
     ]
     if {r.method for r in found} <= {"vanilla"}:
         return None
     rows = gather(
-        sorted(found, key=lambda r: (trained.index(r.method), r.thg, (CLEAN, *HARDENED).index(r.attack))),
-        lambda r: {"method": r.method, "sigma_d": f"{10 * r.thg:g}", "lowest found by": r.attack},
-        published=lambda r: paper.TABLE6[round(r.thg, 4)][r.method] if r.attack == "flwc" else None,
+        sorted(found, key=lambda r: (trained.index(r.method), r.thg, ATTACKS.index(r.attack))),
+        lambda r: {"method": r.method, "sigma_d": f"{10 * r.thg:g}", "attack": attack(r)},
+        published=lambda r: paper.TABLE6[r.thg][r.method] if r.attack == "flwc" else None,
     )
     caption = (
         "ConvNet on CIFAR-10 at th_g = sigma_d / 10. The paper's column stands beside F-LWC: its 1.51 at 0.3 is "
@@ -71,27 +73,20 @@ def fig8c(runs: Sequence[Run]) -> Section | None:
 
 
 def _fig8(name: str, of: paper.Network, runs: Sequence[Run]) -> Section | None:
-    found = [
-        r
-        for r in results(runs)
-        if r.run.network == of
-        and r.as_trained
-        and r.attack in (CLEAN, *HARDENED)
-        and r.method not in ("trice", "adversarial")
-    ]
+    found = [r for r in _hardened(runs) if r.run.network == of and r.method not in ("trice", "adversarial")]
     if len({r.thg for r in found}) < 2 or len({r.method for r in found}) < 2:
         return None
 
     def published(r: Result) -> float | None:
         if r.attack == "lwc" and r.thg == THG:
             return paper.TABLE5[of].get(r.method)
-        if r.attack == "flwc" and of == paper.CONVNET and round(r.thg, 4) in paper.TABLE6:
-            return paper.TABLE6[round(r.thg, 4)].get(r.method)
+        if r.attack == "flwc" and of == paper.CONVNET and r.thg in paper.TABLE6:
+            return paper.TABLE6[r.thg].get(r.method)
         return None
 
     rows = gather(
-        sorted(found, key=lambda r: (r.method, (CLEAN, *HARDENED).index(r.attack), r.thg)),
-        lambda r: {"method": r.method, "lowest found by": r.attack, "th_g": f"{r.thg:g}"},
+        sorted(found, key=lambda r: (r.method, ATTACKS.index(r.attack), r.thg)),
+        lambda r: {"method": r.method, "attack": attack(r), "th_g": f"{r.thg:g}"},
         published=published,
     )
     caption = (
@@ -104,54 +99,77 @@ def _fig8(name: str, of: paper.Network, runs: Sequence[Run]) -> Section | None:
 
 def compared_methods(runs: Sequence[Run]) -> Section | None:
     """Not in the paper: all methods under all attacks at th_g 0.03."""
-    found = [r for r in at(runs, THG) if r.attack in (CLEAN, *HARDENED)]
+    found = [r for r in _hardened(runs) if r.thg == THG]
     if len({r.method for r in found} - {"given weights"}) < 3:
         return None
     rows = gather(
-        sorted(found, key=lambda r: (network(r), r.method, (CLEAN, *HARDENED).index(r.attack))),
-        lambda r: {"network": network(r), "method": r.method, "lowest found by": r.attack},
+        sorted(found, key=lambda r: (network(r), r.method, ATTACKS.index(r.attack))),
+        lambda r: {"network": network(r), "method": r.method, "attack": attack(r)},
     )
     figures: dict[str, Figure] = {}
-    for own in _of_one_setting(found):
-        chosen = _records(own)
-        if len({r.method for r in chosen}) > 2:
-            title = f"{network(own[0])}, th_g {THG:g}"
-            figures[str(len(figures) + 1)] = methods(accuracies_by_method(chosen), title)
+    for group in _groups(found):
+        table: Accuracies = {}
+        for name, own in group.items():
+            for r in _lowest(own):
+                table.setdefault(name, {}).setdefault(r.attack, []).append(r.accuracy / 100)
+        if len(table) > 2:
+            title = f"{network(next(iter(group.values()))[0])}, th_g {THG:g}"
+            figures[str(len(figures) + 1)] = methods(table, title)
     caption = "Every training method at th_g 0.03. A hardened network may hide from one attack: read the lowest."
     return section("methods", "Training methods of this project", caption, rows, found, figures)
 
 
-def _of_one_setting(found: Iterable[Result]) -> list[list[Result]]:
-    groups: dict[str, list[Result]] = {}
-    for r in found:
-        groups.setdefault(r.run.settings, []).append(r)
-    return list(groups.values())
+def _hardened(runs: Sequence[Run]) -> list[Result]:
+    """What F-LWC, LWC and the ensemble find of networks at the th_g of their training, and no attack."""
+    return [r for r in results(runs) if r.as_trained and r.attack in ATTACKS and in_default_form(r)]
 
 
-def _records(found: Iterable[Result]) -> list:
-    """The results' records, with these attacks alone; as programmed comes with its record."""
-    kept: dict[int, tuple[Run, list]] = {}
+def _groups(found: Iterable[Result]) -> list[dict[str, list[Result]]]:
+    """What can be drawn together: results of one network and scale, by method.
+
+    A method that was trained with several settings is named with them. Of an attack in several settings, that
+    which most results have.
+    """
+    by_setting: dict[Settings, list[Result]] = {}
     for r in found:
-        if r.attack != CLEAN:
-            _, attacks = kept.setdefault(id(r.run), (r.run, []))
-            attacks += [a for a in r.run.record.attacks if (a.attack, a.thg) == (r.attack, r.thg)]
-    return [
-        dataclasses.replace(run.record, attacks=attacks, thg=max(a.thg for a in attacks))
-        for run, attacks in kept.values()
-    ]
+        by_setting.setdefault(r.run.settings, []).append(r)
+    groups = []
+    for own in by_setting.values():
+        counts = Counter((r.attack, r.attack_settings) for r in own)
+        usual = {attack: settings for (attack, settings), _ in reversed(counts.most_common())}
+        variants: dict[str, set[Settings]] = {}
+        for r in own:
+            variants.setdefault(r.method, set()).add(r.run.method_settings)
+        group: dict[str, list[Result]] = {}
+        for r in own:
+            if r.attack_settings == usual[r.attack]:
+                named = [r.method, *differing(r.run.method_settings, variants[r.method])]
+                group.setdefault(", ".join(named), []).append(r)
+        groups.append(group)
+    return groups
+
+
+def _lowest(found: Iterable[Result]) -> list[Result]:
+    """Of each attack, th_g and seed the lowest."""
+    lowest: dict[tuple, Result] = {}
+    for r in found:
+        key = (r.attack, r.thg, r.run.seed)
+        if key not in lowest or r.accuracy < lowest[key].accuracy:
+            lowest[key] = r
+    return list(lowest.values())
 
 
 def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
-    """For each setting and attack one figure; of each method, seed and th_g the lowest that the attack found."""
+    """For each network and scale, and each attack, one figure."""
     figures = {}
-    for number, own in enumerate(_of_one_setting(found), 1):
-        for attack in HARDENED:
-            lowest: dict[tuple, Result] = {}
-            for r in own:
-                key = (r.method, r.run.record.seed, r.thg)
-                if r.attack == attack and (key not in lowest or r.accuracy < lowest[key].accuracy):
-                    lowest[key] = r
-            if len({thg for _, _, thg in lowest}) > 1:
-                name = attack if number == 1 else f"{attack}-{number}"
-                figures[name] = accuracy_over_thg([r for one in lowest.values() for r in _records([one])])
+    for number, group in enumerate(_groups(found), 1):
+        for kind in HARDENED:
+            records = [
+                dataclasses.replace(r.run.record, method=name, seed=r.run.seed, thg=r.thg, attacks=[r.found])
+                for name, own in group.items()
+                for r in _lowest(own)
+                if r.attack == kind and r.found
+            ]
+            if len({record.thg for record in records}) > 1:
+                figures[kind if number == 1 else f"{kind}-{number}"] = accuracy_over_thg(records)
     return figures
