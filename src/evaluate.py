@@ -44,7 +44,10 @@ def evaluate(cfg: DictConfig, folder: Path) -> Record:
     datamodule.prepare_data()
     check_fit(crossbar, datamodule)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
-        crossbar.calibrate(datamodule.val_dataloader())  # of the training data
+        try:
+            crossbar.calibrate(datamodule.val_dataloader())  # of the training data
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"model.activation_bits needs training data, to set ranges: {error}") from None
     attack = instantiate(cfg.attack)
     attack.check_classes(datamodule.num_classes)
     loader = datamodule.test_dataloader()
