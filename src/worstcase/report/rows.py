@@ -204,16 +204,17 @@ def gather(
     variants: dict[tuple, set[Settings]] = {}
     for result in found:
         named, scale, seed = labels(result), result.scale, result.run.seed
-        settings = result.run.settings + result.run.method_settings + result.attack_settings
+        trained = result.run.settings + result.run.method_settings
+        settings = trained + result.attack_settings
         of = (next(iter(named.values())), scale, result.method, result.attack)
         variants.setdefault(of, set()).add(settings)
-        seeds = groups.setdefault((tuple(named.items()), scale, result.method, settings, of), {})
+        seeds = groups.setdefault((tuple(named.items()), scale, result.method, trained, settings, of), {})
         if seed not in seeds or result.accuracy < seeds[seed].accuracy:
             seeds[seed] = result
     firsts = list(dict.fromkeys(named[0] for named, *_ in groups))
     rows = []
-    for key in sorted(groups, key=lambda key: (firsts.index(key[0][0]), *key[1:])):
-        (named_items, scale, _, settings, of), seeds = key, groups[key]
+    for key in sorted(groups, key=lambda key: (firsts.index(key[0][0]), *key[1:4])):
+        (named_items, scale, *_, settings, of), seeds = key, groups[key]
         first = next(iter(seeds.values()))
         rows.append(
             Row(
