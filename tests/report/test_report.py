@@ -73,37 +73,40 @@ def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> R
     )
 
 
-@pytest.fixture
-def made(study, tmp_path):
-    return {section.name: section for section in write_report([study], tmp_path / "report")}
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="session")
+def made(study: Path, folder: Path) -> dict:
+    return {section.name: section for section in write_report([study], folder)}
 
 
 def lines(folder, name):
     return list(csv.DictReader((folder / f"{name}.csv").open()))
 
 
-def test_every_figure_and_table_that_the_records_allow_and_no_other(made, tmp_path):
+def test_every_figure_and_table_that_the_records_allow_and_no_other(made, folder):
     assert set(made) == {
         *("fig1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8a"),
         *("table1", "table2", "table3", "table4", "table5", "methods"),
     }
-    files = {path.name for path in (tmp_path / "report").iterdir()}
+    files = {path.name for path in (folder).iterdir()}
     assert files == {
         "index.html",
         *(f"{name}.csv" for name in made),
         *(f"{name}.png" for section in made.values() for name in section.figures),
     }
-    page = (tmp_path / "report" / "index.html").read_text()
+    page = (folder / "index.html").read_text()
     assert page.count("data:image/png;base64,") == sum(len(section.figures) for section in made.values())
     assert not re.search(r'(src|href)="(https?:)?//', page)
     for name in SECTIONS.keys() - made.keys():
         assert name in page.split("Not measured yet")[1]
 
 
-def test_mean_deviation_points_and_the_papers_value_stand_in_one_row(made, tmp_path):
-    (row,) = [
-        row for row in lines(tmp_path / "report", "table5") if (row["method"], row["attack"]) == ("va", "lwc")
-    ]
+def test_mean_deviation_points_and_the_papers_value_stand_in_one_row(made, folder):
+    (row,) = [row for row in lines(folder, "table5") if (row["method"], row["attack"]) == ("va", "lwc")]
     assert row["network"] == "LeNet, MNIST"
     assert float(row["mean"]) == pytest.approx(55) and float(row["deviation"]) == pytest.approx(50**0.5)
     assert [float(value) for value in row["each seed"].split()] == pytest.approx([50, 60])
@@ -111,10 +114,10 @@ def test_mean_deviation_points_and_the_papers_value_stand_in_one_row(made, tmp_p
     assert row["scale"] == "mnist5k for mnist, float, 3 epochs"
 
 
-def test_the_papers_value_stands_only_beside_its_own_attack(made, tmp_path):
-    for row in lines(tmp_path / "report", "table5"):
+def test_the_papers_value_stands_only_beside_its_own_attack(made, folder):
+    for row in lines(folder, "table5"):
         assert (row["paper"] != "") == (row["attack"] == "lwc")
-    assert {row["what"]: row["paper"] for row in lines(tmp_path / "report", "table1") if row["unit"] == "%"} == {
+    assert {row["what"]: row["paper"] for row in lines(folder, "table1") if row["unit"] == "%"} == {
         "as programmed": "99.12",
         "lowest found (lwc)": "7.35",
         "lowest found (pgd)": "13.44",
@@ -122,8 +125,8 @@ def test_the_papers_value_stands_only_beside_its_own_attack(made, tmp_path):
     }
 
 
-def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made, tmp_path):
-    found = {(row["method"], row["th_g"]) for row in lines(tmp_path / "report", "fig8a")}
+def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made, folder):
+    found = {(row["method"], row["th_g"]) for row in lines(folder, "fig8a")}
     assert found == {(method, thg) for method in ("vanilla", "va", "atrice") for thg in ("0.01", "0.03")}
     record = made["fig8a"].runs[0].record
     attacked_elsewhere = dataclasses.replace(record, method="atrice", config={**record.config, "thg": 0.02})
@@ -159,24 +162,28 @@ def test_different_commits_and_red_flags_are_noted(made):
     assert not any("commits:" in note for note in made["fig7"].notes)
 
 
-def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
-    record = Record.load(study / "va" / "thg0.03-seed1")
-    other = {**record.config, "model": {**record.config["model"], "optimizer": {"lr": 1.0}}}
-    (tmp_path / "other").mkdir()
-    dataclasses.replace(record, config=other).save(tmp_path / "other")
-    (section,) = [s for s in write_report([study, tmp_path], tmp_path / "report") if s.name == "table5"]
-    rows = [row for row in section.rows if row.labels["method"] == "va" and row.labels["attack"] == "lwc"]
-    assert sorted(len(row.values) for row in rows) == [1, 2]
-    assert sorted(row.scale.split(", ")[-1] for row in rows) == ["lr=0.002", "lr=1.0"]
-
-
 def add(folder: Path, record: Record, **changes: object) -> None:
     folder.mkdir(parents=True)
     dataclasses.replace(record, **changes).save(folder)
 
 
-def sections(*folders: Path, out: Path) -> dict:
-    return {section.name: section for section in write_report(folders, out)}
+def sections(*folders: Path) -> dict:
+    runs = read_runs(folders)
+    return {name: section for name, make in SECTIONS.items() if (section := make(runs))}
+
+
+def labels(method: str, attack: str) -> dict[str, str]:
+    return {"network": "LeNet, MNIST", "method": method, "attack": attack}
+
+
+def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
+    record = Record.load(study / "va" / "thg0.03-seed1")
+    other = {**record.config, "model": {**record.config["model"], "optimizer": {"lr": 1.0}}}
+    (tmp_path / "other").mkdir()
+    dataclasses.replace(record, config=other).save(tmp_path / "other")
+    rows = [row for row in sections(study, tmp_path)["table5"].rows if row.labels == labels("va", "lwc")]
+    assert sorted(len(row.values) for row in rows) == [1, 2]
+    assert sorted(row.scale.split(", ")[-1] for row in rows) == ["lr=0.002", "lr=1.0"]
 
 
 def test_a_network_that_two_experiments_trained_is_one_of_its_seed(study, tmp_path):
@@ -184,7 +191,7 @@ def test_a_network_that_two_experiments_trained_is_one_of_its_seed(study, tmp_pa
     record = Record.load(study / "vanilla" / "thg0.03-seed0")
     lower = [dataclasses.replace(record.attacks[0], thg=0.03, accuracy=0.2)]
     add(tmp_path / "again", record, attacks=lower, command="python -m src.train experiment=table1")
-    made = sections(study, tmp_path, out=tmp_path / "report")
+    made = sections(study, tmp_path)
     (row,) = [row for row in made["table5"].rows if row.labels == labels("vanilla", "lwc")]
     assert row.values == pytest.approx([20, 60])
     assert "methods-1" in made["methods"].figures
@@ -195,7 +202,7 @@ def test_an_evaluations_seed_is_not_another_trainings(study, tmp_path):
     trained = tmp_path / "study" / "va" / "thg0.03-seed0"
     record = Record.load(trained)
     add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", seed=7)
-    made = sections(tmp_path / "study", out=tmp_path / "report")
+    made = sections(tmp_path / "study")
     (row,) = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
     assert row.values == pytest.approx([50, 60])
     assert made["table5"].seeds == "2 seeds (0, 1)"
@@ -207,7 +214,7 @@ def test_an_attack_in_other_settings_has_a_row_of_its_own(study, tmp_path):
     record = Record.load(trained)
     stronger = dataclasses.replace(record.attacks[1], accuracy=0.3, parameters={"steps": 10, "epochs": 50})
     add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", attacks=[stronger])
-    made = sections(tmp_path / "study", out=tmp_path / "report")
+    made = sections(tmp_path / "study")
     rows = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
     assert sorted((row.values, "epochs=50" in row.scale) for row in rows) == [([30], True), ([50, 60], False)]
 
@@ -217,19 +224,15 @@ def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
         record = Record.load(study / "atrice" / f"thg{thg}-seed0")
         other = {**record.config, "method": {"_target_": "atrice", "alpha": 0.3}}
         add(tmp_path / f"other{thg}", record, config=other)
-    made = sections(study, tmp_path, out=tmp_path / "report")
+    made = sections(study, tmp_path)
     (legend,) = made["fig8a"].figures["fig8a-lwc"].legends
     named = {text.get_text().rpartition(", ")[0] for text in legend.get_texts()}
     assert named == {"vanilla", "va", "atrice", "atrice, alpha=0.3"}
 
 
-def labels(method: str, attack: str) -> dict[str, str]:
-    return {"network": "LeNet, MNIST", "method": method, "attack": attack}
-
-
 def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_path):
     add(tmp_path / "own", Record.load(study / "va" / "thg0.03-seed0"), model="own")
-    made = sections(study, tmp_path, out=tmp_path / "report")
+    made = sections(study, tmp_path)
     (scale,) = {row.scale for row in made["methods"].rows if row.labels["network"].startswith("own")}
     assert scale == "not in the paper"
 
@@ -239,8 +242,7 @@ def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
     sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
     (tmp_path / "sampled").mkdir()
     dataclasses.replace(record, attacks=[sampled]).save(tmp_path / "sampled")
-    (section,) = [s for s in write_report([tmp_path], tmp_path / "report") if s.name == "table1"]
-    scales = {row.labels["what"]: row.scale for row in section.rows}
+    scales = {row.labels["what"]: row.scale for row in sections(tmp_path)["table1"].rows}
     assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
 
 
@@ -313,13 +315,13 @@ def browser():
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")], ids=["desktop", "phone"])
-def test_a_browser_shows_every_figure_and_reports_no_error(browser, made, tmp_path, width, scheme):
+def test_a_browser_shows_every_figure_and_reports_no_error(browser, made, folder, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
-    page.goto((tmp_path / "report" / "index.html").as_uri(), wait_until="load")
+    page.goto((folder / "index.html").as_uri(), wait_until="load")
     assert said == [] and asked.count("file") == 1 and set(asked) <= {"file", "data"}
     pictures = page.eval_on_selector_all(
         "img", "all => all.map(i => [i.id, i.complete && i.naturalWidth, i.getBoundingClientRect().width])"
