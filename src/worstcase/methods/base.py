@@ -21,6 +21,8 @@ from worstcase.objectives import Objective
 from worstcase.seeds import derived_seed, seeded
 from worstcase.variation import right_censored_gaussian
 
+CALMER = "lower the learning rate (model.optimizer.lr) or clip gradients (+trainer.gradient_clip_val=1)"
+
 
 class Method(L.LightningModule):
     """Trains the network of a crossbar with automatic optimisation.
@@ -159,9 +161,7 @@ class Method(L.LightningModule):
                 raise
             loss = torch.tensor(torch.nan)
         if not torch.isfinite(loss):
-            cause = self._not_finite(batch[0]) or (
-                "the logits or the loss overflowed; lower the learning rate (model.optimizer.lr)"
-            )
+            cause = self._not_finite(batch[0]) or f"the logits or the loss overflowed; {CALMER}"
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): {cause}"
             )
@@ -201,7 +201,7 @@ class Method(L.LightningModule):
             return "the batch has inputs that are not finite; check the data"
         for name, tensor in self.crossbar.net.state_dict().items():
             if not torch.isfinite(tensor).all():
-                return f"{name} became not finite; lower the learning rate (model.optimizer.lr)"
+                return f"{name} became not finite; {CALMER}"
         return ""
 
 
