@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from worstcase.figures.monte_carlo import monte_carlo
 from worstcase.report import paper
@@ -91,6 +92,9 @@ def fig7(runs: Sequence[Run]) -> Section | None:
         for point, number in points.items():
             axes.annotate(number, point, xytext=(4, 4), textcoords="offset points", fontsize="small")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("seconds of the attack (beside a dot: its steps)")
     axes.set_ylabel("lowest found (flwc), accuracy (%)")
     axes.grid(alpha=0.3)

@@ -115,7 +115,7 @@ def bars(rows: Sequence[Row], what: str) -> dict[str, Figure]:
     if not rows:
         return {}
     several = len({row.scale for row in rows}) > 1
-    scales = [f"\n({shorten(row.scale, 70, placeholder=' ...')})" if several and row.scale else "" for row in rows]
+    scales = [f"\n({shorten(row.scale, 80, placeholder=' ...')})" if several and row.scale else "" for row in rows]
     names = [", ".join(row.labels.values()) + scale for row, scale in zip(rows, scales, strict=True)]
     figure = Figure(figsize=(8.0, 1.2 + (0.42 if several else 0.32) * len(rows)), layout="constrained")
     axes = figure.subplots()
