@@ -92,7 +92,7 @@ def test_every_figure_and_table_that_the_records_allow_and_no_other(made, folder
         *("fig1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8a"),
         *("table1", "table2", "table3", "table4", "table5", "methods"),
     }
-    files = {path.name for path in (folder).iterdir()}
+    files = {path.name for path in folder.iterdir()}
     assert files == {
         "index.html",
         *(f"{name}.csv" for name in made),
@@ -179,8 +179,7 @@ def labels(method: str, attack: str) -> dict[str, str]:
 def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
     record = Record.load(study / "va" / "thg0.03-seed1")
     other = {**record.config, "model": {**record.config["model"], "optimizer": {"lr": 1.0}}}
-    (tmp_path / "other").mkdir()
-    dataclasses.replace(record, config=other).save(tmp_path / "other")
+    add(tmp_path / "other", record, config=other)
     rows = [row for row in sections(study, tmp_path)["table5"].rows if row.labels == labels("va", "lwc")]
     assert sorted(len(row.values) for row in rows) == [1, 2]
     assert sorted(row.scale.split(", ")[-1] for row in rows) == ["lr=0.002", "lr=1.0"]
@@ -219,6 +218,17 @@ def test_an_attack_in_other_settings_has_a_row_of_its_own(study, tmp_path):
     assert sorted((row.values, "epochs=50" in row.scale) for row in rows) == [([30], True), ([50, 60], False)]
 
 
+def test_th_g_from_a_range_of_floats_is_that_of_the_tables(study, tmp_path):
+    thg = 3 * 0.1 / 10
+    assert thg != 0.03
+    add(
+        tmp_path / "ranged",
+        record_of(Record.load(study / "va" / "thg0.03-seed0"), method="trice", seed=0, thgs=[thg]),
+    )
+    rows = sections(study, tmp_path)["methods"].rows
+    assert any(row.labels == labels("trice", "lwc") for row in rows)
+
+
 def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
     for thg in (0.01, 0.03):
         record = Record.load(study / "atrice" / f"thg{thg}-seed0")
@@ -240,8 +250,7 @@ def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_pat
 def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
     record = Record.load(study / "vanilla" / "thg0.03-seed0")
     sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
-    (tmp_path / "sampled").mkdir()
-    dataclasses.replace(record, attacks=[sampled]).save(tmp_path / "sampled")
+    add(tmp_path / "sampled", record, attacks=[sampled])
     scales = {row.labels["what"]: row.scale for row in sections(tmp_path)["table1"].rows}
     assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
 

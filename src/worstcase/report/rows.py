@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Run:
         """Of the training; an evaluation's own is its attack's."""
         return self.trained.seed if self.trained else 0
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """Equal for runs whose numbers are of the same thing but for seed, method, th_g and attack."""
         trained = self.trained or self.record
@@ -57,7 +58,7 @@ class Run:
         config["measured"] = {key: getattr(self.record, key) for key in measured}
         return _settings(config)
 
-    @property
+    @cached_property
     def method_settings(self) -> Settings:
         trained = self.trained or self.record
         return _settings({key: trained.config.get(key) for key in ("method", "val_attack")})
@@ -125,7 +126,9 @@ class Result(NamedTuple):
     @property
     def as_trained(self) -> bool:
         """Attacked at the th_g that the network was trained for, if it was for one."""
-        return self.method in ANY_THG or self.run.trained is None or self.thg == self.run.trained.config["thg"]
+        return (
+            self.method in ANY_THG or self.run.trained is None or self.thg == _thg(self.run.trained.config["thg"])
+        )
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,9 @@ def results(runs: Iterable[Run]) -> list[Result]:
     flat = []
     for run in runs:
         for found in run.record.attacks:
-            flat.append(Result(run, found.attack, found.thg, 100 * found.accuracy, found))
-            flat.append(Result(run, CLEAN, found.thg, 100 * run.record.clean_accuracy))
+            thg = _thg(found.thg)
+            flat.append(Result(run, found.attack, thg, 100 * found.accuracy, found))
+            flat.append(Result(run, CLEAN, thg, 100 * run.record.clean_accuracy))
     return flat
 
 
@@ -200,21 +204,20 @@ def gather(
     Rows of equal labels and scale whose settings differ in something else say in what. Rows of one first label
     stand together, and among these, of one scale.
     """
-    groups: dict[tuple, dict[int, Result]] = {}
+    groups: dict[tuple, list[Result]] = {}
     variants: dict[tuple, set[Settings]] = {}
     for result in found:
-        named, scale, seed = labels(result), result.scale, result.run.seed
-        trained = result.run.settings + result.run.method_settings
+        named, scale, trained = labels(result), result.scale, result.run.settings + result.run.method_settings
         settings = trained + result.attack_settings
         of = (next(iter(named.values())), scale, result.method, result.attack)
         variants.setdefault(of, set()).add(settings)
-        seeds = groups.setdefault((tuple(named.items()), scale, result.method, trained, settings, of), {})
-        if seed not in seeds or result.accuracy < seeds[seed].accuracy:
-            seeds[seed] = result
+        key = (tuple(named.items()), scale, result.method, trained, settings, of)
+        groups.setdefault(key, []).append(result)
     firsts = list(dict.fromkeys(named[0] for named, *_ in groups))
     rows = []
     for key in sorted(groups, key=lambda key: (firsts.index(key[0][0]), *key[1:4])):
-        (named_items, scale, *_, settings, of), seeds = key, groups[key]
+        named_items, scale, *_, settings, of = key
+        seeds = lowest(groups[key], lambda result: result.run.seed)
         first = next(iter(seeds.values()))
         rows.append(
             Row(
@@ -227,6 +230,15 @@ def gather(
             )
         )
     return rows
+
+
+def lowest(found: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, Result]:
+    """By key, of its results the one with the lowest accuracy."""
+    kept: dict[Any, Result] = {}
+    for result in found:
+        if (at := key(result)) not in kept or result.accuracy < kept[at].accuracy:
+            kept[at] = result
+    return kept
 
 
 def differing(settings: Settings, others: Iterable[Settings]) -> list[str]:
@@ -261,6 +273,11 @@ def write_csv(rows: Sequence[Row], file: Path) -> None:
 
 def _full(number: float) -> str:
     return f"{number:.10g}"
+
+
+def _thg(thg: float) -> float:
+    """To be compared: in floats 3 x 0.1 / 10 is not 0.03."""
+    return round(thg, 9)
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:

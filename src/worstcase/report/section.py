@@ -86,7 +86,7 @@ def section(
 
 
 def at(runs: Sequence[Run], thg: float) -> list[Result]:
-    return [r for r in results(runs) if abs(r.thg - thg) < 1e-9 and r.as_trained]
+    return [r for r in results(runs) if r.thg == thg and r.as_trained]
 
 
 def in_default_form(result: Result) -> bool:

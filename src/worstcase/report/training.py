@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from worstcase.figures.accuracy_over_thg import accuracy_over_thg
 from worstcase.figures.methods import Accuracies, methods
 from worstcase.report import paper
-from worstcase.report.rows import CLEAN, Result, Run, Settings, differing, gather, results
+from worstcase.report.rows import CLEAN, Result, Run, Settings, differing, gather, lowest, results
 from worstcase.report.section import THG, Section, attack, bars, in_default_form, is_papers, network, section
 
 HARDENED = ("flwc", "lwc", "ensemble")
@@ -110,7 +110,7 @@ def compared_methods(runs: Sequence[Run]) -> Section | None:
     for group in _groups(found):
         table: Accuracies = {}
         for name, own in group.items():
-            for r in _lowest(own):
+            for r in lowest(own, lambda r: (r.attack, r.run.seed)).values():
                 table.setdefault(name, {}).setdefault(r.attack, []).append(r.accuracy / 100)
         if len(table) > 2:
             title = f"{network(next(iter(group.values()))[0])}, th_g {THG:g}"
@@ -149,16 +149,6 @@ def _groups(found: Iterable[Result]) -> list[dict[str, list[Result]]]:
     return groups
 
 
-def _lowest(found: Iterable[Result]) -> list[Result]:
-    """Of each attack, th_g and seed the lowest."""
-    lowest: dict[tuple, Result] = {}
-    for r in found:
-        key = (r.attack, r.thg, r.run.seed)
-        if key not in lowest or r.accuracy < lowest[key].accuracy:
-            lowest[key] = r
-    return list(lowest.values())
-
-
 def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
     """For each network and scale, and each attack, one figure."""
     figures = {}
@@ -167,7 +157,7 @@ def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
             records = [
                 dataclasses.replace(r.run.record, method=name, seed=r.run.seed, thg=r.thg, attacks=[r.found])
                 for name, own in group.items()
-                for r in _lowest(own)
+                for r in lowest(own, lambda r: (r.attack, r.run.seed, r.thg)).values()
                 if r.attack == kind and r.found
             ]
             if len({record.thg for record in records}) > 1:
