@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -238,6 +239,14 @@ def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
     (legend,) = made["fig8a"].figures["fig8a-lwc"].legends
     named = {text.get_text().rpartition(", ")[0] for text in legend.get_texts()}
     assert named == {"vanilla", "va", "atrice", "atrice, alpha=0.3"}
+
+
+def test_the_first_curve_has_the_plain_name_whatever_was_run_before(study, tmp_path):
+    """As by the README's first command, which leaves one point of another scale."""
+    record = Record.load(study / "atrice" / "thg0.03-seed0")
+    add(tmp_path / "before", record, config={**record.config, "trainer": {"max_epochs": 40}})
+    os.utime(tmp_path / "before" / "results.json", (0, 0))
+    assert list(sections(tmp_path, study)["fig8a"].figures) == ["fig8a-flwc", "fig8a-lwc"]
 
 
 def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_path):

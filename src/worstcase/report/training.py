@@ -150,9 +150,11 @@ def _groups(found: Iterable[Result]) -> list[dict[str, list[Result]]]:
 
 
 def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
-    """For each network and scale, and each attack, one figure."""
-    figures = {}
-    for number, group in enumerate(_groups(found), 1):
+    """For each network and scale with a curve, and each attack, one figure."""
+    figures: dict[str, Figure] = {}
+    number = 0  # of those that have a curve
+    for group in _groups(found):
+        drawn = {}
         for kind in HARDENED:
             records = [
                 dataclasses.replace(r.run.record, method=name, seed=r.run.seed, thg=r.thg, attacks=[r.found])
@@ -161,5 +163,7 @@ def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
                 if r.attack == kind and r.found
             ]
             if len({record.thg for record in records}) > 1:
-                figures[kind if number == 1 else f"{kind}-{number}"] = accuracy_over_thg(records)
+                drawn[kind] = accuracy_over_thg(records)
+        number += bool(drawn)
+        figures |= {kind if number == 1 else f"{kind}-{number}": figure for kind, figure in drawn.items()}
     return figures
