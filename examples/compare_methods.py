@@ -10,17 +10,19 @@ python examples/compare_methods.py multirun/methods methods.png
 import sys
 from pathlib import Path
 
-from worstcase.figures.methods import accuracies_by_method, markdown, methods
-from worstcase.results import finished_runs
+from worstcase.figures.methods import markdown, methods
+from worstcase.report import method_tables, read_runs
 
 
 def main(sweep: str, picture: str) -> None:
-    records = [record for _, record in finished_runs([Path(sweep)])]
-    if not records:
+    runs = read_runs([Path(sweep)])
+    trained = sorted({run.trained.config["thg"] for run in runs if run.trained})
+    tables = [made for thg in trained for made in method_tables(runs, thg)]
+    if not tables:
         sys.exit(f"error: no finished runs below {sweep}; make some with: python -m src.train -m seed=0,1,2")
-    table = accuracies_by_method(records)
-    first = records[0]
-    title = f"{first.model} on {first.dataset}, {first.samples} images, th_g {first.thg:g}"
+    if len(tables) > 1:
+        sys.exit(f"error: one network, scale and th_g is compared, not: {'; '.join(title for title, _ in tables)}")
+    ((title, table),) = tables
     methods(table, title).savefig(picture, dpi=150)
     print(markdown(table))
 

@@ -25,7 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from src import identity, schema, sweeps
 from src.summary import print_summary
-from worstcase.results import RECORD, Record, write_json
+from worstcase.results import RECORD, Record, git_commit, write_json
 
 CONF = str(Path(__file__).parent.parent / "conf")
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
     A job that fails ends with a non-zero exit code; why is on screen, in ``run.log`` and in ``error.json``.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    shown = str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    shown = sweeps.shown(folder)
     try:
         cfg = identity.completed(cfg)
         schema.check(cfg)
@@ -116,6 +116,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         (folder / sweeps.ERROR).unlink(missing_ok=True)
         logging.getLogger().addHandler(handler)
         log.info("%s in %s", command(kind), shown)
+        git_commit()
         record = work(cfg, folder)
         record.save(folder)
         print_summary(record, shown)
@@ -163,7 +164,7 @@ def _fail(kind: str, folder: Path, message: str) -> NoReturn:
     """End a single run, or this job of a sweep: its error is said, and left in its folder."""
     log.error("error: %s", message)
     if not (folder / RECORD).exists():
-        write_json(folder / sweeps.ERROR, {"command": command(kind), "error": message})
+        write_json(folder / sweeps.ERROR, {"command": _same_place(kind), "error": message})
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         raise JobFailed(message) from None
     sys.exit(1)
@@ -172,6 +173,14 @@ def _fail(kind: str, folder: Path, message: str) -> NoReturn:
 def command(kind: str) -> str:
     """The command that repeats this job alone."""
     return shlex.join(["python", "-m", f"src.{kind}", *HydraConfig.get().overrides.task])
+
+
+def _same_place(kind: str) -> str:
+    """The command that does this job alone in the same folder."""
+    hydra = HydraConfig.get()
+    options = ["-m"] if hydra.mode == RunMode.MULTIRUN else []
+    places = [said for said in hydra.overrides.hydra if said.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    return shlex.join(["python", "-m", f"src.{kind}", *options, *hydra.overrides.task, *places])
 
 
 def in_one_line(error: BaseException) -> str:

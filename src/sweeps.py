@@ -28,7 +28,8 @@ class Job(NamedTuple):
 def jobs(overrides: Sequence[str]) -> list[Job]:
     """The jobs that ``python -m src.train -m OVERRIDES`` has, those that come to the same once.
 
-    Hydra must be initialised with this project's configuration.
+    Each override has one value; those of an experiment's own sweep may have several. Hydra must be initialised
+    with this project's configuration.
     """
     cfg = compose("train", list(overrides), return_hydra_config=True)
     params = {key: str(value) for key, value in (cfg.hydra.sweeper.params or {}).items()}
@@ -72,11 +73,16 @@ def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]
 
 def failures(folders: Iterable[Path], since: float = 0.0) -> list[Path]:
     """The folders below some others of jobs that failed, last at or after a time (seconds since the epoch)."""
-    paths = {path for folder in folders for path in folder.rglob(ERROR)}
+    paths = {path.resolve() for folder in folders for path in folder.rglob(ERROR)}
     return sorted(path.parent for path in paths if path.stat().st_mtime >= since)
+
+
+def shown(folder: Path) -> str:
+    """A folder, relative to the current one if it lies below."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def failure(folder: Path) -> Iterator[str]:
     """What a failed job's folder says of its error, and its command."""
     content = json.loads((folder / ERROR).read_text())
-    yield f"failed    {folder}: {content['error']}\n          {content['command']}"
+    yield f"failed    {shown(folder)}: {content['error']}\n          {content['command']}"

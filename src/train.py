@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import hydra
@@ -124,14 +125,21 @@ def _unfinished(checkpoints: Path, config: dict) -> Path | None:
     """The last checkpoint that a run of this configuration left here when it was killed."""
     last, configuration = checkpoints / f"{LAST}.ckpt", checkpoints / "config.json"
     if last.is_file() and configuration.is_file() and json.loads(configuration.read_text()) == config:
-        log.info("going on from %s", last)
-        return last
+        if _is_whole(last):
+            log.info("going on from %s", last)
+            return last
+        log.warning("%s was cut off when it was written, so training begins anew", last)
     if not cli.is_first_process():
         return None
     last.unlink(missing_ok=True)
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(configuration, config)
     return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Written to its end: it may not be if the temporary folder, where it is begun, is on another disk."""
+    return zipfile.is_zipfile(checkpoint)
 
 
 def _go_on_with_metrics(loggers: list, unfinished: Path) -> None:

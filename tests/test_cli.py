@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, command, environment, run, without_times
+from commands import REPOSITORY, command, environment, run, without_times
 
 ONE_EPOCH = "trainer.max_epochs=1"
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import REPOSITORY, command, environment, run
+from commands import REPOSITORY, command, environment, run
 
 from worstcase.models import LeNet
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import run
+from commands import run
 from safetensors.torch import load_file
 
 from worstcase import load_run
@@ -77,9 +77,10 @@ def test_monte_carlo_goes_over_a_list_of_th_g_and_in_shares(trained, tmp_path):
     run(*sample, "attack.instances=2", "attack.first=2", f"hydra.run.dir={tmp_path / 'share'}")
     for thg in ("0.01", "0.05"):
         whole, share = (
-            (tmp_path / name / f"thg{thg}" / "instances.csv").read_text() for name in ("whole", "share")
+            [line.rpartition(",")[0] for line in (tmp_path / name / f"thg{thg}" / "instances.csv").open()]
+            for name in ("whole", "share")
         )
-        assert whole.splitlines()[4:] == share.splitlines()[2:] and len(share.splitlines()) == 4
+        assert whole[4:] == share[2:] and len(share) == 4
 
 
 def test_other_weights_in_the_same_file_are_another_evaluation(trained, tmp_path):

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, environment
+from commands import REPOSITORY, environment
 from torch import nn
 
 from examples.resnet20 import resnet20

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, command, environment, run, without_times
+from commands import REPOSITORY, command, environment, run, without_times
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -217,6 +217,7 @@ def test_the_errors_of_a_sweep_stand_at_its_end_with_their_commands(tmp_path):
     end = done.stderr.splitlines()[-4:]
     for rate in (-1, -2):
         (place,) = [i for i, line in enumerate(end) if line.endswith(f": Invalid learning rate: {rate}")]
-        assert end[place].startswith("failed") and end[place + 1].endswith(f"model.optimizer.lr={rate}")
+        assert end[place].startswith("failed") and f"model.optimizer.lr={rate} " in end[place + 1]
+        assert "src.train -m " in end[place + 1] and end[place + 1].endswith(f"hydra.sweep.dir={tmp_path}")
     shown = run("src.report", "status=true", f"folders=[{tmp_path}]").stdout
     assert "1 finished, 2 failed" in shown and shown.count("failed    ") == 2

@@ -1,6 +1,6 @@
 import tomllib
 
-from conftest import REPOSITORY
+from commands import REPOSITORY
 
 
 def test_every_package_of_the_library_is_installed():

@@ -6,11 +6,13 @@ Needs no PyTorch, so that finished runs are found and shown at once.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,24 @@ SCHEMA_VERSION = 1
 RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
 PERTURBATION = "perturbation.safetensors"
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit that the library's own checkout is at, '-dirty' if changed; None if it is in none.
+
+    It is looked up once: a process goes on with the code that it began with.
+    """
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @dataclass(kw_only=True)
@@ -123,7 +143,7 @@ class Record:
     worst_case_accuracy: float = field(init=False)
     """The lowest that this run's attacks found."""
     schema_version: int = SCHEMA_VERSION
-    git_commit: str | None = field(default_factory=lambda: git_commit())
+    git_commit: str | None = field(default_factory=git_commit)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def __post_init__(self) -> None:
@@ -213,25 +233,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
-    """The finished runs below some folders, newest first; files that are no record are passed over."""
+    """The finished runs below some folders, newest first; of a file that is no record it is warned."""
     paths = [path for root in roots for path in root.rglob(RECORD)]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             yield path.parent, Record.load(path.parent)
-        except ValueError:
-            continue
-
-
-def git_commit() -> str | None:
-    """The commit that the library's own checkout is at, '-dirty' if changed; None if it is in none."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        except ValueError as error:
+            log.warning("passed over: %s", error)
 
 
 def installed_versions() -> dict[str, str]:

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, environment
+from commands import REPOSITORY, environment
 
 from worstcase.figures import accuracy_over_thg
 from worstcase.results import Record

@@ -3,65 +3,65 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, environment
+from commands import REPOSITORY, environment
 from test_results import attack_record, record
 
-from worstcase.figures.methods import accuracies_by_method, markdown, methods
+from worstcase.figures.methods import markdown, methods
+from worstcase.report import method_tables, read_runs
 
 
 @pytest.fixture
-def records():
-    """Two methods of two seeds, trained with a short ensemble at the end, and evaluated again."""
-    made = []
+def sweep(tmp_path):
+    """Two methods of two seeds, trained with a short ensemble at the end, and evaluated by a longer one."""
     for method, lowest in (("vanilla", 0.1), ("universal_at", 0.8)):
         for seed in (0, 1):
             trained = record(
                 attack_record(attack="flwc", accuracy=lowest + 0.05),
-                attack_record(attack="ensemble", accuracy=lowest + 0.02 * seed),
+                attack_record(attack="ensemble", accuracy=lowest + 0.02 * seed, parameters={"rounds": 1}),
                 method=method,
                 seed=seed,
             )
-            evaluated = dataclasses.replace(
-                trained, kind="evaluate", attacks=[attack_record(attack="ensemble", accuracy=lowest)]
-            )
-            made += [trained, evaluated]
-    return made
+            longer = attack_record(attack="ensemble", accuracy=lowest + 0.01, parameters={"rounds": 9})
+            folder = tmp_path / "sweep" / f"{method}{seed}"
+            (folder / "evaluation").mkdir(parents=True)
+            trained.save(folder)
+            evaluated = dataclasses.replace(trained, kind="evaluate", source_run="..", seed=7, attacks=[longer])
+            evaluated.save(folder / "evaluation")
+    return tmp_path / "sweep"
 
 
-def test_the_lowest_of_each_attack_counts_for_each_seed(records):
-    table = accuracies_by_method(records)
-    assert table["vanilla"]["clean"] == [0.9, 0.9] and table["vanilla"]["ensemble"] == [0.1, 0.1]
+def test_the_lowest_of_each_attack_counts_for_each_seed(sweep):
+    ((title, table),) = method_tables(read_runs([sweep]))
+    assert table["vanilla"]["clean"] == pytest.approx([0.9, 0.9])
+    assert table["vanilla"]["ensemble"] == pytest.approx([0.1, 0.11])
     assert table["vanilla"]["flwc"] == pytest.approx([0.15, 0.15])
     assert set(table) == {"vanilla", "universal_at"}
+    assert title == "LeNet, MNIST, mnist5k for mnist, float, 2 epochs, th_g 0.03"
 
 
-def test_table_and_figure_say_the_same(records):
-    table = accuracies_by_method(records)
+def test_table_and_figure_say_the_same(sweep):
+    ((_, table),) = method_tables(read_runs([sweep]))
     assert markdown(table).splitlines()[2:] == [
-        "| `universal_at` | 2 | 90.00 ± 0.00 | 85.00 ± 0.00 | 80.00 ± 0.00 |",
-        "| `vanilla` | 2 | 90.00 ± 0.00 | 15.00 ± 0.00 | 10.00 ± 0.00 |",
+        "| `universal_at` | 2 | 90.00 ± 0.00 | 85.00 ± 0.00 | 80.50 ± 0.71 |",
+        "| `vanilla` | 2 | 90.00 ± 0.00 | 15.00 ± 0.00 | 10.50 ± 0.71 |",
     ]
     (axes,) = methods(table, "LeNet").axes
     drawn = {c.get_label(): c[0].get_xdata().tolist() for c in axes.containers}
-    assert drawn["lowest found (ensemble)"] == pytest.approx([10, 80])
+    assert drawn["lowest found (ensemble)"] == pytest.approx([10.5, 80.5])
     assert drawn["as programmed"] == pytest.approx([90, 90])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["vanilla", "universal_at"]
 
 
-def test_what_cannot_be_compared_is_refused(records):
-    with pytest.raises(ValueError, match="one network"):
-        accuracies_by_method([*records, dataclasses.replace(records[0], dataset="other")])
-    with pytest.raises(ValueError, match="not 0"):
-        accuracies_by_method([])
+def test_example(sweep, tmp_path):
+    script = [sys.executable, "examples/compare_methods.py", str(sweep), str(tmp_path / "methods.png")]
 
+    def example():
+        return subprocess.run(script, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
 
-def test_example(records, tmp_path):
-    for i, made in enumerate(records):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        made.save(folder)
-    script = [sys.executable, "examples/compare_methods.py", str(tmp_path), str(tmp_path / "methods.png")]
-    done = subprocess.run(script, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    done = example()
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| method | seeds | clean | flwc | ensemble |")
     assert (tmp_path / "methods.png").stat().st_size > 10_000
+    (sweep / "other").mkdir()
+    record(samples=500).save(sweep / "other")
+    assert "one network, scale and th_g is compared, not: LeNet" in example().stderr

@@ -1,87 +1,19 @@
-"""From records alone to the page; the records of a small study are made of what real runs leave."""
+"""From records alone to the page."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run
+from commands import run
 
 from worstcase.report import SECTIONS, paper, write_report
-from worstcase.report.rows import Run, read_runs, results
-from worstcase.results import AttackRecord, Record
-
-
-@pytest.fixture(scope="session")
-def explained(trained: Path) -> Record:
-    """A real evaluation by LWC in its free form, with its diagnosis."""
-    folder = trained / "evaluations" / "explained"
-    free = ["attack=lwc", "attack.project=end", "attack.trials=3", "attack.epochs=2"]
-    run("src.evaluate", f"run={trained}", *free, f"hydra.run.dir={folder}")
-    return Record.load(folder)
-
-
-@pytest.fixture(scope="session")
-def study(trained: Path, explained: Record, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three methods of two seeds at several th_g, as training runs, and the explained evaluation."""
-    root = tmp_path_factory.mktemp("study")
-    record = Record.load(trained)
-    for method, thgs in (("vanilla", [[0.01, 0.03]]), ("va", [[0.01, 0.03]]), ("atrice", [[0.01], [0.03]])):
-        for at in thgs:
-            for seed in (0, 1):
-                folder = root / method / f"thg{at[-1]}-seed{seed}"
-                folder.mkdir(parents=True)
-                record_of(record, method=method, seed=seed, thgs=at).save(folder)
-    folder = root / "vanilla" / "thg0.03-seed0" / "evaluations" / "lwc"
-    folder.mkdir(parents=True)
-    dataclasses.replace(explained, source_run="../..", flags=["a flag"]).save(folder)
-    return root
-
-
-def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> Record:
-    """A record as if another method, seed and list of th_g had been run: LWC finds 0.5 + seed / 10, F-LWC less."""
-
-    def found(attack: str, thg: float, accuracy: float, **parameters: object) -> AttackRecord:
-        return dataclasses.replace(
-            record.attacks[0],
-            attack=attack,
-            thg=thg,
-            accuracy=accuracy,
-            max_relative_perturbation=0.0,
-            parameters={"steps": 10, **record.attacks[0].parameters, **parameters},
-        )
-
-    attacks = [found("lwc", thg, 0.5 + seed / 10) for thg in thgs] + [found("flwc", thg, 0.4) for thg in thgs]
-    if method == "vanilla":
-        attacks += [found("pgd", 0.03, 0.45), found("flwc", 0.03, 0.7, steps=2)]
-    return dataclasses.replace(
-        record,
-        method=method,
-        seed=seed,
-        thg=thgs[-1],
-        clean_accuracy=0.9,
-        attacks=attacks,
-        config={**record.config, "thg": thgs[-1], "method": {"_target_": method}},
-        command=f"python -m src.train experiment=fig8a scale=quick method={method} thg={thgs[-1]} seed={seed}",
-        git_commit="a" * 40,
-        flags=[],
-    )
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("report")
-
-
-@pytest.fixture(scope="session")
-def made(study: Path, folder: Path) -> dict:
-    return {section.name: section for section in write_report([study], folder)}
+from worstcase.report.rows import Run
 
 
 def lines(folder, name):
@@ -126,14 +58,6 @@ def test_the_papers_value_stands_only_beside_its_own_attack(made, folder):
     }
 
 
-def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made, folder):
-    found = {(row["method"], row["th_g"]) for row in lines(folder, "fig8a")}
-    assert found == {(method, thg) for method in ("vanilla", "va", "atrice") for thg in ("0.01", "0.03")}
-    record = made["fig8a"].runs[0].record
-    attacked_elsewhere = dataclasses.replace(record, method="atrice", config={**record.config, "thg": 0.02})
-    assert not any(r.as_trained for r in results([Run(attacked_elsewhere, attacked_elsewhere)]))
-
-
 def test_the_worst_chip_is_explained_from_its_own_record(made, explained):
     answers = {
         row.labels["class"]: row.values[0] for row in made["table3"].rows if "answers" in row.labels["quantity"]
@@ -156,126 +80,22 @@ def test_a_section_says_its_command_its_seeds_and_its_convention(made):
     assert len(section.commands) == len(section.runs)
 
 
-def test_different_commits_and_red_flags_are_noted(made):
+def test_no_command_is_given_for_runs_that_no_one_command_makes(made):
+    section = made["fig8a"]
+    train = [run for run in section.runs if run.record.kind == "train"]
+    longer = dataclasses.replace(train[-1].record, command=train[-1].record.command + " trainer.max_epochs=5")
+    assert dataclasses.replace(section, runs=[*train[:-1], Run(longer, longer)]).command is None
+    assert dataclasses.replace(section, runs=[run for run in train if run is not train[-1]]).command is None
+
+
+def test_different_commits_and_red_flags_are_noted(made, explained):
     notes = " ".join(made["fig8a"].notes)
     assert "1 of its 9 runs raised red flags" in notes
     assert "different commits: " in notes and "aaaaaaaaa" in notes
     assert not any("commits:" in note for note in made["fig7"].notes)
-
-
-def add(folder: Path, record: Record, **changes: object) -> None:
-    folder.mkdir(parents=True)
-    dataclasses.replace(record, **changes).save(folder)
-
-
-def sections(*folders: Path) -> dict:
-    runs = read_runs(folders)
-    return {name: section for name, make in SECTIONS.items() if (section := make(runs))}
-
-
-def labels(method: str, attack: str) -> dict[str, str]:
-    return {"network": "LeNet, MNIST", "method": method, "attack": attack}
-
-
-def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
-    record = Record.load(study / "va" / "thg0.03-seed1")
-    other = {**record.config, "model": {**record.config["model"], "optimizer": {"lr": 1.0}}}
-    add(tmp_path / "other", record, config=other)
-    rows = [row for row in sections(study, tmp_path)["table5"].rows if row.labels == labels("va", "lwc")]
-    assert sorted(len(row.values) for row in rows) == [1, 2]
-    assert sorted(row.scale.split(", ")[-1] for row in rows) == ["lr=0.002", "lr=1.0"]
-
-
-def test_a_network_that_two_experiments_trained_is_one_of_its_seed(study, tmp_path):
-    """As the regular networks of Table I and of Fig. 8."""
-    record = Record.load(study / "vanilla" / "thg0.03-seed0")
-    lower = [dataclasses.replace(record.attacks[0], thg=0.03, accuracy=0.2)]
-    add(tmp_path / "again", record, attacks=lower, command="python -m src.train experiment=table1")
-    made = sections(study, tmp_path)
-    (row,) = [row for row in made["table5"].rows if row.labels == labels("vanilla", "lwc")]
-    assert row.values == pytest.approx([20, 60])
-    assert "methods-1" in made["methods"].figures
-
-
-def test_an_evaluations_seed_is_not_another_trainings(study, tmp_path):
-    shutil.copytree(study, tmp_path / "study")
-    trained = tmp_path / "study" / "va" / "thg0.03-seed0"
-    record = Record.load(trained)
-    add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", seed=7)
-    made = sections(tmp_path / "study")
-    (row,) = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
-    assert row.values == pytest.approx([50, 60])
-    assert made["table5"].seeds == "2 seeds (0, 1)"
-
-
-def test_an_attack_in_other_settings_has_a_row_of_its_own(study, tmp_path):
-    shutil.copytree(study, tmp_path / "study")
-    trained = tmp_path / "study" / "va" / "thg0.03-seed0"
-    record = Record.load(trained)
-    stronger = dataclasses.replace(record.attacks[1], accuracy=0.3, parameters={"steps": 10, "epochs": 50})
-    add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", attacks=[stronger])
-    made = sections(tmp_path / "study")
-    rows = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
-    assert sorted((row.values, "epochs=50" in row.scale) for row in rows) == [([30], True), ([50, 60], False)]
-
-
-def test_th_g_from_a_range_of_floats_is_that_of_the_tables(study, tmp_path):
-    thg = 3 * 0.1 / 10
-    assert thg != 0.03
-    add(
-        tmp_path / "ranged",
-        record_of(Record.load(study / "va" / "thg0.03-seed0"), method="trice", seed=0, thgs=[thg]),
-    )
-    rows = sections(study, tmp_path)["methods"].rows
-    assert any(row.labels == labels("trice", "lwc") for row in rows)
-
-
-def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
-    for thg in (0.01, 0.03):
-        record = Record.load(study / "atrice" / f"thg{thg}-seed0")
-        other = {**record.config, "method": {"_target_": "atrice", "alpha": 0.3}}
-        add(tmp_path / f"other{thg}", record, config=other)
-    made = sections(study, tmp_path)
-    (legend,) = made["fig8a"].figures["fig8a-lwc"].legends
-    named = {text.get_text().rpartition(", ")[0] for text in legend.get_texts()}
-    assert named == {"vanilla", "va", "atrice", "atrice, alpha=0.3"}
-
-
-def test_the_first_curve_has_the_plain_name_whatever_was_run_before(study, tmp_path):
-    """As by the README's first command, which leaves one point of another scale."""
-    record = Record.load(study / "atrice" / "thg0.03-seed0")
-    add(tmp_path / "before", record, config={**record.config, "trainer": {"max_epochs": 40}})
-    os.utime(tmp_path / "before" / "results.json", (0, 0))
-    assert list(sections(tmp_path, study)["fig8a"].figures) == ["fig8a-flwc", "fig8a-lwc"]
-
-
-def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_path):
-    add(tmp_path / "own", Record.load(study / "va" / "thg0.03-seed0"), model="own")
-    made = sections(study, tmp_path)
-    (scale,) = {row.scale for row in made["methods"].rows if row.labels["network"].startswith("own")}
-    assert scale == "not in the paper"
-
-
-def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
-    record = Record.load(study / "vanilla" / "thg0.03-seed0")
-    sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
-    add(tmp_path / "sampled", record, attacks=[sampled])
-    scales = {row.labels["what"]: row.scale for row in sections(tmp_path)["table1"].rows}
-    assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
-
-
-def test_torchvisions_networks_given_to_an_evaluation_are_the_papers(explained):
-    for net, network in (
-        ("torchvision.models:resnet18", paper.IMAGENET),
-        ("torchvision.models:vgg16", paper.VGG16),
-    ):
-        given = dataclasses.replace(explained, model=net, dataset="imagenet", method=None)
-        assert Run(given, None).network == network
-
-
-def test_an_evaluation_knows_its_training(study):
-    (evaluation,) = [run for run in read_runs([study]) if run.record.kind == "evaluate"]
-    assert evaluation.trained.kind == "train" and evaluation.trained.seed == evaluation.record.seed
+    elsewhere = Run(explained, dataclasses.replace(explained, git_commit="b" * 40))
+    notes = dataclasses.replace(made["fig5"], runs=[elsewhere]).notes
+    assert any("commits:" in note and "bbbbbbbbb" in note for note in notes)
 
 
 def test_the_command_writes_the_page_and_touches_no_record(study, tmp_path):
@@ -283,6 +103,15 @@ def test_the_command_writes_the_page_and_touches_no_record(study, tmp_path):
     shown = run("src.report", f"folders=[{study}]", f"out={tmp_path}").stdout
     assert f"report: {tmp_path}/index.html" in shown and "Table V" in shown
     assert {path: path.stat().st_mtime_ns for path in study.rglob("*")} == before
+
+
+def test_files_of_an_earlier_report_do_not_stay(study, tmp_path):
+    write_report([study], tmp_path)
+    (tmp_path / "fig8a.png").write_text("the user's own")
+    write_report([study / "vanilla"], tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert "fig8a.png" in left and "table1.csv" in left and "table5.csv" not in left
+    assert not list(tmp_path.glob("fig8a-*.png"))
 
 
 def test_report_uploads_its_figures_and_tables(study: Path, tmp_path: Path):

@@ -97,6 +97,7 @@ class Search:
         self.bound = crossbar.bound()
         self.device = next(iter(self.bound.values())).device
         self._started = time.perf_counter()
+        self._earlier = 0.0  # seconds of work that a resumed attack found done
         self._forwards = self._backwards = 0  # samples that went through
         self._gradients = self._vanished = 0  # mini-batches
         self.samples = self.mini_batches = self.classes = 0  # of the reference set
@@ -159,14 +160,16 @@ class Search:
         self._forwards += samples
         return self._keep(perturbation, int(correct) / samples, context)
 
-    def count(self, forwards: int, *, lowest: float = 1.0) -> None:
+    def count(self, forwards: int, *, lowest: float = 1.0, earlier: float = 0.0) -> None:
         """Add forward passes of so many samples, of an attack that makes its own.
 
         Args:
             forwards: samples that went through.
             lowest: accuracy that they gave, to be shown.
+            earlier: seconds that they took, where an earlier process made them.
         """
         self._forwards += forwards
+        self._earlier += earlier
         self._lowest_shown = min(self._lowest_shown, lowest, self.worst_accuracy)
         self._on_score(self.passes, self._expected_passes(self), self._lowest_shown)
 
@@ -218,7 +221,7 @@ class Search:
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._started
+        return self._earlier + time.perf_counter() - self._started
 
 
 class Attack(ABC):

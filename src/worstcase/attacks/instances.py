@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FILE = "instances.csv"
-COLUMNS = "instance,correct,feasible"
-LINE = re.compile(r"(\d+),(\d+),([01])")
+COLUMNS = "instance,correct,feasible,seconds"
+LINE = re.compile(r"(\d+),(\d+),([01]),(\d+\.\d+)")
 
 
 class Instance(NamedTuple):
@@ -21,6 +21,8 @@ class Instance(NamedTuple):
     """Right answers over the reference set."""
     feasible: bool
     """Whether it is inside the box of write-verify."""
+    seconds: float
+    """That it took, of those it was computed together with an equal share."""
 
 
 class InstanceFile:
@@ -52,8 +54,8 @@ class InstanceFile:
             if number == 1 or line.startswith("#"):
                 self._check(line, identity)
             elif match := LINE.fullmatch(line):
-                index, correct, feasible = map(int, match.groups())
-                self.instances.setdefault(index, Instance(correct, bool(feasible)))
+                index, correct, feasible = map(int, match.groups()[:3])
+                self.instances.setdefault(index, Instance(correct, bool(feasible), float(match[4])))
             elif line != COLUMNS:
                 raise ValueError(f"{self.path}, line {number} is torn: {line!r}; remove it")
         os.truncate(self.path, len(whole.encode()))
@@ -62,7 +64,9 @@ class InstanceFile:
         """Add instances by their index."""
         self.instances |= instances
         with self.path.open("a") as file:
-            file.writelines(f"{i},{one.correct},{one.feasible:d}\n" for i, one in instances.items())
+            file.writelines(
+                f"{i},{one.correct},{one.feasible:d},{one.seconds:.6f}\n" for i, one in instances.items()
+            )
 
     def _check(self, line: str, identity: Mapping[str, Any]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -65,9 +66,9 @@ class MonteCarlo(Attack):
             scale. None: the weight is one device.
         device_bits: K, with weight_bits.
 
-    Cost: 1 pass an instance, and 2 for the clean accuracy and for the worst instance; the instances that a resumed
-    run found are counted too. On the CPU instances run in batches of about 100, which is faster; an image that two
-    classes tie for may fall to the other.
+    Cost: 1 pass an instance, and 2 for the clean accuracy and for the worst instance; passes and seconds of the
+    instances that a resumed run found are counted too. On the CPU instances run in batches of about 100, which is
+    faster; an image that two classes tie for may fall to the other.
     Memory: the perturbations and the weights of 16 instances, 256 MiB of each at most (but one instance).
 
     Example:
@@ -126,15 +127,17 @@ class MonteCarlo(Attack):
         done = file.instances if file else {}
         draw = self._draw(run)
         pending = [index for index in wanted if index not in done]
-        run.count((len(wanted) - len(pending)) * run.samples)
+        found = [done[index] for index in wanted if index in done]
+        run.count(len(found) * run.samples, earlier=sum(one.seconds for one in found))
         size = sum(d.numel() * d.element_size() for d in run.worst.values())
         together = max(1, min(TOGETHER, MEMORY // size))
         for begin in range(0, len(pending), together):
-            indices = pending[begin : begin + together]
+            indices, started = pending[begin : begin + together], time.perf_counter()
             chips = [draw(index) for index in indices]
             feasible = [run.crossbar.is_feasible(chip) for chip in chips]
             correct = _correct(run, chips)
-            new = dict(zip(indices, map(Instance, correct, feasible), strict=True))
+            share = (time.perf_counter() - started) / len(indices)
+            new = {i: Instance(c, f, share) for i, c, f in zip(indices, correct, feasible, strict=True)}
             if file:
                 file.append(new)
             done |= new

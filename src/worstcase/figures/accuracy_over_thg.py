@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from textwrap import shorten
 
 from matplotlib.figure import Figure
 
 from worstcase.results import Record
 
 
-def accuracy_over_thg(records: Iterable[Record]) -> Figure:
+def accuracy_over_thg(records: Iterable[Record], scale: str = "") -> Figure:
     """One colour a method: mean over seeds, a bar of one standard deviation, and each run as a dot.
 
     A record may hold attacks at several th_g, as an evaluation over a list has them. Where a method's records have
@@ -19,6 +20,7 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
 
     Args:
         records: of one network, data set, full scale and set of attacks; methods, th_g and seeds may differ.
+        scale: what else they are of, said in the title.
 
     Raises:
         ValueError: there are none, or they are of several networks, data sets, full scales or attacks.
@@ -69,7 +71,8 @@ def accuracy_over_thg(records: Iterable[Record]) -> Figure:
     axes.set_xlabel(f"write-verify bound th_g (in units of {unit})")
     axes.set_ylabel(f"accuracy on the {reference} split (%)")
     over = f"{seeds} seeds: mean and standard deviation" if seeds > 1 else f"seed {records[0].seed}"
-    axes.set_title(f"{model} on {dataset}, {over}", fontsize="medium")
+    title = f"{model} on {dataset}, {over}" + (f"\n({shorten(scale, 90, placeholder=' ...')})" if scale else "")
+    axes.set_title(title, fontsize="medium")
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")

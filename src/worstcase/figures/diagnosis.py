@@ -26,7 +26,7 @@ def diagnosis_figures(record: Record) -> dict[str, Figure]:
         if diagnosis["selective_write_verify"]:
             figures["selective_write_verify"] = selective_write_verify(record)
     for found in record.attacks:
-        if len(_trace(found)) > 1:
+        if len(trace_of_c(found)) > 1:
             figures[f"search_for_c-thg{found.thg:g}"] = search_for_c(record, found)
     return figures
 
@@ -169,7 +169,7 @@ def search_for_c(record: Record, found: AttackRecord) -> Figure:
     Raises:
         ValueError: the attack's history has fewer than two values of c.
     """
-    trace = _trace(found)
+    trace = trace_of_c(found)
     if len(trace) < 2:
         raise ValueError(f"{found.attack} tried {len(trace)} values of c: a trace needs two (LWC's project=end)")
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
@@ -190,7 +190,7 @@ def search_for_c(record: Record, found: AttackRecord) -> Figure:
     return figure
 
 
-def _trace(found: AttackRecord) -> dict[float, dict[str, float]]:
+def trace_of_c(found: AttackRecord) -> dict[float, dict[str, float]]:
     """The last entry of each c, in rising order of c."""
     trace = {entry["c"]: entry for entry in found.history if "c" in entry}
     return dict(sorted(trace.items()))

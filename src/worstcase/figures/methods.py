@@ -1,50 +1,22 @@
-"""Clean accuracy against what several attacks find, a row for each training method, from records alone."""
+"""Clean accuracy against what several attacks find, a row for each training method."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 
 from matplotlib.figure import Figure
-
-from worstcase.results import Record
 
 Accuracies = dict[str, dict[str, list[float]]]
 """By method, by 'clean' or attack: the accuracies 0..1 of the seeds."""
 
 
-def accuracies_by_method(records: Iterable[Record]) -> Accuracies:
-    """Gather training runs and their evaluations (by ensemble, F-LWC or LWC, at the th_g of the training).
-
-    Where a run was attacked several times by one attack, the lowest accuracy counts.
-
-    Raises:
-        ValueError: there are none, or of several networks, data sets, th_g or full scales, or two trainings of one
-            method and seed.
-    """
-    records = list(records)
-    settings = {
-        (r.model, r.dataset, r.samples, r.thg, r.full_scale, r.weight_bits, r.activation_bits) for r in records
-    }
-    if len(settings) != 1:
-        raise ValueError(f"one network, data set, th_g and full scale is compared, not {len(settings)}")
-    runs: dict[tuple[str, int], dict[str, float]] = {}
-    for r in records:
-        run = runs.setdefault((str(r.method), r.seed), {})
-        if r.kind == "train" and "clean" in run:
-            raise ValueError(f"two runs of {r.method} with seed {r.seed}; compare one setting at a time")
-        found = [("clean", r.clean_accuracy)] if r.kind == "train" else []
-        for name, accuracy in found + [(attack.attack, attack.accuracy) for attack in r.attacks]:
-            run[name] = min(accuracy, run.get(name, 1.0))
-    table: Accuracies = {}
-    for (method, _), run in sorted(runs.items()):
-        for name, accuracy in run.items():
-            table.setdefault(method, {}).setdefault(name, []).append(accuracy)
-    return table
-
-
 def methods(table: Accuracies, title: str) -> Figure:
-    """A row a method, the best under the ensemble on top: mean, one standard deviation, and each seed as a dot."""
+    """A row a method, the best under the ensemble on top: mean, one standard deviation, and each seed as a dot.
+
+    Args:
+        table: as `worstcase.report.method_tables` gives it.
+        title: of the figure.
+    """
     order = sorted(table, key=lambda method: statistics.mean(table[method].get("ensemble", [0.0])))
     names = [name for name in ("ensemble", "lwc", "flwc", "clean") if any(name in table[m] for m in order)]
     labels = {"clean": "as programmed", "flwc": "lowest found (flwc)", "lwc": "lowest found (lwc)"}

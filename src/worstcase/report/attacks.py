@@ -9,8 +9,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from worstcase.figures.monte_carlo import monte_carlo
 from worstcase.report import paper
-from worstcase.report.rows import CLEAN, Result, Row, Run, gather
-from worstcase.report.section import THG, Section, at, bars, in_default_form, is_papers, network, row, section
+from worstcase.report.rows import CLEAN, Result, Row, Run, Settings, gather
+from worstcase.report.section import THG, Section, at, bars, in_default_form, is_papers, row, section
 
 
 def fig1(runs: Sequence[Run]) -> Section | None:
@@ -72,23 +72,29 @@ def table4(runs: Sequence[Run]) -> Section | None:
 
 def fig7(runs: Sequence[Run]) -> Section | None:
     found = [r for r in at(runs, THG) if r.method == "vanilla" and r.attack == "flwc" and is_papers(r)]
-    found = [r for r in found if len(_steps(r.run)) > 1]
+    steps: dict[Settings, set[int]] = {}
+    for r in found:
+        steps.setdefault(r.run.settings, set()).add(r.parameters["steps"])
+    found = [r for r in found if len(steps[r.run.settings]) > 1]
     found = [r for r in found if r.run.network == paper.CONVNET] or found
     if not found:
         return None
     found.sort(key=lambda r: r.parameters["steps"])
 
     def labels(quantity: str) -> Callable[[Result], dict[str, str]]:
-        return lambda r: {"network": network(r), "steps": str(r.parameters["steps"]), "quantity": quantity}
+        return lambda r: {"network": r.run.network_name, "steps": str(r.parameters["steps"]), "quantity": quantity}
 
     rows = gather(found, labels("accuracy"))
     rows += gather(found, labels("time"), value=lambda r: 60 * r.minutes, unit="s")
     caption = "Lowest found by F-LWC at th_g 0.03 in fewer and larger steps, each the bound / steps, and its time."
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for color, name in enumerate(dict.fromkeys(map(network, found))):
-        points = {(60 * r.minutes, r.accuracy): r.parameters["steps"] for r in found if network(r) == name}
-        axes.plot(*zip(*points, strict=True), "o", color=f"C{color}", label=name)
+    drawn = dict.fromkeys(r.run.settings for r in found)
+    for color, settings in enumerate(drawn):
+        own = [r for r in found if r.run.settings == settings]
+        points = {(60 * r.minutes, r.accuracy): r.parameters["steps"] for r in own}
+        label = own[0].run.network_name if len(drawn) == 1 else own[0].run.shown
+        axes.plot(*zip(*points, strict=True), "o", color=f"C{color}", label=label)
         for point, number in points.items():
             axes.annotate(number, point, xytext=(4, 4), textcoords="offset points", fontsize="small")
     axes.set_xscale("log")
@@ -111,15 +117,15 @@ def sampled_chips(runs: Sequence[Run]) -> Section | None:
         for attack in run.record.attacks:
             if (of := attack.distribution) and of["accuracies"]:
                 label = {
-                    "network": run.record.model,
+                    "network": run.network_name,
                     "method": str(run.record.method),
-                    "seed": str(run.record.seed),
+                    "seed": str(run.seed),
                     "th_g": f"{attack.thg:g}",
                     "chips": f"{of['instances']:,} ({of['sampler']})",
                 }
                 rows.append(row(run, label | {"quantity": "mean"}, 100 * of["mean"]))
                 rows.append(row(run, label | {"quantity": "minimum"}, 100 * of["minimum"]))
-                if not any(run.record.model == other.record.model for other in used):
+                if not any(run.network == other.network for other in used):
                     figures[f"monte_carlo-{len(figures) + 1}"] = monte_carlo(run.record, attack)
                 used.append(run)
     caption = "Accuracies of chips drawn at random; the picture is of one run for each network."
@@ -127,7 +133,7 @@ def sampled_chips(runs: Sequence[Run]) -> Section | None:
 
 
 def _table1(runs: Sequence[Run]) -> list[Result]:
-    """Attacks on regular networks of the paper at its th_g, by network; those that Monte Carlo was run on."""
+    """Attacks on regular networks of the paper at its th_g; where some of one were sampled, on these alone."""
     order = (CLEAN, "monte_carlo", "pgd", "lwc", "flwc", "ensemble")
     networks = list(paper.NETWORKS)
     found = [
@@ -135,28 +141,29 @@ def _table1(runs: Sequence[Run]) -> list[Result]:
         for r in at(runs, THG)
         if is_papers(r) and r.method in ("vanilla", "given weights") and r.attack in order and in_default_form(r)
     ]
-    sampled = {r.run.settings for r in found if r.attack == "monte_carlo"}
-    found = [r for r in found if r.run.settings in sampled] or found
+    sampled = {(r.run.network, r.run.network_settings) for r in found if r.attack == "monte_carlo"}
+    networks_sampled = {network for network, _ in sampled}
+    found = [
+        r
+        for r in found
+        if r.run.network not in networks_sampled or (r.run.network, r.run.network_settings) in sampled
+    ]
     return sorted(found, key=lambda r: (networks.index(r.run.network), order.index(r.attack)))
 
 
 def _found(result: Result) -> dict[str, str]:
     what = "as programmed" if result.attack == CLEAN else f"lowest found ({result.attack})"
-    return {"network": network(result), "what": what}
+    return {"network": result.run.network_name, "what": what}
 
 
 def _time(result: Result) -> dict[str, str]:
-    return {"network": network(result), "what": f"time ({result.attack})"}
-
-
-def _steps(run: Run) -> set[int]:
-    return {attack.parameters["steps"] for attack in run.record.attacks if attack.attack == "flwc"}
+    return {"network": result.run.network_name, "what": f"time ({result.attack})"}
 
 
 def _setting(found: list[Result], name: str, value: Callable[[Result], float]) -> list[Row]:
     return gather(
         found,
-        lambda r: {"network": network(r), "setting": name},
+        lambda r: {"network": r.run.network_name, "setting": name},
         value=value,
         unit="",
         published=lambda r: paper.TABLE2.get(r.run.network, {}).get(name),

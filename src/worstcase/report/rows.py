@@ -5,21 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from worstcase.report import paper
-from worstcase.results import AttackRecord, Record, finished_runs
+from worstcase.results import RECORD, AttackRecord, Record, finished_runs
 
 CLEAN = "clean"
 """In the place of an attack: the accuracy as programmed."""
 ANY_THG = ("vanilla", "va")
-"""Methods that train and select without th_g: one training serves every th_g."""
+"""Methods that train without th_g; selected by CLEAN_MONITOR, one training serves every th_g."""
+CLEAN_MONITOR = "val/accuracy"
 SUBSTITUTES = {"mnist5k": "mnist"}
 """Data sets that stand for one of the paper's at a smaller scale."""
+SAMPLES = {**paper.SAMPLES, "mnist5k": 1000}
+"""Of the test splits."""
 Settings = tuple[tuple[str, str], ...]
 """Dotted names and values as JSON, in order of name."""
 GIVEN = {"torchvision.models:resnet18": "resnet18_imagenet", "torchvision.models:vgg16": "vgg16"}
@@ -40,23 +43,37 @@ class Run:
         return GIVEN.get(model, model), SUBSTITUTES.get(dataset, dataset)
 
     @property
+    def network_name(self) -> str:
+        """As it is shown."""
+        return paper.NETWORKS.get(self.network) or f"{self.record.model}, {self.record.dataset}"
+
+    @property
+    def shown(self) -> str:
+        """The network, and how its scale differs from the paper's."""
+        return ", ".join([self.network_name, *self.differences()])
+
+    @property
     def seed(self) -> int:
         """Of the training; an evaluation's own is its attack's."""
         return self.trained.seed if self.trained else 0
 
     @cached_property
+    def network_settings(self) -> Settings:
+        """Equal for runs about equally made networks, but for seed, method and th_g."""
+        made = ("net", "init_from", "model", "trainer", "full_scale", "layers", "exclude")
+        given = ("checkpoint",) if self.trained else ("checkpoint", "weights")
+        trained = (self.trained or self.record).config
+        config = {key: trained.get(key) for key in made} | {key: self.record.config.get(key) for key in given}
+        return _settings(config | {"dataset": _data_settings(trained)})
+
+    @cached_property
     def settings(self) -> Settings:
         """Equal for runs whose numbers are of the same thing but for seed, method, th_g and attack."""
-        trained = self.trained or self.record
-        config: dict[str, Any] = {key: trained.config.get(key) for key in ("net", "init_from")}
-        for group, left_out in (("model", ()), ("dataset", ("seed", "data_dir", "download")), ("trainer", ())):
-            values = trained.config.get(group) or {}
-            config[group] = {key: value for key, value in values.items() if key not in left_out}
-        own = ("layers", "exclude", "checkpoint", *(("weights",) if self.trained is None else ()))
-        config |= {key: self.record.config.get(key) for key in own}
-        measured = ("dataset", "samples", "full_scale", "weight_bits", "activation_bits")
-        config["measured"] = {key: getattr(self.record, key) for key in measured}
-        return _settings(config)
+        measured: dict[str, Any] = {key: self.record.config.get(key) for key in ("layers", "exclude")}
+        measured["data"] = _data_settings(self.record.config)
+        for key in ("dataset", "samples", "full_scale", "weight_bits", "activation_bits"):
+            measured[key] = getattr(self.record, key)
+        return self.network_settings + _settings({"measured": measured})
 
     @cached_property
     def method_settings(self) -> Settings:
@@ -71,14 +88,16 @@ class Run:
         differ = []
         if r.dataset != network[1]:
             differ.append(f"{r.dataset} for {network[1]}")
-        elif r.samples < paper.SAMPLES[r.dataset]:
+        if r.samples < SAMPLES[r.dataset]:
             differ.append(f"{r.samples:,} test images")
         config = (self.trained or r).config
         if limit := (config.get("dataset") or {}).get("limit"):
             differ.append(f"at most {limit:,} training images")
-        width = (config.get("model") or {}).get("width", 1)
-        if width != 1:
+        model = config.get("model") or {}
+        if (width := model.get("width", 1)) != 1:
             differ.append(f"width {width:g}")
+        if (variant := model.get("variant", "authors")) != "authors":
+            differ.append(f"variant {variant}")
         if (r.weight_bits, r.activation_bits) != (paper.BITS[network],) * 2:
             bits = [f"{bits} bits" if bits else "float" for bits in (r.weight_bits, r.activation_bits)]
             differ.append(bits[0] if bits[0] == bits[1] else f"{bits[0]} weights, {bits[1]} outputs")
@@ -86,6 +105,8 @@ class Run:
             differ.append(f"{r.epochs} epochs")
         if r.full_scale != "layer_max":
             differ.append("th_g in weight units")
+        if r.config.get("layers", ["*"]) != ["*"] or r.config.get("exclude"):
+            differ.append("some layers exact")
         return differ
 
 
@@ -126,9 +147,15 @@ class Result(NamedTuple):
     @property
     def as_trained(self) -> bool:
         """Attacked at the th_g that the network was trained for, if it was for one."""
-        return (
-            self.method in ANY_THG or self.run.trained is None or self.thg == _thg(self.run.trained.config["thg"])
-        )
+        trained = self.run.trained
+        if trained is None:
+            return self.run.record.source_run is None  # weights given; of a training that is gone nothing is known
+        if (
+            self.method in ANY_THG
+            and (trained.config.get("method") or {}).get("monitor", CLEAN_MONITOR) == CLEAN_MONITOR
+        ):
+            return True
+        return self.thg == rounded(trained.config["thg"]) and self.run.record.full_scale == trained.full_scale
 
 
 @dataclass(frozen=True)
@@ -170,13 +197,17 @@ class Row:
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
     """The finished runs below some folders, oldest first, each with its training's record where that is there."""
-    found = dict(reversed(list(finished_runs(folders))))
-    by_folder = {folder.resolve(): record for folder, record in found.items()}
-    runs = []
-    for folder, record in by_folder.items():
-        source = (folder / record.source_run).resolve() if record.source_run else None
-        runs.append(Run(record, record if record.kind == "train" else by_folder.get(source) if source else None))
-    return runs
+    found = {folder.resolve(): record for folder, record in reversed(list(finished_runs(folders)))}
+
+    def trained(folder: Path, record: Record) -> Record | None:
+        if record.source_run is None:
+            return record if record.kind == "train" else None
+        source = (folder / record.source_run).resolve()
+        if source not in found and (source / RECORD).is_file():
+            return Record.load(source)
+        return found.get(source)
+
+    return [Run(record, trained(folder, record)) for folder, record in found.items()]
 
 
 def results(runs: Iterable[Run]) -> list[Result]:
@@ -184,7 +215,7 @@ def results(runs: Iterable[Run]) -> list[Result]:
     flat = []
     for run in runs:
         for found in run.record.attacks:
-            thg = _thg(found.thg)
+            thg = rounded(found.thg)
             flat.append(Result(run, found.attack, thg, 100 * found.accuracy, found))
             flat.append(Result(run, CLEAN, thg, 100 * run.record.clean_accuracy))
     return flat
@@ -213,6 +244,7 @@ def gather(
         variants.setdefault(of, set()).add(settings)
         key = (tuple(named.items()), scale, result.method, trained, settings, of)
         groups.setdefault(key, []).append(result)
+    shared = {of: set.intersection(*map(set, settings)) for of, settings in variants.items()}
     firsts = list(dict.fromkeys(named[0] for named, *_ in groups))
     rows = []
     for key in sorted(groups, key=lambda key: (firsts.index(key[0][0]), *key[1:4])):
@@ -226,7 +258,7 @@ def gather(
                 unit,
                 published(first),
                 published_deviation(first),
-                ", ".join(filter(None, [scale, *differing(settings, variants[of])])),
+                ", ".join(filter(None, [scale, *differing(settings, shared[of])])),
             )
         )
     return rows
@@ -241,19 +273,18 @@ def lowest(found: Iterable[Result], key: Callable[[Result], Any]) -> dict[Any, R
     return kept
 
 
-def differing(settings: Settings, others: Iterable[Settings]) -> list[str]:
-    """Of some settings those, as NAME=VALUE, in which not all are equal."""
-    shared = set(settings).intersection(*others)
-    return [
-        f"{name.split('.')[-1]}={value.strip(chr(34))}" for name, value in settings if (name, value) not in shared
-    ]
+def differing(settings: Settings, shared: Collection[tuple[str, str]]) -> list[str]:
+    """Of some settings those, as NAME=VALUE, that not all share."""
+    own = (setting for setting in settings if setting not in shared)
+    return list(dict.fromkeys(f"{name.split('.')[-1]}={value.strip(chr(34))}" for name, value in own))
 
 
 def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and body of a table as it is shown; a label that a row has not is empty."""
     labels = dict.fromkeys(key for row in rows for key in row.labels)
-    header = list(labels | dict.fromkeys(rows[0].cells()))
-    return header, [[row.cells().get(key, "") for key in header] for row in rows]
+    cells = [row.cells() for row in rows]
+    header = list(labels | dict.fromkeys(cells[0]))
+    return header, [[of.get(key, "") for key in header] for of in cells]
 
 
 def write_csv(rows: Sequence[Row], file: Path) -> None:
@@ -275,9 +306,15 @@ def _full(number: float) -> str:
     return f"{number:.10g}"
 
 
-def _thg(thg: float) -> float:
+def rounded(thg: float) -> float:
     """To be compared: in floats 3 x 0.1 / 10 is not 0.03."""
     return round(thg, 9)
+
+
+def _data_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's data set, without which draw of it and where it lies."""
+    values = config.get("dataset") or {}
+    return {key: value for key, value in values.items() if key not in ("seed", "data_dir", "download")}
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:

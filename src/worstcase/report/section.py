@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from textwrap import shorten
 
 from matplotlib.figure import Figure
 
 from worstcase.report import paper
-from worstcase.report.rows import CLEAN, Result, Row, Run, results
+from worstcase.report.rows import ANY_THG, CLEAN, Result, Row, Run, results
 
 THG = 0.03  # of the paper's tables and figures but Fig. 8 and Table VI
 
@@ -43,10 +44,11 @@ class Section:
     def notes(self) -> list[str]:
         """What a reader must know before comparing its rows, and the runs' red flags."""
         notes = []
-        commits = sorted({(run.record.git_commit or "unknown").split("-")[0][:9] for run in self.runs})
+        records = [record for run in self.runs for record in (run.record, run.trained) if record]
+        commits = sorted({(record.git_commit or "unknown").split("-")[0][:9] for record in records})
         if len(commits) > 1:
             notes.append(f"Its records come from different commits: {', '.join(commits)}.")
-        if any((run.record.git_commit or "").endswith("-dirty") for run in self.runs):
+        if any((record.git_commit or "").endswith("-dirty") for record in records):
             notes.append("Some of its records were made with uncommitted changes.")
         if flagged := sum(bool(run.record.flags) for run in self.runs):
             notes.append(f"{flagged} of its {len(self.runs)} runs raised red flags, listed in their records.")
@@ -58,15 +60,19 @@ class Section:
 
     @property
     def command(self) -> str | None:
-        """The one command that makes all of its runs, if they are the jobs of one experiment."""
+        """The one command that makes its runs and no others, if they are all jobs of one experiment."""
         jobs = [dict(word.partition("=")[::2] for word in shlex.split(command)[3:]) for command in self.commands]
-        first = ("experiment", "scale")
-        named = {tuple(job.get(key) for key in first) for job in jobs}
-        if len(named) > 1 or "experiment" not in jobs[0] or any(run.record.kind != "train" for run in self.runs):
+        if "experiment" not in jobs[0] or any(run.record.kind != "train" for run in self.runs):
             return None
+        first = ("experiment", "scale")
         keys = sorted(dict.fromkeys(key for job in jobs for key in job), key=lambda key: key not in first)
-        values = [",".join(dict.fromkeys(job[key] for job in jobs if key in job)) for key in keys]
-        return shlex.join(["python", "-m", "src.train", "-m", *map("=".join, zip(keys, values, strict=True))])
+        values = {key: list(dict.fromkeys(job[key] for job in jobs if key in job)) for key in keys}
+        swept = [dict(zip(keys, combination, strict=True)) for combination in product(*values.values())]
+        if {_training(job) for job in swept} != {_training(job) for job in jobs}:
+            return None
+        return shlex.join(
+            ["python", "-m", "src.train", "-m", *(f"{key}={','.join(of)}" for key, of in values.items())]
+        )
 
 
 def section(
@@ -85,13 +91,21 @@ def section(
     return Section(name, title, caption, rows, runs, named)
 
 
+def _training(job: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """A job's overrides, without the th_g that its method does not train for."""
+    left_out = "thg" if job.get("method") in ANY_THG else None
+    return frozenset((key, value) for key, value in job.items() if key != left_out)
+
+
 def at(runs: Sequence[Run], thg: float) -> list[Result]:
     return [r for r in results(runs) if r.thg == thg and r.as_trained]
 
 
 def in_default_form(result: Result) -> bool:
     """Not F-LWC in other than ten steps (Fig. 7), nor LWC with the search for c (Fig. 3)."""
-    return result.parameters.get("steps", 10) == 10 and result.parameters.get("project", "step") == "step"
+    usual = {"flwc": ("steps", 10), "lwc": ("project", "step")}
+    key, value = usual.get(result.attack, ("", None))
+    return result.parameters.get(key, value) == value
 
 
 def is_papers(result: Result) -> bool:
@@ -102,34 +116,32 @@ def attack(result: Result) -> str:
     return "none" if result.attack == CLEAN else result.attack
 
 
-def network(result: Result) -> str:
-    return paper.NETWORKS.get(result.run.network) or f"{result.run.record.model}, {result.run.record.dataset}"
-
-
 def row(run: Run, labels: dict[str, str], value: float, *, unit: str = "%", published: float | None = None) -> Row:
     return Row(labels, [value], unit, published, scale=", ".join(run.differences()))
 
 
 def bars(rows: Sequence[Row], what: str) -> dict[str, Figure]:
-    """A bar a row with each seed as a dot, and the paper's value as a line across it."""
-    if not rows:
+    """A bar a row with each seed as a dot, and the paper's value as a line across it; none of over 100 rows."""
+    if not rows or len(rows) > 100:
         return {}
     several = len({row.scale for row in rows}) > 1
     scales = [f"\n({shorten(row.scale, 80, placeholder=' ...')})" if several and row.scale else "" for row in rows]
     names = [", ".join(row.labels.values()) + scale for row, scale in zip(rows, scales, strict=True)]
     figure = Figure(figsize=(8.0, 1.2 + (0.42 if several else 0.32) * len(rows)), layout="constrained")
     axes = figure.subplots()
+    labelled = False
     for place, row in enumerate(rows):
         axes.barh(place, row.mean, 0.7, xerr=row.deviation or 0, color="C0", alpha=0.6, capsize=3)
         axes.plot(row.values, [place] * len(row.values), ".", color="C0")
         if row.paper is not None:
-            label = None if axes.get_legend_handles_labels()[0] else "paper"
+            label = None if labelled else "paper"
             axes.plot([row.paper] * 2, [place - 0.4, place + 0.4], color="C3", lw=2, label=label)
+            labelled = True
     axes.set_yticks(range(len(rows)), names, fontsize="small")
     axes.invert_yaxis()
     axes.set_xlim(-1, 102)
     axes.set_xlabel(f"{what} (%): mean, standard deviation and each seed")
     axes.grid(axis="x", alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
+    if labelled:
         figure.legend(loc="outside lower center", fontsize="small")
     return {"": figure}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from matplotlib.figure import Figure
 
 from worstcase.figures.accuracy_over_thg import accuracy_over_thg
 from worstcase.figures.methods import Accuracies, methods
 from worstcase.report import paper
-from worstcase.report.rows import CLEAN, Result, Run, Settings, differing, gather, lowest, results
-from worstcase.report.section import THG, Section, attack, bars, in_default_form, is_papers, network, section
+from worstcase.report.rows import CLEAN, Result, Run, Settings, differing, gather, lowest, results, rounded
+from worstcase.report.section import THG, Section, attack, bars, in_default_form, is_papers, section
 
 HARDENED = ("flwc", "lwc", "ensemble")
 ATTACKS = (CLEAN, *HARDENED)
@@ -31,7 +31,7 @@ def table5(runs: Sequence[Run]) -> Section | None:
 
     rows = gather(
         found,
-        lambda r: {"network": network(r), "method": r.method, "attack": attack(r)},
+        lambda r: {"network": r.run.network_name, "method": r.method, "attack": attack(r)},
         published=lambda r: published(paper.TABLE5, r),
         published_deviation=lambda r: published(paper.TABLE5_DEVIATIONS, r),
     )
@@ -103,20 +103,23 @@ def compared_methods(runs: Sequence[Run]) -> Section | None:
     if len({r.method for r in found} - {"given weights"}) < 3:
         return None
     rows = gather(
-        sorted(found, key=lambda r: (network(r), r.method, ATTACKS.index(r.attack))),
-        lambda r: {"network": network(r), "method": r.method, "attack": attack(r)},
+        sorted(found, key=lambda r: (r.run.network_name, r.method, ATTACKS.index(r.attack))),
+        lambda r: {"network": r.run.network_name, "method": r.method, "attack": attack(r)},
     )
-    figures: dict[str, Figure] = {}
-    for group in _groups(found):
+    compared = [(title, table) for title, table in method_tables(runs) if len(table) > 2]
+    figures = {str(number): methods(table, title) for number, (title, table) in enumerate(compared, 1)}
+    caption = "Every training method at th_g 0.03. A hardened network may hide from one attack: read the lowest."
+    return section("methods", "Training methods of this project", caption, rows, found, figures)
+
+
+def method_tables(runs: Sequence[Run], thg: float = THG) -> Iterator[tuple[str, Accuracies]]:
+    """For each network and scale its title, and the accuracies of every method under every attack at one th_g."""
+    for group in _groups(r for r in _hardened(runs) if r.thg == rounded(thg)):
         table: Accuracies = {}
         for name, own in group.items():
             for r in lowest(own, lambda r: (r.attack, r.run.seed)).values():
                 table.setdefault(name, {}).setdefault(r.attack, []).append(r.accuracy / 100)
-        if len(table) > 2:
-            title = f"{network(next(iter(group.values()))[0])}, th_g {THG:g}"
-            figures[str(len(figures) + 1)] = methods(table, title)
-    caption = "Every training method at th_g 0.03. A hardened network may hide from one attack: read the lowest."
-    return section("methods", "Training methods of this project", caption, rows, found, figures)
+        yield f"{own[0].run.shown}, th_g {thg:g}", table
 
 
 def _hardened(runs: Sequence[Run]) -> list[Result]:
@@ -127,8 +130,8 @@ def _hardened(runs: Sequence[Run]) -> list[Result]:
 def _groups(found: Iterable[Result]) -> list[dict[str, list[Result]]]:
     """What can be drawn together: results of one network and scale, by method.
 
-    A method that was trained with several settings is named with them. Of an attack in several settings, that
-    which most results have.
+    A method that was trained with several settings is named with them. Of an attack in several settings, those
+    that most results have.
     """
     by_setting: dict[Settings, list[Result]] = {}
     for r in found:
@@ -136,14 +139,15 @@ def _groups(found: Iterable[Result]) -> list[dict[str, list[Result]]]:
     groups = []
     for own in by_setting.values():
         counts = Counter((r.attack, r.attack_settings) for r in own)
-        usual = {attack: settings for (attack, settings), _ in reversed(counts.most_common())}
+        most = {attack: count for (attack, _), count in reversed(counts.most_common())}
         variants: dict[str, set[Settings]] = {}
         for r in own:
             variants.setdefault(r.method, set()).add(r.run.method_settings)
+        shared = {method: set.intersection(*map(set, settings)) for method, settings in variants.items()}
         group: dict[str, list[Result]] = {}
         for r in own:
-            if r.attack_settings == usual[r.attack]:
-                named = [r.method, *differing(r.run.method_settings, variants[r.method])]
+            if counts[r.attack, r.attack_settings] == most[r.attack]:
+                named = [r.method, *differing(r.run.method_settings, shared[r.method])]
                 group.setdefault(", ".join(named), []).append(r)
         groups.append(group)
     return groups
@@ -154,6 +158,7 @@ def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     number = 0  # of those that have a curve
     for group in _groups(found):
+        scale = ", ".join(next(iter(group.values()))[0].run.differences())
         drawn = {}
         for kind in HARDENED:
             records = [
@@ -163,7 +168,7 @@ def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
                 if r.attack == kind and r.found
             ]
             if len({record.thg for record in records}) > 1:
-                drawn[kind] = accuracy_over_thg(records)
+                drawn[kind] = accuracy_over_thg(records, scale)
         number += bool(drawn)
         figures |= {kind if number == 1 else f"{kind}-{number}": figure for kind, figure in drawn.items()}
     return figures

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from worstcase.figures import diagnosis
 from worstcase.report import paper
-from worstcase.report.rows import Run
+from worstcase.report.rows import Run, rounded
 from worstcase.report.section import THG, Section, row
 
 
@@ -28,13 +28,13 @@ def fig3(runs: Sequence[Run]) -> Section | None:
         for run in reversed(runs)
         if _is_regular_lenet(run)
         for attack in run.record.attacks
-        if attack.thg == THG and len(trace := {entry["c"]: entry for entry in attack.history if "c" in entry}) > 1
+        if rounded(attack.thg) == THG and len(trace := diagnosis.trace_of_c(attack)) > 1
     ]
     if not searched:
         return None
     run, attack, trace = min(searched, key=lambda one: len(one[0].differences()))
     rows = []
-    for c, entry in sorted(trace.items()):
+    for c, entry in trace.items():
         at = {"c": f"{c:.2g}"}
         rows.append(row(run, at | {"quantity": "error, clamped"}, 100 * (1 - entry["accuracy"])))
         rows.append(row(run, at | {"quantity": "L, in bounds"}, entry["magnitude"], unit=""))
@@ -90,7 +90,7 @@ def _explained(runs: Sequence[Run]) -> Run | None:
     explained = [
         run
         for run in runs
-        if run.record.diagnosis and _is_regular_lenet(run) and run.record.diagnosis["thg"] == THG
+        if run.record.diagnosis and _is_regular_lenet(run) and rounded(run.record.diagnosis["thg"]) == THG
     ]
     return min(explained, key=lambda run: (len(run.differences()), run.record.diagnosis["accuracy"]), default=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -42,7 +43,8 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Section]:
 
     Args:
         folders: searched for records.
-        out: gets NAME.csv and NAME.png (or NAME-PART.png) for each figure and table, and ``index.html``.
+        out: gets NAME.csv and NAME.png (or NAME-PART.png) for each figure and table, and ``index.html``. Those
+            files of an earlier report there that this one does not make are deleted.
 
     Returns:
         What there was enough for, in the paper's order.
@@ -59,6 +61,7 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Section]:
     if not sections:
         raise ValueError(f"the {len(runs)} finished runs below {where} are of no figure or table of the paper")
     out.mkdir(parents=True, exist_ok=True)
+    _delete_earlier(out)
     shown = []
     for section in sections:
         write_csv(section.rows, out / f"{section.name}.csv")
@@ -75,3 +78,12 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Section]:
     page = template.render(shown=shown, missing=[name for name in SECTIONS if name not in made], runs=len(runs))
     (out / PAGE).write_text(page)
     return sections
+
+
+def _delete_earlier(out: Path) -> None:
+    """Delete the page of an earlier report and the files that it shows."""
+    page = out / PAGE
+    if page.is_file():
+        for kind, name in re.findall(r'<(section|img) id="(?:picture-)?([\w.-]+)"', page.read_text()):
+            (out / f"{name}.{'csv' if kind == 'section' else 'png'}").unlink(missing_ok=True)
+        page.unlink()

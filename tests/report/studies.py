@@ -1,0 +1,54 @@
+"""Records of a small study, made of what real runs leave."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from worstcase.report import SECTIONS, read_runs
+from worstcase.report.section import Section
+from worstcase.results import AttackRecord, Record
+
+
+def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> Record:
+    """A record as if another method, seed and list of th_g had been run: LWC finds 0.5 + seed / 10, F-LWC less."""
+
+    def found(attack: str, thg: float, accuracy: float, **parameters: object) -> AttackRecord:
+        return dataclasses.replace(
+            record.attacks[0],
+            attack=attack,
+            thg=thg,
+            accuracy=accuracy,
+            max_relative_perturbation=0.0,
+            parameters={"steps": 10, **record.attacks[0].parameters, **parameters},
+        )
+
+    attacks = [found("lwc", thg, 0.5 + seed / 10) for thg in thgs] + [found("flwc", thg, 0.4) for thg in thgs]
+    if method == "vanilla":
+        attacks += [found("pgd", 0.03, 0.45), found("flwc", 0.03, 0.7, steps=2)]
+    return dataclasses.replace(
+        record,
+        method=method,
+        seed=seed,
+        thg=thgs[-1],
+        clean_accuracy=0.9,
+        attacks=attacks,
+        config={**record.config, "thg": thgs[-1], "method": {"_target_": method}},
+        command=f"python -m src.train experiment=fig8a scale=quick method={method} thg={thgs[-1]} seed={seed}",
+        git_commit="a" * 40,
+        flags=[],
+    )
+
+
+def add(folder: Path, record: Record, **changes: object) -> None:
+    folder.mkdir(parents=True)
+    dataclasses.replace(record, **changes).save(folder)
+
+
+def sections(*folders: Path) -> dict[str, Section]:
+    runs = read_runs(folders)
+    return {name: section for name, make in SECTIONS.items() if (section := make(runs))}
+
+
+def labels(method: str, attack: str) -> dict[str, str]:
+    return {"network": "LeNet, MNIST", "method": method, "attack": attack}
