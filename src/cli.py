@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -44,12 +44,17 @@ def start(main: Callable[[], Any]) -> NoReturn:
     # Lightning takes a note of SIGTERM and lets an attack go on for hours, but calls a handler that it finds.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     started = time.time()
+    if error := _not_a_choice([word for word in sys.argv[1:] if "=[" in word]):  # Hydra would take both
+        sys.exit(f"error: {error}")
     try:
         main()
     except JobFailed:
         for folder in sweeps.failures({*CheckBeforeRun.sweep, *identity.RUN_ROOTS}, since=started - 1):
             print(*sweeps.failure(folder), sep="\n", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (HydraException, OmegaConfBaseException, BrokenExecutor, OSError, ValueError) as error:
         if whole:
             raise
@@ -105,7 +110,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         logging.disable(logging.INFO)
         work(cfg, folder)
         return
-    handler = logging.FileHandler(folder / "run.log")
+    handler = logging.FileHandler(folder / sweeps.LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
         if not _lock(handler):
@@ -115,7 +120,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
             return
         (folder / sweeps.ERROR).unlink(missing_ok=True)
         logging.getLogger().addHandler(handler)
-        log.info("%s in %s", command(kind), shown)
+        log.info("%s in %s", _same_place(kind), shown)
         git_commit()
         record = work(cfg, folder)
         record.save(folder)
@@ -137,7 +142,8 @@ def _is_finished(kind: str, cfg: DictConfig, folder: Path, shown: str) -> bool:
     if not (folder / RECORD).exists():
         return False
     record = Record.load(folder)
-    if (record.kind, record.config) != (kind, OmegaConf.to_container(cfg)):
+    wanted = identity.without_place(OmegaConf.to_container(cfg))
+    if record.kind != kind or identity.without_place(record.config) != wanted:
         raise schema.ConfigError(
             f"{shown} holds the record of another configuration; choose another hydra.run.dir"
         )
@@ -191,8 +197,24 @@ def in_one_line(error: BaseException) -> str:
         known = [str(key) for key in error.parent_node if key != "hydra"]
         similar = difflib.get_close_matches(str(error.key), known, n=1)
         hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(known)}"
+        if str(error.full_key).startswith("trainer.") and not similar:
+            hint += f"; another of Lightning's is added by +{error.full_key}=VALUE"
         return f"there is no setting {error.full_key}; {hint}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{error.full_key}: {str(error.msg).splitlines()[0]}"
+        hint = "; presets are chosen with th_g=NAME" if error.full_key == "thg" else ""
+        return f"{error.full_key}: {str(error.msg).splitlines()[0]}{hint}"
     text = str(error).split("Config search path:")[0]
+    if text.startswith("Config group override must be"):
+        text = _not_a_choice(sys.argv[1:]) or text
     return " ".join(text.split()) or type(error).__name__
+
+
+def _not_a_choice(arguments: Sequence[str]) -> str:
+    """Of the first argument that gives a group something else than one of its files, what it may be."""
+    for argument in arguments:
+        place, _, value = argument.partition("=")
+        group = Path(CONF, place.partition("@")[0])
+        if group.is_dir() and not (group / f"{value}.yaml").exists():
+            number = "; a number is thg=NUMBER" if place == "th_g" else ""
+            return f"{argument}: must be one of {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}{number}"
+    return ""

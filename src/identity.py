@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +22,9 @@ WITHOUT_RUN = {  # what an evaluation takes from its training run, and its value
     "seed": 0,
     "data_dir": os.environ.get("WORSTCASE_DATA", "data"),
 }
+
+NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
+"""Data sets that are the same wherever they lie."""
 
 
 def completed(cfg: DictConfig) -> DictConfig:
@@ -42,9 +45,8 @@ def completed(cfg: DictConfig) -> DictConfig:
         elif cfg.get("thgs"):
             cfg.thgs = None
         return cfg
-    said = OmegaConf.masked_copy(cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None])
     if cfg.net and not cfg.run:
-        if not cfg.checkpoint or "_target_" not in said:
+        if not cfg.checkpoint or "_target_" not in cfg.dataset:
             raise schema.ConfigError(f"net={cfg.net} needs checkpoint=FILE and dataset=NAME, or run=FOLDER")
         trained = OmegaConf.create(WITHOUT_RUN)
     else:
@@ -54,6 +56,7 @@ def completed(cfg: DictConfig) -> DictConfig:
     for key in WITHOUT_RUN:
         if cfg[key] is None:
             cfg[key] = trained[key]
+    said = OmegaConf.masked_copy(cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None])
     if "_target_" not in said:
         OmegaConf.set_struct(trained.dataset, True)
         if "data_dir" in trained.dataset:
@@ -87,11 +90,14 @@ def _training_record(folder: Path) -> Record:
     try:
         record = Record.load(folder)
     except FileNotFoundError as error:
-        died = folder / sweeps.ERROR
-        why = f" (it failed: {json.loads(died.read_text())['error']})" if died.is_file() else ""
-        raise FileNotFoundError(
-            f"{error}{why}; make one with: python -m src.train hydra.run.dir={shlex.quote(str(folder))}"
-        ) from None
+        if (died := folder / sweeps.ERROR).is_file():
+            content = json.loads(died.read_text())
+            raise FileNotFoundError(f"{error} (it failed: {content['error']}): {content['command']}") from None
+        if (folder / CHECKPOINT.parent).is_dir():
+            raise FileNotFoundError(f"{error}; finish it by its command, the first line of its run.log") from None
+        below = [run for run, record in finished_runs([folder]) if record.kind == "train"]
+        hint = f"below it there is {below[0]}" if below else "make one with: python -m src.train"
+        raise FileNotFoundError(f"{error}; {hint}") from None
     if record.kind != "train":
         raise ValueError(f"{folder} holds an evaluation; run= takes the folder of a training run")
     return record
@@ -121,9 +127,17 @@ def _own(net: str | None) -> str:
     return net.split(":")[-1] if net else ""
 
 
+def without_place(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without where its data lie, unless that tells which they are: the same job elsewhere."""
+    dataset = config["dataset"]
+    if str(dataset.get("_target_")) in NAMED_DATA:
+        dataset = {key: value for key, value in dataset.items() if key not in ("data_dir", "download")}
+    return {**{key: value for key, value in config.items() if key != "data_dir"}, "dataset": dataset}
+
+
 def _digest(root: DictConfig) -> str:
     settings = OmegaConf.masked_copy(root, [key for key in root if key != "hydra"])
-    text = json.dumps(OmegaConf.to_container(settings, resolve=True), sort_keys=True)
+    text = json.dumps(without_place(OmegaConf.to_container(settings, resolve=True)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

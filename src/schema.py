@@ -51,7 +51,7 @@ class EvaluateConfig:
     layers: list[str] | None = None
     exclude: list[str] | None = None
     heldout: bool = False
-    diagnosis: str = MISSING
+    diagnosis: str | None = MISSING
     seed: int | None = None
     data_dir: str | None = None
     model: Any = MISSING
@@ -120,7 +120,7 @@ def trains_without_thg(cfg: DictConfig) -> bool:
 
 
 def check(cfg: DictConfig) -> None:
-    """Check the ranges of a train or evaluate configuration; settings that are absent or null pass.
+    """Check that a train or evaluate configuration is whole, and its ranges; settings that are null pass.
 
     Raises:
         ConfigError: for the first setting that is out of range.
@@ -129,6 +129,9 @@ def check(cfg: DictConfig) -> None:
         chosen = OmegaConf.select(cfg, place, default={})
         if not isinstance(chosen, dict | DictConfig):
             raise ConfigError(f"{place}={chosen}: choose one of the group's files with {group}=NAME")
+    settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    if missing := sorted(OmegaConf.missing_keys(settings)):
+        raise ConfigError(f"{missing[0]} is needed: {missing[0]}=VALUE")
     full_scale = cfg.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
@@ -141,7 +144,7 @@ def check(cfg: DictConfig) -> None:
             raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
     if cfg.get("scale") not in (None, "quick", "paper"):
         raise ConfigError(f"scale={cfg.scale}: must be quick or paper")
-    if cfg.get("diagnosis") not in (None, "short", "full"):
+    if "diagnosis" in cfg and cfg.diagnosis not in ("short", "full"):
         raise ConfigError(f"diagnosis={cfg.diagnosis}: must be short or full")
     seed = cfg.get("seed")
     if seed is not None and not 0 <= seed < 2**32:

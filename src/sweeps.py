@@ -1,4 +1,4 @@
-"""Which jobs an experiment has, and what is finished, failed or missing of them."""
+"""Which jobs an experiment has, and what is finished, failed, begun or missing of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from src import schema
 from worstcase.results import RECORD, finished_runs
 
 ERROR = "error.json"
+LOG = "run.log"
 
 
 class Job(NamedTuple):
@@ -64,17 +65,30 @@ def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]
     folders = list(folders)
     done = [folder for folder, _ in finished_runs(folders)]
     failed = failures(folders)
+    begun = _begun(folders)
     for folder in sorted(done):
         yield f"finished  {folder}"
     for folder in failed:
         yield from failure(folder)
-    yield f"{len(done)} finished, {len(failed)} failed"
+    for folder, command in begun:
+        yield f"begun     {folder}\n          {command}"
+    yield f"{len(done)} finished, {len(failed)} failed, {len(begun)} begun (at work, or killed)"
 
 
 def failures(folders: Iterable[Path], since: float = 0.0) -> list[Path]:
     """The folders below some others of jobs that failed, last at or after a time (seconds since the epoch)."""
     paths = {path.resolve() for folder in folders for path in folder.rglob(ERROR)}
     return sorted(path.parent for path in paths if path.stat().st_mtime >= since)
+
+
+def _begun(folders: Iterable[Path]) -> list[tuple[Path, str]]:
+    """The folders below some others, with their commands, of jobs that have neither finished nor failed."""
+    logs = {path.resolve(): path for folder in folders for path in folder.rglob(LOG)}
+    return [
+        (path.parent, path.read_text().partition("src.cli: ")[2].partition(" in ")[0])
+        for path in sorted(logs.values())
+        if not any((path.parent / name).exists() for name in (RECORD, ERROR))
+    ]
 
 
 def shown(folder: Path) -> str:

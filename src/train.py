@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli, tracking
+from src import cli, identity, schema, tracking
 from worstcase.results import AttackRecord, Record, save_perturbations, write_json
 
 LAST = "last"  # checkpoint of the newest epoch, from which a run that was killed goes on
@@ -62,10 +62,12 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
     best = ModelCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
     last = ModelCheckpoint(**files, filename=LAST, save_on_train_epoch_end=True)
     timer = Timer()
-    callbacks = list(instantiate(cfg.callbacks).values())
+    callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
     at_test = next((callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)), None)
     if at_test is None:
         raise ValueError("callbacks: a run needs a worstcase.callbacks.WorstCaseAtTest for its record")
+    if not at_test.attacks:
+        raise ValueError("callbacks.worst_case_at_test: a run needs at least one attack for its record")
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_test.attacks, *per_epoch]:
         attack.check_classes(datamodule.num_classes)
@@ -122,9 +124,19 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
 
 
 def _unfinished(checkpoints: Path, config: dict) -> Path | None:
-    """The last checkpoint that a run of this configuration left here when it was killed."""
+    """The last checkpoint that a run of this configuration left here when it was killed.
+
+    Raises:
+        ConfigError: one of another configuration did.
+    """
     last, configuration = checkpoints / f"{LAST}.ckpt", checkpoints / "config.json"
-    if last.is_file() and configuration.is_file() and json.loads(configuration.read_text()) == config:
+    if last.is_file() and configuration.is_file():
+        found = json.loads(configuration.read_text())
+        if identity.without_place(found) != identity.without_place(config):
+            raise schema.ConfigError(
+                f"{checkpoints.parent} holds an unfinished run of another configuration; "
+                "choose another hydra.run.dir"
+            )
         if _is_whole(last):
             log.info("going on from %s", last)
             return last

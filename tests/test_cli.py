@@ -127,6 +127,18 @@ def test_a_killed_run_goes_on_from_its_last_epoch_to_the_same_result(tmp_path):
         assert 0 < record(folder)["train_seconds"] < 60
 
 
+def test_a_checkpoint_that_was_cut_off_is_trained_anew(tmp_path):
+    small = ["src.train", "method=vanilla", "dataset.limit=100", "trainer.max_epochs=1", "attack@test_attack=flwc"]
+    run(*small, f"hydra.run.dir={tmp_path}")
+    first = without_times(record(tmp_path))
+    (tmp_path / "results.json").unlink()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    done = run(*small, f"hydra.run.dir={tmp_path}")
+    assert "was cut off" in done.stderr and "epoch 1 of 1" in done.stderr
+    assert without_times(record(tmp_path)) == first
+
+
 def test_two_processes_leave_one_record_of_the_whole_test_set(tmp_path):
     processes = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"]
     settings = ["method=universal_at", ONE_EPOCH, "attack@val_attack=flwc", "dataset.limit=1000"]
@@ -135,10 +147,12 @@ def test_two_processes_leave_one_record_of_the_whole_test_set(tmp_path):
     assert done.stderr.count("epoch 1 of 1") == 1 and done.stdout.count("results.json") == 1
 
 
-def test_an_unfinished_run_of_another_configuration_is_not_gone_on_with(trained, tmp_path):
+def test_an_unfinished_run_is_neither_overwritten_nor_gone_on_with_by_another_configuration(trained, tmp_path):
     unfinished = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("results.json"))
-    done = run("src.train", "method=vanilla", ONE_EPOCH, "seed=1", f"hydra.run.dir={unfinished}")
-    assert "going on from" not in done.stderr and "epoch 1 of 1" in done.stderr
+    before = files(unfinished / "checkpoints")
+    done = run("src.train", "method=vanilla", ONE_EPOCH, "seed=1", f"hydra.run.dir={unfinished}", fails=True)
+    assert f"{unfinished} holds an unfinished run of another configuration" in done.stderr
+    assert files(unfinished / "checkpoints") == before
 
 
 # ---- evaluate

@@ -11,7 +11,9 @@ from worstcase.models import LeNet
 
 BAD = {
     "thg=-0.1": "thg=-0.1: must be a finite number, 0 or more",
-    "thg=abc": "thg: Value 'abc' of type 'str' could not be converted to Float",
+    "thg=rram": "could not be converted to Float; presets are chosen with th_g=NAME",
+    "model=torchvision": "model.arch is needed: model.arch=VALUE",
+    "dataset=imagefolder": "dataset.folder is needed: dataset.folder=VALUE",
     "thg=nan": "thg=nan: must be a finite number",
     "thg=inf": "thg=inf: must be a finite number",
     "thg=2": "thg=2.0: must be at most 1, a fraction of each layer's full scale",
@@ -30,6 +32,10 @@ BAD = {
     "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
     "method.alhpa=0.5": "there is no setting method.alhpa; did you mean alpha?",
     "tgh=0.1": "there is no setting tgh; did you mean thg?",
+    "th_g=0.02": "th_g=0.02: must be one of fefet, paper, ",
+    "callbacks=null": "callbacks=null: must be one of compared, default, ",
+    "method=[vanilla,va]": "method=[vanilla,va]: must be one of adversarial, atrice, ",
+    "trainer.precision=16": "another of Lightning's is added by +trainer.precision=VALUE",
     "thg=[0.1": "no viable alternative at input '[0.1'",
 }
 
@@ -90,9 +96,11 @@ def test_an_evaluation_of_a_run_that_died_says_how_to_make_one(trained, tmp_path
     )
     done = run("src.evaluate", f"run={died}", fails=True)
     assert f"no finished run in {died}" in done.stderr
-    assert f"make one with: python -m src.train hydra.run.dir={died}" in done.stderr
+    assert "finish it by its command, the first line of its run.log" in done.stderr
     assert not (died / "evaluations").exists()
-    assert "no finished run" in run("src.evaluate", f"run={tmp_path / 'nowhere'}", fails=True).stderr
+    nowhere = run("src.evaluate", f"run={tmp_path / 'nowhere'}", fails=True).stderr
+    assert "no finished run" in nowhere and "make one with: python -m src.train" in nowhere
+    assert f"below it there is {trained}" in run("src.evaluate", f"run={trained.parent}", fails=True).stderr
 
 
 def test_an_evaluation_names_a_bad_attack_or_setting(trained):

@@ -114,7 +114,7 @@ def test_no_record_means_not_finished(tmp_path):
         Record.load(tmp_path)
 
 
-def test_finished_runs_come_newest_first_without_broken_ones(tmp_path):
+def test_finished_runs_come_newest_first_without_broken_ones(tmp_path, caplog):
     for age, name in enumerate(["new", "middle/deep", "old", "broken"]):
         folder = tmp_path / name
         folder.mkdir(parents=True)
@@ -122,6 +122,7 @@ def test_finished_runs_come_newest_first_without_broken_ones(tmp_path):
         os.utime(folder / "results.json", (1000 - age, 1000 - age))
     (tmp_path / "broken" / "results.json").write_text("{")
     assert [found.seed for _, found in finished_runs([tmp_path, tmp_path / "none"])] == [0, 1, 2]
+    assert f"passed over: {tmp_path / 'broken' / 'results.json'} is no record of a run" in caplog.text
 
 
 def test_the_commit_is_the_librarys_own_checkout():

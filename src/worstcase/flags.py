@@ -93,7 +93,7 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
     """Lines for lower accuracies that other records of a network have at the same or a smaller th_g.
 
     Args:
-        record: of an evaluation.
+        record: of an evaluation; of sampled chips nothing is said, they are not a search.
         others: of the same training run: its own, and those of other evaluations.
     """
     same = ("model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits")
@@ -108,6 +108,8 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
     ]
     flags = []
     for attack in record.attacks:
+        if attack.distribution:
+            continue
         comparable = [other for other in found if other.thg <= attack.thg]
         lowest = min(comparable, key=lambda other: other.accuracy, default=attack)
         if lowest.accuracy < attack.accuracy:

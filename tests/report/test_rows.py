@@ -103,7 +103,7 @@ def test_fig7_from_evaluations_of_one_number_of_steps_each(study, tmp_path):
     record = Record.load(trained)
     dataclasses.replace(record, attacks=record.attacks[:1]).save(trained)
     for steps in (1, 2, 5):
-        found = [dataclasses.replace(record.attacks[-1], parameters={"steps": steps})]
+        found = [dataclasses.replace(record.attacks[-1], seconds=steps, parameters={"steps": steps})]
         add(trained / "evaluations" / str(steps), record, kind="evaluate", source_run="../..", attacks=found)
     (axes,) = sections(tmp_path)["fig7"].figures["fig7"].axes
     assert {text.get_text() for text in axes.texts} == {"1", "2", "5"}
