@@ -6,6 +6,7 @@ import difflib
 import fcntl
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -200,6 +201,8 @@ def in_one_line(error: BaseException) -> str:
         if str(error.full_key).startswith("trainer.") and not similar:
             hint += f"; another of Lightning's is added by +{error.full_key}=VALUE"
         return f"there is no setting {error.full_key}; {hint}"
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        return f"{missing[1]} is needed: {missing[1]}=VALUE"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         hint = "; presets are chosen with th_g=NAME" if error.full_key == "thg" else ""
         return f"{error.full_key}: {str(error.msg).splitlines()[0]}{hint}"

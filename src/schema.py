@@ -130,7 +130,7 @@ def check(cfg: DictConfig) -> None:
         if not isinstance(chosen, dict | DictConfig):
             raise ConfigError(f"{place}={chosen}: choose one of the group's files with {group}=NAME")
     settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    if missing := sorted(OmegaConf.missing_keys(settings)):
+    if missing := sorted(OmegaConf.missing_keys(settings)):  # where others refer to one, it raises
         raise ConfigError(f"{missing[0]} is needed: {missing[0]}=VALUE")
     full_scale = cfg.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):

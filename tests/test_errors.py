@@ -13,7 +13,7 @@ BAD = {
     "thg=-0.1": "thg=-0.1: must be a finite number, 0 or more",
     "thg=rram": "could not be converted to Float; presets are chosen with th_g=NAME",
     "model=torchvision": "model.arch is needed: model.arch=VALUE",
-    "dataset=imagefolder": "dataset.folder is needed: dataset.folder=VALUE",
+    "dataset=imagefolder": "dataset.num_classes is needed: dataset.num_classes=VALUE",
     "thg=nan": "thg=nan: must be a finite number",
     "thg=inf": "thg=inf: must be a finite number",
     "thg=2": "thg=2.0: must be at most 1, a fraction of each layer's full scale",
