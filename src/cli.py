@@ -122,7 +122,7 @@ def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConf
         (folder / sweeps.ERROR).unlink(missing_ok=True)
         logging.getLogger().addHandler(handler)
         log.info("%s in %s", _same_place(kind), shown)
-        git_commit()
+        git_commit()  # remembered: what is committed while the job runs is not what runs
         record = work(cfg, folder)
         record.save(folder)
         print_summary(record, shown)
@@ -217,7 +217,7 @@ def _not_a_choice(arguments: Sequence[str]) -> str:
     for argument in arguments:
         place, _, value = argument.partition("=")
         group = Path(CONF, place.partition("@")[0])
-        if group.is_dir() and not (group / f"{value}.yaml").exists():
+        if group.is_dir() and not all((group / f"{name}.yaml").exists() for name in value.split(",")):
             number = "; a number is thg=NUMBER" if place == "th_g" else ""
             return f"{argument}: must be one of {', '.join(sorted(p.stem for p in group.glob('*.yaml')))}{number}"
     return ""

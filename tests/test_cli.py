@@ -246,16 +246,25 @@ def test_evaluation_on_another_limit(trained, tmp_path):
     assert record(tmp_path)["samples"] == 50
 
 
-def test_a_run_ends_when_it_is_told_to(tmp_path):
-    """SIGTERM, as kill and cluster schedulers send it, in an attack that would take an hour."""
+def test_an_evaluation_looks_for_another_data_set_where_it_is_told(trained):
+    done = run("src.evaluate", f"run={trained}", "attack=flwc", "dataset=mnist", fails=True)
+    assert "no MNIST below no-such-folder" in done.stderr  # of WORSTCASE_DATA
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_ends_when_it_is_told_to(tmp_path, signalled):
+    """SIGTERM, as kill and cluster schedulers send it, or Ctrl-C, in an attack that would take an hour."""
     attack = ["attack@test_attack=lwc", "test_attack.epochs=100000", "dataset.limit=100"]
     long = command("src.train", "method=vanilla", ONE_EPOCH, *attack, f"hydra.run.dir={tmp_path}")
     process = subprocess.Popen(long, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr
     assert any("lwc: pass" in line for line in process.stderr)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    process.send_signal(signalled)
+    _, last = process.communicate(timeout=60)
+    assert process.returncode == 128 + signalled and "Traceback" not in last
     assert not (tmp_path / "results.json").exists()
+    begun = run("src.report", "status=true", f"folders=[{tmp_path}]").stdout
+    assert f"begun     {tmp_path}\n          python -m src.train method=vanilla" in begun
 
 
 # ---- sweeps

@@ -127,7 +127,7 @@ def test_experiments_run_and_their_figures_and_tables_are_in_the_report(swept, t
 
 def test_status_tells_finished_failed_and_missing(swept, tmp_path):
     shown = run("src.report", "status=true", f"folders=[{swept}]").stdout
-    assert shown.count("finished  ") == 6 and "6 finished, 0 failed" in shown
+    assert shown.count("finished  ") == 6 and "6 finished, 0 failed, 0 begun" in shown
     done = run("src.report", "status=nope", fails=True)
     assert "Could not find 'experiment/nope' Available options in 'experiment': fig1 " in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -144,6 +144,12 @@ def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp
     assert lines[1] == f"failed    {jobs[1].folder}: the error\n          the command"
     assert all(line.startswith("missing   ") for line in lines[2:-1]) and jobs[2].command in lines[2]
     assert lines[-1] == "1 of 12 jobs finished, 1 failed"
+
+
+@pytest.mark.parametrize(("dataset", "moves"), [("mnist5k", False), ("mnist", False), ("imagenet", True)])
+def test_where_the_data_lie_is_no_part_of_a_job_unless_it_tells_which_they_are(hydra, dataset, moves):
+    here, there = (folders(f"dataset={dataset}", f"data_dir={place}") for place in ("here", "there"))
+    assert (here != there) == moves
 
 
 # ---- sweeps that survive

@@ -108,3 +108,5 @@ def test_lower_accuracies_of_earlier_evaluations(thg, accuracy, flagged):
         assert flags == [f"flwc at th_g 0.02: 40.00%, but lwc found 10.00% at th_g {thg:g} in another run"]
     other = record(found("lwc", thg, 0.9, 0.0), kind="evaluate", config=config | {"exclude": ["fc*"]}, thg=thg)
     assert lower_elsewhere(now, [other]) == []
+    sampled = record(found("monte_carlo", 0.02, 0.9, 0.4, distribution={"mean": 0.8}), config=config, thg=0.02)
+    assert lower_elsewhere(sampled, [before]) == []
