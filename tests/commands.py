@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 REPOSITORY = Path(__file__).parent.parent
+_forked = multiprocessing.get_context("forkserver")
+_forked.set_forkserver_preload(
+    ["lightning", "torchvision", "matplotlib.figure", "hydra", "wandb", "safetensors.torch"]
+)
 
 
 def command(*arguments: object) -> list[str]:
@@ -20,12 +27,34 @@ def environment() -> dict[str, str]:
 
 
 def run(*arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a command from the repository; it must succeed, or fail, as said."""
-    done = subprocess.run(
-        command(*arguments), cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300
-    )
+    """Run a command from the repository; it must succeed, or fail, as said.
+
+    Its process is forked from one that has imported the large packages, which takes longer than most commands.
+    """
+    with TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = _forked.Process(target=_become, args=([str(a) for a in arguments], out, err))
+        process.start()
+        process.join(timeout=300)
+        if process.exitcode is None:
+            process.kill()
+        done = subprocess.CompletedProcess(arguments, process.exitcode or 0, out.read_text(), err.read_text())
+    assert process.exitcode is not None, f"not done after 300 s: {done.stderr}"
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done
+
+
+def _become(arguments: list[str], out: Path, err: Path) -> None:
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(REPOSITORY)
+    os.environ.update(environment())
+    import torch
+
+    torch.set_num_threads(1)
+    sys.argv = arguments
+    sys.path.insert(0, str(REPOSITORY))
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
 def without_times(content: dict) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 from commands import run
 from torch import nn
 from torch.utils.data import DataLoader
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from textwrap import shorten
 
 from matplotlib.figure import Figure
@@ -67,6 +68,8 @@ class Section:
         first = ("experiment", "scale")
         keys = sorted(dict.fromkeys(key for job in jobs for key in job), key=lambda key: key not in first)
         values = {key: list(dict.fromkeys(job[key] for job in jobs if key in job)) for key in keys}
+        if prod(map(len, values.values())) > len(jobs) * len(values.get("thg", [""])):
+            return None
         swept = [dict(zip(keys, combination, strict=True)) for combination in product(*values.values())]
         if {_training(job) for job in swept} != {_training(job) for job in jobs}:
             return None
