@@ -65,8 +65,8 @@ def test_perturbed_forward_equals_a_network_with_those_weights(small_net):
     with torch.no_grad():
         for name, deviation in perturbation.items():
             small_net.get_parameter(name).add_(deviation)
-    torch.testing.assert_close(found, small_net(images), rtol=0, atol=0)
-    assert not torch.equal(before, found)
+    torch.testing.assert_close(found, small_net(images))  # other layouts of the images round otherwise
+    assert (before - found).abs().max() > 0.01
 
 
 def test_images_are_laid_out_channels_last_where_the_network_computes_so(small_net):

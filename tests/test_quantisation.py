@@ -79,7 +79,7 @@ def test_a_perturbation_comes_after_the_weight_quantiser():
 def test_without_bits_the_network_is_as_it_was(small_net):
     crossbar = Crossbar(small_net, 0.1).eval()
     images = torch.randn(4, 1, 6, 6)
-    assert torch.equal(crossbar(images), small_net(images))
+    torch.testing.assert_close(crossbar(images), small_net(images))  # other layouts of the images round otherwise
     assert crossbar.state_dict().keys() == {f"net.{key}" for key in small_net.state_dict()}
 
 

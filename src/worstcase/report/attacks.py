@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from worstcase.figures.monte_carlo import monte_carlo
 from worstcase.report import paper
-from worstcase.report.rows import CLEAN, Result, Row, Run, Settings, gather
+from worstcase.report.rows import CLEAN, Result, Row, Run, gather
 from worstcase.report.section import THG, Section, at, bars, in_default_form, is_papers, row, section
 
 
@@ -72,10 +72,14 @@ def table4(runs: Sequence[Run]) -> Section | None:
 
 def fig7(runs: Sequence[Run]) -> Section | None:
     found = [r for r in at(runs, THG) if r.method == "vanilla" and r.attack == "flwc" and is_papers(r)]
-    steps: dict[Settings, set[int]] = {}
-    for r in found:
-        steps.setdefault(r.run.settings, set()).add(r.parameters["steps"])
-    found = [r for r in found if len(steps[r.run.settings]) > 1]
+
+    def in_several_steps(within: Callable[[Result], object]) -> list[Result]:
+        steps: dict[object, set[int]] = {}
+        for r in found:
+            steps.setdefault(within(r), set()).add(r.parameters["steps"])
+        return [r for r in found if len(steps[within(r)]) > 1]
+
+    found = in_several_steps(lambda r: id(r.run)) or in_several_steps(lambda r: r.run.settings)
     found = [r for r in found if r.run.network == paper.CONVNET] or found
     if not found:
         return None
