@@ -84,7 +84,7 @@ def test_a_record_of_another_configuration_is_never_overwritten(trained):
 
 def test_same_seed_same_record_other_seed_another(tmp_path):
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
-        run("src.train", ONE_EPOCH, "dataset.limit=500", f"seed={seed}", f"hydra.run.dir={tmp_path / name}")
+        run("src.train", ONE_EPOCH, "dataset.limit=100", f"seed={seed}", f"hydra.run.dir={tmp_path / name}")
     first, again, other = (without_times(record(tmp_path / name)) for name in ("first", "again", "other"))
     assert first == again
     assert first["attacks"] != other["attacks"]
@@ -222,7 +222,7 @@ def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path
 
 def test_quantised_training_and_evaluation(tmp_path, trained):
     bits = ["model.weight_bits=4", "model.activation_bits=4"]
-    run("src.train", "method=atrice", ONE_EPOCH, *bits, f"hydra.run.dir={tmp_path}")
+    run("src.train", "method=atrice", ONE_EPOCH, "dataset.limit=500", *bits, f"hydra.run.dir={tmp_path}")
     content = record(tmp_path)
     assert (content["weight_bits"], content["activation_bits"]) == (4, 4)
     run("src.evaluate", f"run={tmp_path}", "attack=flwc")

@@ -158,7 +158,7 @@ def test_where_the_data_lie_is_no_part_of_a_job_unless_it_tells_which_they_are(h
 
 def test_two_sweeps_at_once_share_the_jobs(tmp_path):
     """Each job is done by one process, and each folder has one whole record."""
-    small = ["dataset.limit=100", "trainer.max_epochs=2", "attack@test_attack=flwc"]
+    small = ["dataset.limit=100", "trainer.max_epochs=2", "attack@test_attack=flwc", ALONE]
     sweep = command("src.train", "-m", "method=vanilla", "seed=0,1,2,3", *small, f"hydra.sweep.dir={tmp_path}")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(sweep, cwd=REPOSITORY, env=environment(), **pipes) for _ in range(2)]
