@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
@@ -40,7 +41,7 @@ def methods(table: Accuracies, title: str) -> Figure:
     axes.set_yticks(range(len(order)), order)
     axes.set_xlim(-2, 102)
     axes.set_xlabel("accuracy (%): mean and standard deviation over seeds")
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(fill(title, 75), fontsize="medium")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(names), fontsize="small")
     return figure

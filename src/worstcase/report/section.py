@@ -143,7 +143,7 @@ def bars(rows: Sequence[Row], what: str) -> dict[str, Figure]:
     axes.set_yticks(range(len(rows)), names, fontsize="small")
     axes.invert_yaxis()
     axes.set_xlim(-1, 102)
-    axes.set_xlabel(f"{what} (%): mean, standard deviation and each seed")
+    axes.set_xlabel(f"{what} (%)\nmean, standard deviation, each seed")
     axes.grid(axis="x", alpha=0.3)
     if labelled:
         figure.legend(loc="outside lower center", fontsize="small")
