@@ -27,6 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from src import identity, schema, sweeps
 from src.summary import print_summary
 from worstcase.results import RECORD, Record, git_commit, write_json
+from worstcase.settings import without_place
 
 CONF = str(Path(__file__).parent.parent / "conf")
 log = logging.getLogger(__name__)
@@ -143,8 +144,8 @@ def _is_finished(kind: str, cfg: DictConfig, folder: Path, shown: str) -> bool:
     if not (folder / RECORD).exists():
         return False
     record = Record.load(folder)
-    wanted = identity.without_place(OmegaConf.to_container(cfg))
-    if record.kind != kind or identity.without_place(record.config) != wanted:
+    wanted = without_place(OmegaConf.to_container(cfg))
+    if record.kind != kind or without_place(record.config) != wanted:
         raise schema.ConfigError(
             f"{shown} holds the record of another configuration; choose another hydra.run.dir"
         )

@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from src import schema, sweeps
 from worstcase.results import CHECKPOINT, Record, finished_runs
+from worstcase.settings import trains_without_thg, without_place
 
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
 WITHOUT_RUN = {  # what an evaluation takes from its training run, and its values where there is none
@@ -22,9 +22,6 @@ WITHOUT_RUN = {  # what an evaluation takes from its training run, and its value
     "seed": 0,
     "data_dir": os.environ.get("WORSTCASE_DATA", "data"),
 }
-
-NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
-"""Data sets that are the same wherever they lie."""
 
 
 def completed(cfg: DictConfig) -> DictConfig:
@@ -40,7 +37,7 @@ def completed(cfg: DictConfig) -> DictConfig:
     """
     cfg = cfg.copy()
     if "run" not in cfg:
-        if cfg.get("thgs") and schema.trains_without_thg(cfg):
+        if cfg.get("thgs") and trains_without_thg(cfg):
             cfg.thg = max(cfg.thgs)
         elif cfg.get("thgs"):
             cfg.thgs = None
@@ -125,14 +122,6 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
 def _own(net: str | None) -> str:
     """The user's own network as part of a folder's name."""
     return net.split(":")[-1] if net else ""
-
-
-def without_place(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without where its data lie, unless that tells which they are: the same job elsewhere."""
-    dataset = config["dataset"]
-    if str(dataset.get("_target_")) in NAMED_DATA:
-        dataset = {key: value for key, value in dataset.items() if key not in ("data_dir", "download")}
-    return {**{key: value for key, value in config.items() if key != "data_dir"}, "dataset": dataset}
 
 
 def _digest(root: DictConfig) -> str:

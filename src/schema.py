@@ -90,8 +90,6 @@ GROUPS = {  # by the place of each in the configuration, how it is chosen
     "logger": "logger",
 }
 
-WITHOUT_THG = ("worstcase.methods.Vanilla", "worstcase.methods.VariationAware")
-
 COUNTS = {  # whole numbers and the least that each may be
     "dataset.batch_size": 1,
     "dataset.limit": 2,
@@ -111,12 +109,6 @@ def bounds(cfg: DictConfig) -> list[float]:
             raise ConfigError("thg=[]: must be a number, or a list of one or more")
         return sorted(set(thg)) if all(isinstance(t, int | float) for t in thg) else list(thg)
     return [] if thg is None else [thg]
-
-
-def trains_without_thg(cfg: DictConfig) -> bool:
-    """Training and selection of the configuration are the same for every th_g."""
-    method = cfg.method
-    return method._target_ in WITHOUT_THG and method.monitor == "val/accuracy"
 
 
 def check(cfg: DictConfig) -> None:

@@ -71,24 +71,27 @@ def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]
     for folder in failed:
         yield from failure(folder)
     for folder, command in begun:
-        yield f"begun     {folder}\n          {command}"
+        yield f"begun     {shown(folder)}\n          {command}"
     yield f"{len(done)} finished, {len(failed)} failed, {len(begun)} begun (at work, or killed)"
 
 
 def failures(folders: Iterable[Path], since: float = 0.0) -> list[Path]:
     """The folders below some others of jobs that failed, last at or after a time (seconds since the epoch)."""
-    paths = {path.resolve() for folder in folders for path in folder.rglob(ERROR)}
-    return sorted(path.parent for path in paths if path.stat().st_mtime >= since)
+    return [folder for folder in _with(ERROR, folders) if (folder / ERROR).stat().st_mtime >= since]
 
 
 def _begun(folders: Iterable[Path]) -> list[tuple[Path, str]]:
     """The folders below some others, with their commands, of jobs that have neither finished nor failed."""
-    logs = {path.resolve(): path for folder in folders for path in folder.rglob(LOG)}
     return [
-        (path.parent, path.read_text().partition("src.cli: ")[2].partition(" in ")[0])
-        for path in sorted(logs.values())
-        if not any((path.parent / name).exists() for name in (RECORD, ERROR))
+        (folder, (folder / LOG).read_text().partition("src.cli: ")[2].partition(" in ")[0])
+        for folder in _with(LOG, folders)
+        if not any((folder / name).exists() for name in (RECORD, ERROR))
     ]
+
+
+def _with(name: str, folders: Iterable[Path]) -> list[Path]:
+    """The folders at or below some others that hold a file of a name."""
+    return sorted({path.resolve().parent for folder in folders for path in folder.rglob(name)})
 
 
 def shown(folder: Path) -> str:

@@ -14,8 +14,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src import cli, identity, schema, tracking
+from src import cli, schema, tracking
 from worstcase.results import AttackRecord, Record, save_perturbations, write_json
+from worstcase.settings import without_place
 
 LAST = "last"  # checkpoint of the newest epoch, from which a run that was killed goes on
 
@@ -132,7 +133,7 @@ def _unfinished(checkpoints: Path, config: dict) -> Path | None:
     last, configuration = checkpoints / f"{LAST}.ckpt", checkpoints / "config.json"
     if last.is_file() and configuration.is_file():
         found = json.loads(configuration.read_text())
-        if identity.without_place(found) != identity.without_place(config):
+        if without_place(found) != without_place(config):
             raise schema.ConfigError(
                 f"{checkpoints.parent} holds an unfinished run of another configuration; "
                 "choose another hydra.run.dir"

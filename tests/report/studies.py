@@ -9,6 +9,8 @@ from worstcase.report import SECTIONS, read_runs
 from worstcase.report.section import Section
 from worstcase.results import AttackRecord, Record
 
+TARGETS = {"vanilla": "worstcase.methods.Vanilla", "va": "worstcase.methods.VariationAware"}
+
 
 def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> Record:
     """A record as if another method, seed and list of th_g had been run: LWC finds 0.5 + seed / 10, F-LWC less."""
@@ -33,7 +35,11 @@ def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> R
         thg=thgs[-1],
         clean_accuracy=0.9,
         attacks=attacks,
-        config={**record.config, "thg": thgs[-1], "method": {"_target_": method}},
+        config={
+            **record.config,
+            "thg": thgs[-1],
+            "method": {"_target_": TARGETS.get(method, method), "monitor": "val/accuracy"},
+        },
         command=f"python -m src.train experiment=fig8a scale=quick method={method} thg={thgs[-1]} seed={seed}",
         git_commit="a" * 40,
         flags=[],

@@ -18,7 +18,8 @@ def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made):
     found = {(row.labels["method"], row.labels["th_g"]) for row in made["fig8a"].rows}
     assert found == {(method, thg) for method in ("vanilla", "va", "atrice") for thg in ("0.01", "0.03")}
     record = made["fig8a"].runs[0].record
-    attacked_elsewhere = dataclasses.replace(record, method="atrice", config={**record.config, "thg": 0.02})
+    config = {**record.config, "thg": 0.02, "method": {"_target_": "atrice"}}
+    attacked_elsewhere = dataclasses.replace(record, method="atrice", config=config)
     assert not any(r.as_trained for r in results([Run(attacked_elsewhere, attacked_elsewhere)]))
 
 
@@ -57,7 +58,7 @@ def test_networks_trained_with_other_bounds_have_rows_of_their_own(study, tmp_pa
 
 def test_a_network_selected_by_its_worst_case_counts_at_its_own_th_g(made):
     record = next(run.record for run in made["fig8a"].runs if run.record.method == "vanilla")
-    method = {"_target_": "vanilla", "monitor": "val/worst_case_accuracy"}
+    method = {**record.config["method"], "monitor": "val/worst_case_accuracy"}
     selected = dataclasses.replace(record, config={**record.config, "thg": 0.03, "method": method})
     assert {r.thg for r in results([Run(record, record)]) if r.as_trained} == {0.01, 0.03}
     assert {r.thg for r in results([Run(selected, selected)]) if r.as_trained} == {0.03}
@@ -156,7 +157,7 @@ def test_th_g_from_a_range_of_floats_is_that_of_the_tables(study, tmp_path):
 def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
     for thg in (0.01, 0.03):
         record = Record.load(study / "atrice" / f"thg{thg}-seed0")
-        other = {**record.config, "method": {"_target_": "atrice", "alpha": 0.3}}
+        other = {**record.config, "method": {**record.config["method"], "alpha": 0.3}}
         add(tmp_path / f"other{thg}", record, config=other)
     made = sections(study, tmp_path)
     (legend,) = made["fig8a"].figures["fig8a-lwc"].legends

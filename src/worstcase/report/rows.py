@@ -7,18 +7,16 @@ import json
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from worstcase.report import paper
 from worstcase.results import RECORD, AttackRecord, Record, finished_runs
+from worstcase.settings import trains_without_thg, without_place
 
 CLEAN = "clean"
 """In the place of an attack: the accuracy as programmed."""
-ANY_THG = ("vanilla", "va")
-"""Methods that train without th_g; selected by CLEAN_MONITOR, one training serves every th_g."""
-CLEAN_MONITOR = "val/accuracy"
 SUBSTITUTES = {"mnist5k": "mnist"}
 """Data sets that stand for one of the paper's at a smaller scale."""
 SAMPLES = {**paper.SAMPLES, "mnist5k": 1000}
@@ -150,10 +148,7 @@ class Result(NamedTuple):
         trained = self.run.trained
         if trained is None:
             return self.run.record.source_run is None  # weights given; of a training that is gone nothing is known
-        if (
-            self.method in ANY_THG
-            and (trained.config.get("method") or {}).get("monitor", CLEAN_MONITOR) == CLEAN_MONITOR
-        ):
+        if trains_without_thg(trained.config):
             return True
         return self.thg == rounded(trained.config["thg"]) and self.run.record.full_scale == trained.full_scale
 
@@ -199,13 +194,15 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     """The finished runs below some folders, oldest first, each with its training's record where that is there."""
     found = {folder.resolve(): record for folder, record in reversed(list(finished_runs(folders)))}
 
+    @cache
+    def outside(folder: Path) -> Record | None:
+        return Record.load(folder) if (folder / RECORD).is_file() else None
+
     def trained(folder: Path, record: Record) -> Record | None:
         if record.source_run is None:
             return record if record.kind == "train" else None
         source = (folder / record.source_run).resolve()
-        if source not in found and (source / RECORD).is_file():
-            return Record.load(source)
-        return found.get(source)
+        return found.get(source) or outside(source)
 
     return [Run(record, trained(folder, record)) for folder, record in found.items()]
 
@@ -313,8 +310,7 @@ def rounded(thg: float) -> float:
 
 def _data_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's data set, without which draw of it and where it lies."""
-    values = config.get("dataset") or {}
-    return {key: value for key, value in values.items() if key not in ("seed", "data_dir", "download")}
+    return {key: value for key, value in without_place(config)["dataset"].items() if key != "seed"}
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:

@@ -12,7 +12,8 @@ from textwrap import shorten
 from matplotlib.figure import Figure
 
 from worstcase.report import paper
-from worstcase.report.rows import ANY_THG, CLEAN, Result, Row, Run, results
+from worstcase.report.rows import CLEAN, Result, Row, Run, results
+from worstcase.settings import trains_without_thg
 
 THG = 0.03  # of the paper's tables and figures but Fig. 8 and Table VI
 
@@ -71,7 +72,13 @@ class Section:
         if prod(map(len, values.values())) > len(jobs) * len(values.get("thg", [""])):
             return None
         swept = [dict(zip(keys, combination, strict=True)) for combination in product(*values.values())]
-        if {_training(job) for job in swept} != {_training(job) for job in jobs}:
+        without_thg = {run.record.method for run in self.runs if trains_without_thg(run.record.config)}
+
+        def training(job: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+            left_out = "thg" if job.get("method") in without_thg else None
+            return frozenset((key, value) for key, value in job.items() if key != left_out)
+
+        if {training(job) for job in swept} != {training(job) for job in jobs}:
             return None
         return shlex.join(
             ["python", "-m", "src.train", "-m", *(f"{key}={','.join(of)}" for key, of in values.items())]
@@ -92,12 +99,6 @@ def section(
     runs = list({id(r.run): r.run for r in found}.values())
     named = {f"{name}-{part}" if part else name: figure for part, figure in (figures or {}).items()}
     return Section(name, title, caption, rows, runs, named)
-
-
-def _training(job: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    """A job's overrides, without the th_g that its method does not train for."""
-    left_out = "thg" if job.get("method") in ANY_THG else None
-    return frozenset((key, value) for key, value in job.items() if key != left_out)
 
 
 def at(runs: Sequence[Run], thg: float) -> list[Result]:

@@ -1,0 +1,35 @@
+"""What a run's configuration, as its record holds it, says of the run. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+WITHOUT_THG = ("worstcase.methods.Vanilla", "worstcase.methods.VariationAware")
+NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
+"""Data sets that are the same wherever they lie."""
+
+
+def trains_without_thg(config: Mapping[str, Any]) -> bool:
+    """Training and selection are the same for every th_g.
+
+    Example:
+        >>> trains_without_thg({"method": {"_target_": "worstcase.methods.Vanilla", "monitor": "val/accuracy"}})
+        True
+    """
+    method = config.get("method") or {}
+    return method.get("_target_") in WITHOUT_THG and method.get("monitor") == "val/accuracy"
+
+
+def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without where its data lie, unless that tells which they are: the same job elsewhere.
+
+    Example:
+        >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
+        >>> without_place({"seed": 0, "data_dir": "here", "dataset": mnist})
+        {'seed': 0, 'dataset': {'_target_': 'worstcase.data.MNISTDataModule'}}
+    """
+    dataset = config.get("dataset") or {}
+    place = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
+    kept = {key: value for key, value in config.items() if key != "data_dir"}
+    return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
