@@ -256,7 +256,16 @@ def test_a_run_ends_when_it_is_told_to(tmp_path, signalled):
     """SIGTERM, as kill and cluster schedulers send it, or Ctrl-C, in an attack that would take an hour."""
     attack = ["attack@test_attack=lwc", "test_attack.epochs=100000", "dataset.limit=100"]
     long = command("src.train", "method=vanilla", ONE_EPOCH, *attack, f"hydra.run.dir={tmp_path}")
-    process = subprocess.Popen(long, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        long,
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in background
+    )
     assert process.stderr
     assert any("lwc: pass" in line for line in process.stderr)
     process.send_signal(signalled)
