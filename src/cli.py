@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
+import io
 import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn, TextIO
+from uuid import uuid4
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from src import identity, schema, sweeps
+from src.begun import JOB, Begun
 from src.summary import print_summary
-from worstcase.results import RECORD, Record, git_commit, write_json
+from worstcase.results import LAST, RECORD, Record, git_commit
 from worstcase.settings import without_place
 
 CONF = str(Path(__file__).parent.parent / "conf")
+LOG = "run.log"
+FAILURES = "WORSTCASE_FAILURES"
+"""Environment variable: the file in which the jobs of a sweep list the folders of those that failed."""
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Environment variables by which Lightning tells its processes apart."""
 log = logging.getLogger(__name__)
 
 
@@ -37,22 +46,31 @@ class JobFailed(CompactHydraException):
     """A job that failed and has said why; a sweep goes on with the others."""
 
 
-def start(main: Callable[[], Any]) -> NoReturn:
-    """Run a Hydra main; an error is one line and a non-zero exit code (HYDRA_FULL_ERROR=1 shows it whole)."""
+def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] = list) -> NoReturn:
+    """Run a Hydra main; an error is one line and a non-zero exit code (HYDRA_FULL_ERROR=1 shows it whole).
+
+    Args:
+        main: takes the command line as `sys.argv` has it.
+        words: from the words that were given to those that main is to take.
+    """
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Waiting threads of GNU OpenMP sleep sooner: as fast alone, 6 times as fast beside two busy processes.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them with a hint
     # Lightning takes a note of SIGTERM and lets an attack go on for hours, but calls a handler that it finds.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    started = time.time()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show ends no job
     if error := _not_a_choice([word for word in sys.argv[1:] if "=[" in word]):  # Hydra would take both
         sys.exit(f"error: {error}")
     try:
+        sys.argv[1:] = words(sys.argv[1:])
         main()
     except JobFailed:
-        for folder in sweeps.failures({*CheckBeforeRun.sweep, *identity.RUN_ROOTS}, since=started - 1):
-            print(*sweeps.failure(folder), sep="\n", file=sys.stderr)
+        for folder in _failures_of_sweep():
+            if told := Begun.load(folder):
+                print(*sweeps.failure(folder, told), sep="\n", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -67,11 +85,8 @@ def start(main: Callable[[], Any]) -> NoReturn:
 class CheckBeforeRun(Callback):
     """Hydra callback: a single run's settings are checked before its folder is made."""
 
-    sweep: ClassVar[list[Path]] = []
-    """The folder of the sweep that runs."""
-
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.sweep.append(Path(config.hydra.sweep.dir))
+        os.environ[FAILURES] = str(Path(config.hydra.sweep.dir, f".failed-{uuid4().hex}").absolute())
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -81,61 +96,82 @@ class CheckBeforeRun(Callback):
             sys.exit(f"error: {in_one_line(error)}")
 
 
+def _failures_of_sweep() -> list[Path]:
+    """The folders of the jobs of this sweep that failed, in any of its processes."""
+    listed = Path(os.environ[FAILURES])
+    folders = [Path(line) for line in listed.read_text().splitlines()] if listed.is_file() else []
+    listed.unlink(missing_ok=True)
+    return sorted(set(folders))
+
+
 def _check_folder(folder: Path) -> None:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"{path} is a file, not a folder; choose another hydra.run.dir")
 
 
-def run_job(kind: str, work: Callable[[DictConfig, Path], Record], cfg: DictConfig) -> None:
+def run_job(kind: str, work: Callable[[dict[str, Any], Path], Record | None], cfg: DictConfig) -> None:
     """Do one job in its folder unless the folder holds its record already, and show the result.
 
     Args:
         kind: ``train`` or ``evaluate``.
-        work: does the job in a folder and returns its record, which is then written.
+        work: does the job of some settings in a folder and returns its record, which is then written.
         cfg: the job's configuration.
 
-    A job that fails ends with a non-zero exit code; why is on screen, in ``run.log`` and in ``error.json``.
+    A job that fails ends with a non-zero exit code; why is on screen, in ``run.log`` and in ``job.json``.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     shown = sweeps.shown(folder)
+    settings: dict[str, Any] = {}
     try:
-        cfg = identity.completed(cfg)
-        schema.check(cfg)
-        OmegaConf.resolve(cfg)
-        if _is_finished(kind, cfg, folder, shown):
+        settings = identity.completed(cfg)
+        schema.check(settings)
+        if _is_finished(kind, settings, folder, shown):
             return
+        _check_unfinished(settings, folder, shown)
     except Exception as error:
-        _fail(kind, folder, in_one_line(error))
+        _fail(kind, folder, settings, error)
 
+    if _works_alone(settings):
+        for name in RANKS:
+            os.environ.pop(name, None)
     if not is_first_process():
         logging.disable(logging.INFO)
-        work(cfg, folder)
+        work(settings, folder)
         return
-    handler = logging.FileHandler(folder / sweeps.LOG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     try:
-        if not _lock(handler):
-            log.info("another process is at work in %s, so left to it", shown)
-            return
-        if _is_finished(kind, cfg, folder, shown):  # by a process that held the lock just now
-            return
-        (folder / sweeps.ERROR).unlink(missing_ok=True)
-        logging.getLogger().addHandler(handler)
-        log.info("%s in %s", _same_place(kind), shown)
-        git_commit()  # remembered: what is committed while the job runs is not what runs
-        record = work(cfg, folder)
-        record.save(folder)
-        print_summary(record, shown)
+        with _locked(folder) as free:
+            if not free:
+                log.info("another process is at work in %s, so left to it", shown)
+            elif not _is_finished(kind, settings, folder, shown):  # by a process that held the lock just now
+                _do(kind, work, settings, folder, shown)
     except Exception as error:
-        handler.stream.write(traceback.format_exc())
-        _fail(kind, folder, in_one_line(error))
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+        _fail(kind, folder, settings, error)
 
 
-def _is_finished(kind: str, cfg: DictConfig, folder: Path, shown: str) -> bool:
+def _do(
+    kind: str,
+    work: Callable[[dict[str, Any], Path], Record | None],
+    settings: dict[str, Any],
+    folder: Path,
+    shown: str,
+) -> None:
+    Begun(_same_place(kind), settings).save(folder)
+    with _logging_into(folder / LOG) as job_log:
+        try:
+            log.info("%s in %s", _same_place(kind), shown)
+            git_commit()  # remembered: what is committed while the job runs is not what runs
+            record = work(settings, folder)
+            assert record is not None  # of the first process
+            record.save(folder)
+        except Exception:
+            with suppress(OSError):
+                job_log.write(traceback.format_exc())
+            raise
+    print_summary(record, shown)
+
+
+def _is_finished(kind: str, settings: dict[str, Any], folder: Path, shown: str) -> bool:
     """The folder holds this job's record, which is shown.
 
     Raises:
@@ -144,8 +180,7 @@ def _is_finished(kind: str, cfg: DictConfig, folder: Path, shown: str) -> bool:
     if not (folder / RECORD).exists():
         return False
     record = Record.load(folder)
-    wanted = without_place(OmegaConf.to_container(cfg))
-    if record.kind != kind or without_place(record.config) != wanted:
+    if record.kind != kind or without_place(record.config) != without_place(settings):
         raise schema.ConfigError(
             f"{shown} holds the record of another configuration; choose another hydra.run.dir"
         )
@@ -154,13 +189,75 @@ def _is_finished(kind: str, cfg: DictConfig, folder: Path, shown: str) -> bool:
     return True
 
 
-def _lock(log_file: logging.FileHandler) -> bool:
-    """Hold the job's log file for this process alone until it is closed, however the process ends; False: held."""
+def _check_unfinished(settings: dict[str, Any], folder: Path, shown: str) -> None:
+    """Leave what a killed training left to those who go on with it.
+
+    Raises:
+        ValueError: the folder holds an unfinished run of another configuration, or of none that can be read.
+    """
+    if not (folder / LAST).is_file():
+        return
+    remedy = f"choose another hydra.run.dir, or delete {Path(shown, LAST.parent)} to train anew"
     try:
-        fcntl.flock(log_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        begun = Begun.load(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; so its unfinished run cannot be gone on with: {remedy}") from None
+    if begun is None:
+        raise ValueError(f"{shown} holds an unfinished run but no {JOB} that tells which: {remedy}")
+    if without_place(begun.config) != without_place(settings):
+        raise schema.ConfigError(f"{shown} holds an unfinished run of another configuration; {remedy}")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the folder for this process alone within a block, however the process ends; False: another holds it.
+
+    Where the file system has no locks this is said, and the job goes on.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        log.warning(
+            "%s cannot be locked (%s): start no second process there", sweeps.shown(folder), error.strerror
+        )
+    try:
+        yield True
+    finally:
+        lock.release()
+        if (folder / RECORD).exists():  # whoever locks it now finds a finished job
+            with suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
+
+
+class _JobLog(logging.FileHandler):
+    """A log whose own failure, such as a full disk, is the job's failure."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the standard library's name)
+        raise
+
+
+@contextmanager
+def _logging_into(file: Path) -> Iterator[TextIO]:
+    """Within a block, what is logged goes to a file too; yields its stream."""
+    handler = _JobLog(file, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.stream
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+
+
+def _works_alone(settings: dict[str, Any]) -> bool:
+    """The job is one process, so that a rank in its environment is a scheduler's, of something else."""
+    trainer = settings.get("trainer")
+    return trainer is None or (trainer.get("devices") in (1, "1") and trainer.get("num_nodes") in (None, 1))
 
 
 def is_first_process() -> bool:
@@ -168,14 +265,33 @@ def is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _fail(kind: str, folder: Path, message: str) -> NoReturn:
+def _fail(kind: str, folder: Path, settings: dict[str, Any], error: Exception) -> NoReturn:
     """End a single run, or this job of a sweep: its error is said, and left in its folder."""
+    message = in_one_line(error)
+    if isinstance(error, OSError) and error.errno and not error.filename:
+        message += f" (in {sweeps.shown(folder)})"
+    elif folder.exists() and shutil.disk_usage(folder).free < 2**20:
+        message = f"the disk of {sweeps.shown(folder)} is full ({message})"
     log.error("error: %s", message)
-    if not (folder / RECORD).exists():
-        write_json(folder / sweeps.ERROR, {"command": _same_place(kind), "error": message})
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
+    with suppress(OSError):
+        if not (folder / RECORD).exists() and not _is_anothers(folder, settings):
+            Begun(_same_place(kind), settings, message).save(folder)
+        if multirun and FAILURES in os.environ:
+            with Path(os.environ[FAILURES]).open("a") as listed:
+                listed.write(f"{folder}\n")
+    if multirun:
         raise JobFailed(message) from None
     sys.exit(1)
+
+
+def _is_anothers(folder: Path, settings: dict[str, Any]) -> bool:
+    """The folder has an unfinished run that is not known to be this job's."""
+    try:
+        _check_unfinished(settings, folder, str(folder))
+    except ValueError:
+        return True
+    return False
 
 
 def command(kind: str) -> str:
@@ -208,6 +324,8 @@ def in_one_line(error: BaseException) -> str:
         hint = "; presets are chosen with th_g=NAME" if error.full_key == "thg" else ""
         return f"{error.full_key}: {str(error.msg).splitlines()[0]}{hint}"
     text = str(error).split("Config search path:")[0]
+    if re.match(r"Caught \w+ in DataLoader worker", text):  # its traceback follows, the error comes last
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
     if text.startswith("Config group override must be"):
         text = _not_a_choice(sys.argv[1:]) or text
     return " ".join(text.split()) or type(error).__name__

@@ -5,15 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src import schema, sweeps
+from src import schema
+from src.begun import Begun
 from worstcase.results import CHECKPOINT, Record, finished_runs
-from worstcase.settings import trains_without_thg, without_place
+from worstcase.settings import trains_without_thg, without_download, without_place
 
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
+ONLY_SHOWN = (
+    "-h",
+    "--help",
+    "--hydra-help",
+    "--version",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-sc",
+    "--shell-completion",
+)
+"""Hydra's flags that run no job."""
 WITHOUT_RUN = {  # what an evaluation takes from its training run, and its values where there is none
     "thg": 0.03,
     "full_scale": "layer_max",
@@ -24,57 +41,110 @@ WITHOUT_RUN = {  # what an evaluation takes from its training run, and its value
 }
 
 
-def completed(cfg: DictConfig) -> DictConfig:
-    """What a configuration comes to: equal for jobs that are the same.
+def completed(cfg: DictConfig) -> dict[str, Any]:
+    """What a configuration comes to, in plain types: equal for jobs that are the same.
 
     An evaluation takes what it does not say from its training run; one of the user's own network (net=,
-    checkpoint=, dataset=) has none. A training without th_g is the same for every thg of a sweep with `thgs`, and
-    any other is attacked at its own thg.
+    checkpoint=, dataset=) has none. What it takes is never resolved or instantiated: a string of a record stays
+    that string. A training without th_g is the same for every thg of a sweep with `thgs`, and any other is
+    attacked at its own thg.
 
     Raises:
         FileNotFoundError: there is no finished training run there, or none at all.
-        ConfigError: it does not say enough to do without one.
+        ValueError: it does not say enough to do without one, or the run's record cannot be followed.
     """
-    cfg = cfg.copy()
-    if "run" not in cfg:
-        if cfg.get("thgs") and trains_without_thg(cfg):
-            cfg.thg = max(cfg.thgs)
-        elif cfg.get("thgs"):
-            cfg.thgs = None
-        return cfg
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    if "run" in cfg:
+        return _completed_evaluation(cfg)
+    settings = _plain(cfg)
+    if settings["thgs"]:
+        if trains_without_thg(settings):
+            settings["thg"] = max(settings["thgs"])
+        else:
+            settings["thgs"] = None
+    return settings
+
+
+def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
     if cfg.net and not cfg.run:
         if not cfg.checkpoint or "_target_" not in cfg.dataset:
             raise schema.ConfigError(f"net={cfg.net} needs checkpoint=FILE and dataset=NAME, or run=FOLDER")
-        trained = OmegaConf.create(WITHOUT_RUN)
+        trained: Mapping[str, Any] = WITHOUT_RUN
     else:
-        folder = Path(cfg.run) if cfg.run else _newest_run()
-        trained = OmegaConf.create(_training_record(folder).config)
+        folder = Path(cfg.run) if cfg.run else newest_run()
+        trained = _training_record(folder).config
         cfg.run = os.path.relpath(folder)
+    chosen = "_target_" in cfg.dataset
+    if chosen:  # its file refers to these two
+        if cfg.data_dir is None and "${" in trained["data_dir"]:
+            raise schema.ConfigError(f"the run's data_dir is {trained['data_dir']}; say data_dir=FOLDER")
+        for key in ("data_dir", "seed"):
+            if cfg[key] is None:
+                cfg[key] = trained[key]
+    settings = _plain(cfg)
     for key in WITHOUT_RUN:
-        if cfg[key] is None:
-            cfg[key] = trained[key]
-    said = OmegaConf.masked_copy(cfg.dataset, [key for key, value in cfg.dataset.items() if value is not None])
-    if "_target_" not in said:
-        OmegaConf.set_struct(trained.dataset, True)
-        if "data_dir" in trained.dataset:
-            trained.dataset.data_dir = cfg.data_dir
-        said = OmegaConf.merge(trained.dataset, said)
-    cfg.dataset = said
-    cfg.weights = _file_digest(Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
+        if settings[key] is None:
+            settings[key] = trained[key]
+    dataset = {key: value for key, value in settings["dataset"].items() if value is not None}
+    settings["dataset"] = dataset if chosen else _of_run(trained["dataset"], dataset, settings["data_dir"])
+    settings["weights"] = _file_digest(Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
     if cfg.run:
-        bits = {key: value for key, value in cfg.model.items() if value is not None}
-        cfg.model = OmegaConf.merge(trained.model, bits)
-    return cfg
+        bits = {key: value for key, value in settings["model"].items() if value is not None}
+        settings["model"] = {**trained["model"], **bits}
+    return settings
+
+
+def _of_run(trained: Mapping[str, Any], said: Mapping[str, Any], data_dir: str) -> dict[str, Any]:
+    """A training run's data set, but for what the command says."""
+    if unknown := sorted(said.keys() - trained.keys()):
+        raise schema.ConfigError(f"there is no setting dataset.{unknown[0]}; there are {', '.join(trained)}")
+    place = {"data_dir": data_dir} if "data_dir" in trained else {}
+    return {**without_download(trained), **place, **said}
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
 
 
 def _file_digest(file: Path) -> str | None:
     if not file.is_file():
         return None
+    stat = file.stat()
+    return _digest_of_version(file.absolute(), stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _digest_of_version(file: Path, mtime_ns: int, size: int) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:12]
 
 
-def _newest_run() -> Path:
+def naming_the_newest_run(words: Sequence[str]) -> list[str]:
+    """The words of an evaluation's command line, with run= of the newest training run where they name none.
+
+    So the run is looked up once, all jobs of a sweep are about it, and their records say which it was.
+
+    Raises:
+        FileNotFoundError: there is no finished training run.
+        ValueError: Hydra would resolve something in its folder's name.
+    """
+    if any(word.partition("=")[0] in ("run", "net", *ONLY_SHOWN) for word in words):
+        return list(words)
+    run = str(newest_run())
+    if "${" in run:
+        raise ValueError(f"the newest training run lies in {run}: rename the folder, or say run=FOLDER of another")
+    quoted = run.replace("\\", "\\\\").replace("'", "\\'")
+    return [*words, f"run='{quoted}'"]
+
+
+def newest_run() -> Path:
+    """The folder of the training run that finished last, below outputs/ and multirun/.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     for folder, record in finished_runs(RUN_ROOTS):
         if record.kind == "train":
             return folder
@@ -87,11 +157,9 @@ def _training_record(folder: Path) -> Record:
     try:
         record = Record.load(folder)
     except FileNotFoundError as error:
-        if (died := folder / sweeps.ERROR).is_file():
-            content = json.loads(died.read_text())
-            raise FileNotFoundError(f"{error} (it failed: {content['error']}): {content['command']}") from None
-        if (folder / CHECKPOINT.parent).is_dir():
-            raise FileNotFoundError(f"{error}; finish it by its command, the first line of its run.log") from None
+        if told := Begun.load(folder):
+            why = f"it failed: {told.error}" if told.error else "it was killed, or is at work"
+            raise FileNotFoundError(f"{error} ({why}); finish it with: {told.command}") from None
         below = [run for run, record in finished_runs([folder]) if record.kind == "train"]
         hint = f"below it there is {below[0]}" if below else "make one with: python -m src.train"
         raise FileNotFoundError(f"{error}; {hint}") from None
@@ -102,20 +170,22 @@ def _training_record(folder: Path) -> Record:
 
 def _run_folder(*, _root_: DictConfig) -> str:
     """A stable, readable folder for a training configuration; the digest tells the rest of it apart."""
-    cfg = completed(_root_)
+    settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    thgs = sorted({min(cfg.thgs or [cfg.thg]), cfg.thg})
-    name = f"thg{'-'.join(f'{thg:g}' for thg in thgs)}-seed{cfg.seed}-{_digest(cfg)}"
-    return f"{_own(cfg.net) or choice.model}-{choice.dataset}/{choice.method}/{name}"
+    thgs = sorted({min(settings["thgs"] or [settings["thg"]]), settings["thg"]})
+    name = f"thg{'-'.join(f'{thg:g}' for thg in thgs)}-seed{settings['seed']}-{_digest(settings)}"
+    return f"{_own(settings['net']) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 
 def _evaluation_folder(*, _root_: DictConfig) -> str:
     """An evaluation's folder lies in its training run's."""
-    cfg = completed(_root_)
+    settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    thgs = schema.bounds(cfg)
-    name = f"{choice.attack}-thg{'-'.join(f'{thg:g}' for thg in sorted({thgs[0], thgs[-1]}))}-{_digest(cfg)}"
-    within = Path(cfg.run) if cfg.run else Path("outputs", f"{_own(cfg.net)}-{choice.dataset}")
+    thgs = schema.bounds(settings)
+    ends = "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
+    name = f"{choice.attack}-thg{ends}-{_digest(settings)}"
+    run = settings["run"]
+    within = Path(run) if run else Path("outputs", f"{_own(settings['net'])}-{choice.dataset}")
     return str(within.absolute() / "evaluations" / name)
 
 
@@ -124,9 +194,8 @@ def _own(net: str | None) -> str:
     return net.split(":")[-1] if net else ""
 
 
-def _digest(root: DictConfig) -> str:
-    settings = OmegaConf.masked_copy(root, [key for key in root if key != "hydra"])
-    text = json.dumps(without_place(OmegaConf.to_container(settings, resolve=True)), sort_keys=True)
+def _digest(settings: Mapping[str, Any]) -> str:
+    text = json.dumps(without_place(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
 
 class ConfigError(ValueError):
@@ -100,48 +101,84 @@ COUNTS = {  # whole numbers and the least that each may be
     "model.activation_bits": 1,
 }
 
+CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full")}
 
-def bounds(cfg: DictConfig) -> list[float]:
+
+def bounds(settings: Mapping[str, Any]) -> list[float]:
     """Each th_g of a configuration, the smallest first."""
-    thg = cfg.get("thg")
-    if OmegaConf.is_list(thg):
+    thg = settings.get("thg")
+    if isinstance(thg, list):
         if not thg:
             raise ConfigError("thg=[]: must be a number, or a list of one or more")
-        return sorted(set(thg)) if all(isinstance(t, int | float) for t in thg) else list(thg)
+        return sorted(set(thg)) if all(isinstance(t, int | float) for t in thg) else thg
     return [] if thg is None else [thg]
 
 
-def check(cfg: DictConfig) -> None:
+def check(settings: Mapping[str, Any]) -> None:
     """Check that a train or evaluate configuration is whole, and its ranges; settings that are null pass.
+
+    Args:
+        settings: in plain types, without Hydra's own.
 
     Raises:
         ConfigError: for the first setting that is out of range.
     """
+    flat = dict(_flat(settings))
     for place, group in GROUPS.items():
-        chosen = OmegaConf.select(cfg, place, default={})
-        if not isinstance(chosen, dict | DictConfig):
-            raise ConfigError(f"{place}={chosen}: choose one of the group's files with {group}=NAME")
-    settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    if missing := sorted(OmegaConf.missing_keys(settings)):  # where others refer to one, it raises
-        raise ConfigError(f"{missing[0]} is needed: {missing[0]}=VALUE")
-    full_scale = cfg.get("full_scale")
+        if isinstance(chosen := flat.get(place, {}), dict):
+            continue
+        raise ConfigError(f"{place}={chosen}: choose one of the group's files with {group}=NAME")
+    for key, value in flat.items():
+        if value == "???":
+            raise ConfigError(f"{key} is needed: {key}=VALUE")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value}: must be a finite number")
+    full_scale = settings.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
-    if cfg.get("thgs") is not None and not cfg.thgs:
+    thgs = settings.get("thgs")
+    if thgs is not None and not thgs:
         raise ConfigError("thgs=[]: must be null, or a list of one or more")
-    for thg in [*bounds(cfg), *(cfg.get("thgs") or [])]:
+    for thg in [*bounds(settings), *(thgs or [])]:
         if isinstance(thg, bool) or not isinstance(thg, int | float) or not (math.isfinite(thg) and thg >= 0):
             raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
         if full_scale != "unit" and thg > 1:
             raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
-    if cfg.get("scale") not in (None, "quick", "paper"):
-        raise ConfigError(f"scale={cfg.scale}: must be quick or paper")
-    if "diagnosis" in cfg and cfg.diagnosis not in ("short", "full"):
-        raise ConfigError(f"diagnosis={cfg.diagnosis}: must be short or full")
-    seed = cfg.get("seed")
+    for key, allowed in CHOICES.items():
+        if key in settings and settings[key] not in allowed:
+            raise ConfigError(f"{key}={settings[key]}: must be {' or '.join(allowed)}")
+    seed = settings.get("seed")
     if seed is not None and not 0 <= seed < 2**32:
         raise ConfigError(f"seed={seed}: must be 0 to 4294967295")
     for key, least in COUNTS.items():
-        value = OmegaConf.select(cfg, key)
+        value = flat.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
+    if "trainer" in settings:
+        _check_trainer(settings["trainer"])
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Refuse what Lightning takes but leaves a run without a network, or a network without a test."""
+    epochs = trainer.get("max_epochs")
+    if epochs is None:
+        raise ConfigError("trainer.max_epochs=null: must be a whole number, 1 or more")
+    if trainer.get("fast_dev_run"):
+        raise ConfigError("trainer.fast_dev_run: leaves no checkpoint; say dataset.limit=100 trainer.max_epochs=1")
+    for part in ("train", "val", "test"):
+        share = trainer.get(f"limit_{part}_batches")
+        if share is not None and not share > 0:
+            raise ConfigError(f"trainer.limit_{part}_batches={share}: must be above 0; a run trains and tests")
+    every = trainer.get("check_val_every_n_epoch")
+    if every is not None and every > epochs:
+        raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting, and every group of them, by its dotted name."""
+    for key, value in settings.items():
+        yield f"{before}{key}", value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        elif isinstance(value, list):
+            yield from _flat({str(i): item for i, item in enumerate(value)}, f"{before}{key}.")

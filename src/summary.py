@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from src.sweeps import printable
 from worstcase.results import RECORD, Record
 
 
@@ -13,6 +14,7 @@ def print_summary(record: Record, folder: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     unit = "of each layer's largest weight" if record.full_scale == "layer_max" else "in weight units"
     seconds = [f"training {record.train_seconds:.1f}"] if record.train_seconds is not None else []
@@ -22,7 +24,7 @@ def print_summary(record: Record, folder: str) -> None:
     if record.weight_bits or record.activation_bits:
         title.append(f"bits {record.weight_bits or 'float'}/{record.activation_bits or 'float'}")
     table = Table(
-        title=", ".join(title),
+        title=Text(printable(", ".join(title)), "table.title"),
         box=box.SIMPLE_HEAD,
         show_header=False,
     )
@@ -44,15 +46,15 @@ def print_summary(record: Record, folder: str) -> None:
     console = Console()
     console.print(table)
     for flag in record.flags:
-        console.print(f"  [bold red]flag[/]: {flag}", soft_wrap=True, highlight=False)
-    console.print(f"  record: {folder}/{RECORD}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble("  ", ("flag", "bold red"), f": {printable(flag)}"), soft_wrap=True)
+    console.print(Text(f"  record: {printable(f'{folder}/{RECORD}')}"), soft_wrap=True)
 
 
 def _distribution_rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    deviation = "" if of["deviation"] is None else f" ± {of['deviation']:.2%}"
+    deviation = "" if of["deviation"] is None else f", standard deviation {of['deviation']:.2%}"
     yield (
         f"  {of['instances']} chips ({of['sampler']})",
-        f"{of['mean']:.2%}{deviation}, lowest {of['minimum']:.2%}",
+        f"mean {of['mean']:.2%}{deviation}, lowest {of['minimum']:.2%}",
     )
     for kpp in of["kpp"]:
         low, high = ("?" if end is None else f"{end:.2%}" for end in (kpp["low"], kpp["high"]))

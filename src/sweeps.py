@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src import schema
-from worstcase.results import RECORD, finished_runs
+from src import identity, schema
+from src.begun import JOB, Begun
+from worstcase.results import RECORD, files_named, finished_runs
 
-ERROR = "error.json"
-LOG = "run.log"
+log = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
@@ -41,7 +41,7 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     found: dict[Path, Job] = {}
     for combination in combinations:
         job = compose("train", list(combination), return_hydra_config=True)
-        schema.check(job)
+        schema.check(identity.completed(job))
         folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir)
         found.setdefault(folder, Job(folder, shlex.join(["python", "-m", "src.train", *combination])))
     return list(found.values())
@@ -50,56 +50,55 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
 def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]:
     """Lines: of each wanted job whether it is finished, failed or missing; else of all below some folders."""
     if wanted:
-        missing = []
+        finished = failed = 0
         for job in wanted:
+            told = dict(_begun([job.folder])).get(job.folder.resolve())
             if (job.folder / RECORD).is_file():
+                finished += 1
                 yield f"finished  {job.folder}"
-            elif (job.folder / ERROR).is_file():
-                yield from failure(job.folder)
+            elif told and told.error:
+                failed += 1
+                yield from failure(job.folder, told)
             else:
-                missing.append(job)
                 yield f"missing   {job.folder}\n          {job.command}"
-        finished = sum((job.folder / RECORD).is_file() for job in wanted)
-        yield f"{finished} of {len(wanted)} jobs finished, {len(wanted) - finished - len(missing)} failed"
+        yield f"{finished} of {len(wanted)} jobs finished, {failed} failed"
         return
     folders = list(folders)
-    done = [folder for folder, _ in finished_runs(folders)]
-    failed = failures(folders)
-    begun = _begun(folders)
-    for folder in sorted(done):
-        yield f"finished  {folder}"
+    done = sorted(folder for folder, _ in finished_runs(folders))
+    begun = dict(_begun(folders))
+    failed = [folder for folder, told in begun.items() if told.error]
+    for folder in done:
+        yield f"finished  {printable(str(folder))}"
     for folder in failed:
-        yield from failure(folder)
-    for folder, command in begun:
-        yield f"begun     {shown(folder)}\n          {command}"
-    yield f"{len(done)} finished, {len(failed)} failed, {len(begun)} begun (at work, or killed)"
+        yield from failure(folder, begun[folder])
+    at_work = [folder for folder in begun if folder not in failed]
+    for folder in at_work:
+        yield f"begun     {shown(folder)}\n          {printable(begun[folder].command)}"
+    yield f"{len(done)} finished, {len(failed)} failed, {len(at_work)} begun (at work, or killed)"
 
 
-def failures(folders: Iterable[Path], since: float = 0.0) -> list[Path]:
-    """The folders below some others of jobs that failed, last at or after a time (seconds since the epoch)."""
-    return [folder for folder in _with(ERROR, folders) if (folder / ERROR).stat().st_mtime >= since]
-
-
-def _begun(folders: Iterable[Path]) -> list[tuple[Path, str]]:
-    """The folders below some others, with their commands, of jobs that have neither finished nor failed."""
-    return [
-        (folder, (folder / LOG).read_text().partition("src.cli: ")[2].partition(" in ")[0])
-        for folder in _with(LOG, folders)
-        if not any((folder / name).exists() for name in (RECORD, ERROR))
-    ]
-
-
-def _with(name: str, folders: Iterable[Path]) -> list[Path]:
-    """The folders at or below some others that hold a file of a name."""
-    return sorted({path.resolve().parent for folder in folders for path in folder.rglob(name)})
+def _begun(folders: Iterable[Path]) -> Iterator[tuple[Path, Begun]]:
+    """The jobs at or below some folders that have no record; of a file that cannot be read it is warned."""
+    for path in sorted(files_named(JOB, folders)):
+        if (path.parent / RECORD).exists():
+            continue
+        try:
+            if told := Begun.load(path.parent):
+                yield path.parent.resolve(), told
+        except ValueError as error:
+            log.warning("passed over: %s", printable(str(error)))
 
 
 def shown(folder: Path) -> str:
     """A folder, relative to the current one if it lies below."""
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+    return printable(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))
 
 
-def failure(folder: Path) -> Iterator[str]:
-    """What a failed job's folder says of its error, and its command."""
-    content = json.loads((folder / ERROR).read_text())
-    yield f"failed    {shown(folder)}: {content['error']}\n          {content['command']}"
+def printable(text: str) -> str:
+    """A foreign text on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def failure(folder: Path, told: Begun) -> Iterator[str]:
+    """What a failed job says of its error, and its command."""
+    yield f"failed    {shown(folder)}: {printable(told.error or '')}\n          {printable(told.command)}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from worstcase.report.section import Section
 
 
-def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """The loggers of the configuration, writing into the run's folder.
+def loggers(chosen: Mapping[str, Any], folder: Path) -> list[Logger]:
+    """The loggers of the configuration's group, writing into the run's folder.
 
     In Weights & Biases a run is named as its folder; those of one experiment, or of one sweep, are a group, and
     their job type is the method.
@@ -26,7 +27,7 @@ def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     from hydra.utils import instantiate
 
     found = []
-    for name, logger in cfg.logger.items():
+    for name, logger in chosen.items():
         shown = {}
         if name == "wandb":
             _offline_unless_logged_in()
@@ -66,8 +67,14 @@ def upload_report(sections: Iterable[Section], out: Path) -> None:
 
 
 def _offline_unless_logged_in() -> None:
-    from requests.utils import get_netrc_auth
-
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if not (os.environ.get("WANDB_API_KEY") or get_netrc_auth(host)):
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
         os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def _in_netrc(host: str) -> bool:
+    """Whether a password for a host is in the file in which wandb leaves its key."""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False

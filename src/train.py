@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import sys
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from src import cli, schema, tracking
-from worstcase.results import AttackRecord, Record, save_perturbations, write_json
-from worstcase.settings import without_place
-
-LAST = "last"  # checkpoint of the newest epoch, from which a run that was killed goes on
+from src import cli, tracking
+from worstcase.results import CHECKPOINT, LAST, AttackRecord, Record, save_perturbations
 
 log = logging.getLogger("src.train")  # also where this file is __main__
 
@@ -28,42 +25,42 @@ def main(cfg: DictConfig) -> None:
     cli.run_job("train", train, cfg)
 
 
-def train(cfg: DictConfig, folder: Path) -> Record | None:
-    """Train, test and attack as the configuration says; what the run leaves lies in the folder.
+def train(cfg: dict[str, Any], folder: Path) -> Record | None:
+    """Train, test and attack as the settings say; what the run leaves lies in the folder.
 
     Of several processes that train together, only the first returns a record.
     """
     import lightning as L
     from hydra.utils import instantiate
-    from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+    from lightning.pytorch.callbacks import RichProgressBar, Timer
 
-    from worstcase.callbacks import EpochLines, WorstCaseAtTest, WorstCasePerEpoch
+    from worstcase.callbacks import EpochLines, MovableCheckpoint, WorstCaseAtTest, WorstCasePerEpoch
     from worstcase.flags import red_flags
-    from worstcase.runs import CHECKPOINT, check_fit, load_weights, make_crossbar, user_net
+    from worstcase.runs import check_fit, load_weights, make_crossbar, user_net
 
     _quieten()
-    L.seed_everything(cfg.seed, verbose=False)
-    datamodule = instantiate(cfg.dataset)
+    L.seed_everything(cfg["seed"], verbose=False)
+    datamodule = instantiate(cfg["dataset"])
     datamodule.prepare_data()
     datamodule.setup()
-    crossbar = make_crossbar(user_net(cfg.net) if cfg.net else instantiate(cfg.model.net), cfg)
-    if cfg.init_from:
-        load_weights(crossbar, Path(cfg.init_from))
+    crossbar = make_crossbar(user_net(cfg["net"]) if cfg["net"] else instantiate(cfg["model"]["net"]), cfg)
+    if cfg["init_from"]:
+        load_weights(crossbar, Path(cfg["init_from"]))
     check_fit(crossbar, datamodule)
-    method = instantiate(cfg.method, _partial_=True)(
+    method = instantiate(cfg["method"], _partial_=True)(
         crossbar,
         num_classes=datamodule.num_classes,
-        optimizer=instantiate(cfg.model.optimizer),
-        scheduler=instantiate(cfg.model.scheduler),
-        seed=cfg.seed,
+        optimizer=instantiate(cfg["model"]["optimizer"]),
+        scheduler=instantiate(cfg["model"]["scheduler"]),
+        seed=cfg["seed"],
     )
 
     terminal = sys.stderr.isatty()
     files = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
-    best = ModelCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
-    last = ModelCheckpoint(**files, filename=LAST, save_on_train_epoch_end=True)
+    best = MovableCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
+    last = MovableCheckpoint(**files, filename=LAST.stem, save_on_train_epoch_end=True)
     timer = Timer()
-    callbacks = [callback for callback in instantiate(cfg.callbacks).values() if callback is not None]
+    callbacks = [callback for callback in instantiate(cfg["callbacks"]).values() if callback is not None]
     at_test = next((callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)), None)
     if at_test is None:
         raise ValueError("callbacks: a run needs a worstcase.callbacks.WorstCaseAtTest for its record")
@@ -72,9 +69,9 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_test.attacks, *per_epoch]:
         attack.check_classes(datamodule.num_classes)
-    loggers = tracking.loggers(cfg, folder)
+    loggers = tracking.loggers(cfg["logger"], folder)
     trainer = L.Trainer(
-        **cfg.trainer,
+        **cfg["trainer"],
         default_root_dir=folder,
         logger=loggers,
         callbacks=[*callbacks, timer, best, last, RichProgressBar() if terminal else EpochLines()],
@@ -82,11 +79,11 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    unfinished = _unfinished(folder / CHECKPOINT.parent, OmegaConf.to_container(cfg))
+    unfinished = _unfinished(folder)
     if unfinished:
         _go_on_with_metrics(loggers, unfinished)
     for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg))
+        logger.log_hyperparams(cfg)
     try:
         trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
         train_seconds = timer.time_elapsed("train")
@@ -100,20 +97,20 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
     if not cli.is_first_process():
         return None
     attacks = [
-        AttackRecord.of(found, seed=cfg.seed, perturbation=file)
+        AttackRecord.of(found, seed=cfg["seed"], perturbation=file)
         for found, file in zip(at_test.found, save_perturbations(at_test.found, folder), strict=True)
     ]
     choices = HydraConfig.get().runtime.choices
     return Record.of(
         crossbar,
         at_test.found,
-        seed=cfg.seed,
+        seed=cfg["seed"],
         kind="train",
         source_run=None,
         command=cli.command("train"),
-        config=OmegaConf.to_container(cfg),
+        config=cfg,
         method=choices.method,
-        model=cfg.net or choices.model,
+        model=cfg["net"] or choices.model,
         dataset=choices.dataset,
         reference="test",
         attacks=attacks,
@@ -124,29 +121,19 @@ def train(cfg: DictConfig, folder: Path) -> Record | None:
     )
 
 
-def _unfinished(checkpoints: Path, config: dict) -> Path | None:
-    """The last checkpoint that a run of this configuration left here when it was killed.
-
-    Raises:
-        ConfigError: one of another configuration did.
-    """
-    last, configuration = checkpoints / f"{LAST}.ckpt", checkpoints / "config.json"
-    if last.is_file() and configuration.is_file():
-        found = json.loads(configuration.read_text())
-        if without_place(found) != without_place(config):
-            raise schema.ConfigError(
-                f"{checkpoints.parent} holds an unfinished run of another configuration; "
-                "choose another hydra.run.dir"
-            )
-        if _is_whole(last):
-            log.info("going on from %s", last)
-            return last
-        log.warning("%s was cut off when it was written, so training begins anew", last)
-    if not cli.is_first_process():
+def _unfinished(folder: Path) -> Path | None:
+    """The last checkpoint that this run left when it was killed; None where it has to begin anew."""
+    last = folder / LAST
+    if not last.is_file():
         return None
-    last.unlink(missing_ok=True)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    write_json(configuration, config)
+    cut = next((file for file in (last, folder / CHECKPOINT) if file.exists() and not _is_whole(file)), None)
+    if cut is None:
+        log.info("going on from %s", last)
+        return last
+    log.warning("%s was cut off when it was written, so training begins anew", cut)
+    if cli.is_first_process():
+        last.unlink(missing_ok=True)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
     return None
 
 
@@ -163,9 +150,12 @@ def _go_on_with_metrics(loggers: list, unfinished: Path) -> None:
     epoch = torch.load(unfinished, map_location="cpu", weights_only=True)["epoch"]
     for logger in loggers:
         if isinstance(logger, CSVLogger) and (file := Path(logger.log_dir, "metrics.csv")).is_file():
-            with file.open(newline="") as lines:
-                rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
-            logger.experiment.metrics = [row for row in rows if int(row["epoch"]) <= epoch]
+            try:
+                with file.open(newline="") as lines:
+                    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
+                logger.experiment.metrics = [row for row in rows if int(row["epoch"]) <= epoch]
+            except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
+                log.warning("%s is no table of metrics any more, so it begins anew", file)
 
 
 def _quieten() -> None:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from src import schema
+from src.identity import completed
 from worstcase.attacks import Attack
 from worstcase.data import ImageDataModule
 from worstcase.methods import Method
@@ -30,8 +31,8 @@ def composed(*overrides):
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides))
+    schema.check(completed(cfg))
     OmegaConf.resolve(cfg)
-    schema.check(cfg)
     return cfg
 
 

@@ -70,7 +70,7 @@ def test_what_only_the_job_can_tell_stops_it_before_training(overrides, message,
     done = run("src.train", *overrides, f"hydra.run.dir={tmp_path}", fails=True)
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
-    assert {path.name for path in tmp_path.iterdir()} == {"run.log", "error.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.log", "job.json", ".lock"}
     assert "Traceback" in (tmp_path / "run.log").read_text()
 
 
@@ -96,7 +96,7 @@ def test_an_evaluation_of_a_run_that_died_says_how_to_make_one(trained, tmp_path
     )
     done = run("src.evaluate", f"run={died}", fails=True)
     assert f"no finished run in {died}" in done.stderr
-    assert "finish it by its command, the first line of its run.log" in done.stderr
+    assert "it was killed, or is at work); finish it with: python -m src.train method=vanilla" in done.stderr
     assert not (died / "evaluations").exists()
     nowhere = run("src.evaluate", f"run={tmp_path / 'nowhere'}", fails=True).stderr
     assert "no finished run" in nowhere and "make one with: python -m src.train" in nowhere

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
+LAST = Path("checkpoints", "last.ckpt")
+"""Of the newest epoch, from which a run that was killed goes on."""
 PERTURBATION = "perturbation.safetensors"
 
 log = logging.getLogger(__name__)
@@ -228,18 +230,42 @@ def write_json(path: Path, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:  # of a full disk it would not say where
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 
 
 def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
-    """The finished runs below some folders, newest first; of a file that is no record it is warned."""
-    paths = [path for root in roots for path in root.rglob(RECORD)]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    """The finished runs below some folders, newest first; of each file that is no record it is said why."""
+    for path in sorted(files_named(RECORD, roots), key=_time, reverse=True):
         try:
             yield path.parent, Record.load(path.parent)
-        except ValueError as error:
-            log.warning("passed over: %s", error)
+        except FileNotFoundError:  # it vanished, or is no plain file
+            if path.exists():
+                log.warning("skipped: %s is no file", path)
+        except (OSError, ValueError) as error:
+            log.warning("skipped: %s", error)
+
+
+def files_named(name: str, roots: Iterable[Path]) -> Iterator[Path]:
+    """Every file of a name at or below some folders, once; links to folders are followed, loops are not."""
+    seen: set[str] = set()
+    for root in roots:
+        for folder, below, files in os.walk(root, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            if name in files or name in below:
+                yield Path(folder, name)
+
+
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def installed_versions() -> dict[str, str]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import get_model_builder, list_models
 
 from worstcase.crossbar import Crossbar, evaluating
 from worstcase.data import ImageDataModule
 from worstcase.results import CHECKPOINT, Record
+from worstcase.settings import without_download
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,7 @@ class Run:
 def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None) -> Run:
     """Give back what a finished run trained.
 
-    Only classes of ``worstcase`` and networks of ``torchvision.models`` are built, whatever the run's
-    configuration says, and checkpoints are read as plain tensors: a foreign run executes no code.
+    A foreign run executes no code and downloads nothing: see `build`, and checkpoints are read as plain tensors.
 
     Args:
         folder: of a training run.
@@ -42,8 +42,8 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
 
     Raises:
         FileNotFoundError: no run finished there, or the checkpoint is missing.
-        ValueError: the folder holds something else, the network is the user's own and not named, or the
-            checkpoint cannot be read or belongs to another network.
+        ValueError: the folder holds something else, the network or the data set is the user's own and not named,
+            the record cannot be followed, or the checkpoint cannot be read or belongs to another network.
     """
     folder = Path(folder)
     record = Record.load(folder)
@@ -51,7 +51,7 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
         raise ValueError(f"{folder} holds an evaluation, not a training run")
     crossbar = make_crossbar(network(record.config, net), record.config)
     load_weights(crossbar, Path(checkpoint) if checkpoint else folder / CHECKPOINT)
-    return Run(crossbar.eval(), build(record.config["dataset"], ImageDataModule), record)
+    return Run(crossbar.eval(), build(without_download(record.config["dataset"]), ImageDataModule), record)
 
 
 def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
@@ -119,28 +119,73 @@ def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
 
 
 def build(config: Mapping[str, Any], kind: type) -> Any:
-    """Build ``_target_`` with the other keys as arguments if it is one of ours or torchvision's.
+    """Build the network or the data set that a record names: the one way from a record to an object.
+
+    A network is a class of ``worstcase.models`` or a classifier of ``torchvision.models``, a data set a class of
+    ``worstcase.data``. Their arguments are numbers, strings that are taken as they are, and lists of these.
+    Nothing is downloaded: of a network's pretrained weights only how it transforms its inputs is kept.
+
+    Args:
+        config: ``_target_``, and the arguments.
+        kind: `nn.Module` or `ImageDataModule`.
 
     Raises:
-        ValueError: it is anything else, or has a ``_target_`` within its arguments.
+        ValueError: it names anything else, or cannot be built from its arguments.
     """
     arguments = dict(config)
     target = str(arguments.pop("_target_", None))
-    refused = (
-        f"{target} is no {kind.__name__} of worstcase or torchvision.models, so it is not built from a record"
-    )
-    if not target.startswith(("worstcase.", "torchvision.models.")) or "_target_" in repr(arguments):
-        raise ValueError(refused)
+    make = _network_of_torchvision(target, arguments) if kind is nn.Module else None
+    make = make or _class_of_worstcase(target, kind)
+    what, instead = _OWN[kind]
+    if make is None or not all(map(_is_plain, arguments.values())):
+        raise ValueError(
+            f"{target} is not {what} or has arguments that are not plain, so it is not built from a record; "
+            f"if you trust it, say {instead}"
+        )
     try:
-        found = resolve_name(target)
-    except (ImportError, AttributeError):
-        raise ValueError(refused) from None
-    home = getattr(found, "__module__", "") + "."
-    ours = home.startswith("worstcase.") and inspect.isclass(found) and issubclass(found, kind)
-    torchvisions = home.startswith("torchvision.models.") and kind is nn.Module and callable(found)
-    if not (ours or torchvisions):
-        raise ValueError(refused)
-    return found(**arguments)
+        return make(**arguments)
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{target} cannot be built as the record says: {reason}") from error
+
+
+_OWN: dict[type, tuple[str, str]] = {  # what is built, and how a user names another
+    nn.Module: ("a network of worstcase.models or torchvision.models", "net=module:callable"),
+    ImageDataModule: ("a data set of worstcase.data", "dataset=NAME"),
+}
+_PRETRAINED: dict[str, dict[str, Any]] = {  # what pretrained weights change besides the weights
+    "googlenet": {"transform_input": True, "aux_logits": False},
+    "inception_v3": {"transform_input": True},
+}
+
+
+def _class_of_worstcase(target: str, kind: type) -> Callable[..., Any] | None:
+    home = "worstcase.models." if kind is nn.Module else "worstcase.data."
+    try:
+        found = resolve_name(target) if target.startswith(home) else None
+    except (ImportError, AttributeError, ValueError):
+        return None
+    ours = inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(home)
+    return found if ours else None
+
+
+def _network_of_torchvision(target: str, arguments: dict[str, Any]) -> Callable[..., Any] | None:
+    """The builder of a classifier; the arguments become those of the network without pretrained weights."""
+    package, _, name = target.rpartition(".")
+    if name == "get_model":
+        name = arguments.pop("name", None)
+    if package != "torchvision.models" or name not in list_models(module=torchvision.models):
+        return None
+    pretrained = [arguments.pop(key, None) for key in ("weights", "weights_backbone", "pretrained", "progress")]
+    if any(pretrained[:3]):
+        arguments.update({**_PRETRAINED.get(name, {}), **arguments})
+    return get_model_builder(name)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def load_weights(crossbar: Crossbar, file: Path) -> None:
@@ -161,16 +206,8 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-        pickle.UnpicklingError,
-        SafetensorError,
-    ) as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
+    except Exception as error:  # whatever the file's bytes make the readers do
+        reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
         raise ValueError(
             f"cannot read the checkpoint {file}: it is truncated or holds more than tensors ({reason})"
         ) from None

@@ -33,3 +33,13 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     place = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
     kept = {key: value for key, value in config.items() if key != "data_dir"}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
+
+
+def without_download(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's data set, but nothing is fetched because a record says so.
+
+    Example:
+        >>> without_download({"_target_": "worstcase.data.MNISTDataModule", "download": True})
+        {'_target_': 'worstcase.data.MNISTDataModule', 'download': False}
+    """
+    return {**dataset, "download": False} if "download" in dataset else dict(dataset)

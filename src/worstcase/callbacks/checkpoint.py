@@ -1,0 +1,27 @@
+"""Checkpoints of a run whose folder may be moved or copied before it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Lightning's own, but what it remembers of its files is told by their names within its folder.
+
+    Lightning keeps absolute paths, and in another folder forgets how good the best checkpoint was: a worse one
+    would replace it.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert self.dirpath is not None
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "", Path(path).name)) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {key: here(state_dict[key]) for key in paths}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
