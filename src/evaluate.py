@@ -37,7 +37,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     from worstcase.heldout import attack_one_half
     from worstcase.runs import CHECKPOINT, build, check_fit, load_weights, make_crossbar, network
 
-    record = Record.load(Path(cfg["run"])) if cfg["run"] else None
+    record = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
     thgs = schema.bounds(cfg)
     crossbar = make_crossbar(network(record.config if record else {}, cfg["net"]), {**cfg, "thg": thgs[-1]})
     load_weights(crossbar, Path(cfg["checkpoint"] or Path(cfg["run"], CHECKPOINT)))

@@ -155,7 +155,7 @@ def newest_run() -> Path:
 
 def _training_record(folder: Path) -> Record:
     try:
-        record = Record.load(folder)
+        return Record.load_training(folder)
     except FileNotFoundError as error:
         if told := Begun.load(folder):
             why = f"it failed: {told.error}" if told.error else "it was killed, or is at work"
@@ -163,9 +163,6 @@ def _training_record(folder: Path) -> Record:
         below = [run for run, record in finished_runs([folder]) if record.kind == "train"]
         hint = f"below it there is {below[0]}" if below else "make one with: python -m src.train"
         raise FileNotFoundError(f"{error}; {hint}") from None
-    if record.kind != "train":
-        raise ValueError(f"{folder} holds an evaluation; run= takes the folder of a training run")
-    return record
 
 
 def _run_folder(*, _root_: DictConfig) -> str:

@@ -26,34 +26,50 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WORSTCASE_DATA": "no-such-folder"}
 
 
-def run(*arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object,
+    fails: bool = False,
+    killed_by: tuple | None = None,
+    variables: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
     """Run a command from the repository; it must succeed, or fail, as said.
+
+    Args:
+        arguments: the module and its words.
+        fails: it must end with a non-zero exit code.
+        killed_by: a function, with its arguments, that is called in the process before the command, and has it
+            killed.
+        variables: of its environment besides those of `environment`.
 
     Its process is forked from one that has imported the large packages, which takes longer than most commands.
     """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _forked.Process(target=_become, args=([str(a) for a in arguments], out, err))
+        process = _forked.Process(target=_become, args=([str(a) for a in arguments], out, err, killed_by, variables or {}))
         process.start()
         process.join(timeout=300)
         if process.exitcode is None:
             process.kill()
         done = subprocess.CompletedProcess(arguments, process.exitcode or 0, out.read_text(), err.read_text())
     assert process.exitcode is not None, f"not done after 300 s: {done.stderr}"
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    assert (done.returncode != 0) == (fails or killed_by is not None), done.stdout + done.stderr
     return done
 
 
-def _become(arguments: list[str], out: Path, err: Path) -> None:
+def _become(
+    arguments: list[str], out: Path, err: Path, before: tuple | None, variables: dict[str, str]
+) -> None:
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(REPOSITORY)
-    os.environ.update(environment())
+    os.environ.update(environment() | variables)
     import torch
 
     torch.set_num_threads(1)
     sys.argv = arguments
     sys.path.insert(0, str(REPOSITORY))
+    if before:
+        before[0](*before[1:])
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 

@@ -8,6 +8,19 @@ from worstcase import results
 from worstcase.results import AttackRecord, Record, finished_runs, write_json
 
 
+CONFIG = {
+    "thg": 0.03,
+    "full_scale": "layer_max",
+    "layers": ["*"],
+    "exclude": [],
+    "seed": 0,
+    "data_dir": "data",
+    "net": None,
+    "model": {"net": {"_target_": "worstcase.models.LeNet"}, "weight_bits": None, "activation_bits": None},
+    "dataset": {"_target_": "worstcase.data.MNIST5k"},
+}
+
+
 def attack_record(**changes):
     return AttackRecord(
         **{
@@ -34,7 +47,7 @@ def record(*attacks, **changes):
             "kind": "train",
             "source_run": None,
             "command": "python -m src.train",
-            "config": {"thg": 0.03},
+            "config": CONFIG,
             "seed": 0,
             "method": "vanilla",
             "model": "lenet",
@@ -122,7 +135,7 @@ def test_finished_runs_come_newest_first_without_broken_ones(tmp_path, caplog):
         os.utime(folder / "results.json", (1000 - age, 1000 - age))
     (tmp_path / "broken" / "results.json").write_text("{")
     assert [found.seed for _, found in finished_runs([tmp_path, tmp_path / "none"])] == [0, 1, 2]
-    assert f"passed over: {tmp_path / 'broken' / 'results.json'} is no record of a run" in caplog.text
+    assert f"skipped: {tmp_path / 'broken' / 'results.json'} is no record of a run" in caplog.text
 
 
 def test_the_commit_is_the_librarys_own_checkout():

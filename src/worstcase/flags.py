@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from types import MappingProxyType
 from typing import Any
 
 from worstcase.results import AttackRecord, Record
@@ -18,7 +17,7 @@ VANISHED = 0.1  # share of the mini-batches
 def red_flags(
     attacks: Sequence[AttackRecord],
     random_vertex: float | None = None,
-    diagnosis: Mapping[str, Any] = MappingProxyType({}),
+    diagnosis: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What speaks against believing some attacks on one network; empty if nothing does.
 
@@ -81,8 +80,8 @@ def red_flags(
                 f"{attack}: the accuracy that it finds rises with th_g, {_p(low)} at {small:g} and "
                 f"{_p(high)} at {large:g}"
             )
-    for kind, accuracy in _on_some_weights(diagnosis):
-        if _points(diagnosis["accuracy"], accuracy) > POINTS:
+    for kind, accuracy in _on_some_weights(diagnosis or {}):
+        if diagnosis and _points(diagnosis["accuracy"], accuracy) > POINTS:
             flags.append(
                 f"an attack on {kind} finds {_p(accuracy)}, less than the {_p(diagnosis['accuracy'])} found on all"
             )

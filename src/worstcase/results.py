@@ -15,13 +15,34 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from annotated_types import MinLen
+from pydantic import TypeAdapter, ValidationError
+
+from worstcase.record_parts import (
+    Config,
+    Count,
+    Diagnosis,
+    Distribution,
+    HistoryEntry,
+    Member,
+    Number,
+    Parameters,
+    Positive,
+    Seed,
+    Shape,
+    Share,
+    Training,
+    contradiction,
+)
 
 if TYPE_CHECKING:
     from worstcase.attacks import WorstCase
     from worstcase.crossbar import Crossbar
 
 SCHEMA_VERSION = 1
+_CHECKED = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # by pydantic, when a record is read
 RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
 LAST = Path("checkpoints", "last.ckpt")
@@ -51,29 +72,31 @@ def git_commit() -> str | None:
 class AttackRecord:
     """What one attack found. Accuracies are fractions 0..1; a pass is one forward or one backward."""
 
+    __pydantic_config__: ClassVar = _CHECKED
+
     attack: str
-    thg: float
-    accuracy: float
-    final_accuracy: float
-    heldout_accuracy: float | None = None
+    thg: Number
+    accuracy: Share
+    final_accuracy: Share
+    heldout_accuracy: Share | None = None
     """On one half of the reference set, of a chip found by a separate attack on the other half."""
-    attacked_half_accuracy: float | None = None
+    attacked_half_accuracy: Share | None = None
     """Of that chip on the half that was attacked."""
-    max_relative_perturbation: float
+    max_relative_perturbation: Number
     feasible: bool
-    seconds: float
-    passes: float
-    parameters: dict[str, Any]
-    seed: int
+    seconds: Number
+    passes: Number
+    parameters: Annotated[dict[str, Any], Shape(Parameters)]
+    seed: Seed
     perturbation: str
     """File of the perturbation, relative to the record."""
-    history: list[dict[str, Any]]
+    history: Annotated[list[dict[str, Any]], Shape(Annotated[list[HistoryEntry], MinLen(1)])]
     """Accuracy against passes, one entry a scored perturbation."""
-    vanished: float = 0.0
+    vanished: Share = 0.0
     """Share of the mini-batches whose gradient was zero for every weight, or not finite."""
-    members: list[dict[str, Any]] = field(default_factory=list)
+    members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
     """Of an ensemble: each member's accuracy on its own, its lowest, its passes."""
-    distribution: dict[str, Any] | None = None
+    distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None
     """Of Monte Carlo: what the sampled chips say of all chips."""
 
     @classmethod
@@ -114,34 +137,36 @@ class Record:
         RuntimeError: an accuracy contradicts another: certified <= each attack's <= clean must hold.
     """
 
-    kind: str
-    """``train`` or ``evaluate``."""
+    __pydantic_config__: ClassVar = _CHECKED
+
+    kind: Literal["train", "evaluate"]
     source_run: str | None
     """Of an evaluation: the training run's folder, relative to this record's."""
     command: str
-    config: dict[str, Any]
-    seed: int
+    config: Annotated[dict[str, Any], Shape(Config)]
+    seed: Seed
     method: str | None
     """Of training; None where this project did not train the network."""
     model: str
     dataset: str
     reference: str
     """The split that was attacked and scored."""
-    samples: int
+    samples: Positive
     dtype: str
-    thg: float
+    thg: Number
     """The largest that was attacked."""
-    full_scale: str
-    weight_bits: int | None = None
-    activation_bits: int | None = None
-    clean_accuracy: float
-    attacks: list[AttackRecord]
-    certified_accuracy: float | None = None
+    full_scale: Annotated[str, Shape(Literal["layer_max", "unit"])]
+    weight_bits: Positive | None = None
+    activation_bits: Positive | None = None
+    clean_accuracy: Share
+    attacks: Annotated[list[AttackRecord], MinLen(1)]
+    certified_accuracy: Share | None = None
     flags: list[str] = field(default_factory=list)
-    diagnosis: dict[str, Any] = field(default_factory=dict)
-    train_seconds: float | None
-    epochs: int | None
-    parameters_perturbed: int
+    diagnosis: Annotated[Any, Shape(Diagnosis | None)] = None
+    """Of the worst chip at the largest th_g; None: it was not explained."""
+    train_seconds: Number | None
+    epochs: Count | None
+    parameters_perturbed: Count
     worst_case_accuracy: float = field(init=False)
     """The lowest that this run's attacks found."""
     schema_version: int = SCHEMA_VERSION
@@ -158,6 +183,8 @@ class Record:
                 )
             if not found.feasible or found.max_relative_perturbation > found.thg:
                 raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
+        if self.diagnosis and (wrong := contradiction(self.diagnosis, {found.thg for found in self.attacks})):
+            raise RuntimeError(f"diagnosis.{wrong}")
 
     @classmethod
     def of(cls, crossbar: Crossbar, found: Sequence[WorstCase], **described: Any) -> Record:
@@ -191,15 +218,50 @@ class Record:
             raise FileNotFoundError(f"no finished run in {folder}: it has no {RECORD}")
         try:
             content = json.loads(path.read_text())
-            if content["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"its schema_version is {content['schema_version']}, not {SCHEMA_VERSION}")
-            lowest = content.pop("worst_case_accuracy")
-            record = cls(**{**content, "attacks": [AttackRecord(**found) for found in content["attacks"]]})
+            if not isinstance(content, dict):
+                raise ValueError("it is no JSON object")
+            if content.get("schema_version") != SCHEMA_VERSION:
+                raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
+            lowest = content.pop("worst_case_accuracy", None)
+            record = _checked().validate_json(json.dumps(content))
             if record.worst_case_accuracy != lowest:
                 raise ValueError("its worst_case_accuracy is not the lowest of its attacks")
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{path} is no record of a run: {error}") from error
+            if record.kind == "train":
+                _checked_training().validate_python({"config": record.config}, strict=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is no record of a run: {_first_of(error)}") from None
         return record
+
+    @classmethod
+    def load_training(cls, folder: Path) -> Record:
+        """Read the record of a training run.
+
+        Raises:
+            FileNotFoundError: the folder has none, so no run finished there.
+            ValueError: the file is no record, or one of an evaluation.
+        """
+        record = cls.load(folder)
+        if record.kind != "train":
+            raise ValueError(f"{folder} holds an evaluation, not a training run")
+        return record
+
+
+@cache
+def _checked() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
+
+
+@cache
+def _checked_training() -> TypeAdapter[Any]:
+    return TypeAdapter(Training)
+
+
+def _first_of(error: Exception) -> str:
+    """On one line; of a validation the first field that is wrong."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
 
 
 def save_perturbations(found: Sequence[WorstCase], folder: Path) -> list[str]:

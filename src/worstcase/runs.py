@@ -46,9 +46,7 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
             the record cannot be followed, or the checkpoint cannot be read or belongs to another network.
     """
     folder = Path(folder)
-    record = Record.load(folder)
-    if record.kind != "train":
-        raise ValueError(f"{folder} holds an evaluation, not a training run")
+    record = Record.load_training(folder)
     crossbar = make_crossbar(network(record.config, net), record.config)
     load_weights(crossbar, Path(checkpoint) if checkpoint else folder / CHECKPOINT)
     return Run(crossbar.eval(), build(without_download(record.config["dataset"]), ImageDataModule), record)

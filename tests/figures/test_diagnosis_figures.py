@@ -35,7 +35,7 @@ def test_all_that_a_record_allows_is_drawn(record, tmp_path):
     short["confusion"] = {**short["confusion"], "matrix": None}
     drawn = diagnosis_figures(dataclasses.replace(record, diagnosis=short))
     assert set(drawn) == {"confidence", "perturbation", "layers"}
-    assert diagnosis_figures(dataclasses.replace(record, diagnosis={})) == {}
+    assert diagnosis_figures(dataclasses.replace(record, diagnosis=None)) == {}
 
 
 def test_what_is_drawn_is_what_the_record_says(record):

@@ -14,16 +14,21 @@ from worstcase.methods import Method
 
 
 class WorstCasePerEpoch(L.Callback):
-    """Attacks the validation split after each epoch and logs ``val/worst_case_accuracy``, 0..1."""
+    """Attacks the validation split after each epoch and logs ``val/worst_case_accuracy``, 0..1.
 
-    def __init__(self, attack: Attack) -> None:
-        self.attack = attack
+    Args:
+        attack: the attack.
+        seed: of what it draws, the same in each epoch.
+    """
+
+    def __init__(self, attack: Attack, seed: int = 0) -> None:
+        self.attack, self.seed = attack, seed
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
             return
         assert isinstance(pl_module, Method)
-        found = self.attack(pl_module.crossbar, _loader(trainer.val_dataloaders), progress=False)
+        found = self.attack(pl_module.crossbar, _loader(trainer.val_dataloaders), seed=self.seed, progress=False)
         pl_module.log("val/worst_case_accuracy", found.accuracy, prog_bar=True)
 
 
@@ -53,24 +58,25 @@ class WorstCaseAtTest(L.Callback):
         self.attacks = [*attacks, *([besides] if besides is not None and type(besides) not in kinds else [])]
         self.seed, self.thgs, self.diagnosis = seed, thgs, diagnosis
         self.found: list[WorstCase] = []
-        self.explained: dict[str, Any] = {}
+        self.explained: dict[str, Any] | None = None
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Method)
         loader = _loader(trainer.test_dataloaders)
-        crossbar, own = pl_module.crossbar, pl_module.crossbar.thg
-        thgs = sorted(self.thgs or [own])
+        crossbar = pl_module.crossbar
+        thgs = sorted(self.thgs or [crossbar.thg])
         self.found = []
         for attack in self.attacks:
             start = None
-            for crossbar.thg in thgs:
-                self.found.append(attack(crossbar, loader, start=start, seed=self.seed))
+            for thg in thgs:
+                with crossbar.bounded_by(thg):
+                    self.found.append(attack(crossbar, loader, start=start, seed=self.seed))
                 start = self.found[-1].perturbation
         if self.diagnosis:
             lowest = min((one for one in self.found if one.thg == thgs[-1]), key=lambda one: one.accuracy)
             full = self.diagnosis == "full"
-            self.explained = diagnose(crossbar, loader, lowest.perturbation, full=full, progress=False)
-        crossbar.thg = own
+            with crossbar.bounded_by(thgs[-1]):
+                self.explained = diagnose(crossbar, loader, lowest.perturbation, full=full, progress=False)
         pl_module.log("test/worst_case_accuracy", min(found.accuracy for found in self.found))
 
 

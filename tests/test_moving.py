@@ -1,0 +1,101 @@
+"""A run that is killed, moved to another folder and continued ends as one that was not disturbed."""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from commands import run, without_times
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from worstcase.callbacks import MovableCheckpoint
+
+STAGES = {  # what is called at each stage, and the call of it, within its process, at which the run is killed
+    "in epoch 2": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
+    "in epoch 3": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
+    "in the test": ("worstcase.methods.base:Method.test_step", 1),
+    "in the attack": ("worstcase.attacks.base:Search.gradient", 2),
+    "in Monte Carlo": ("worstcase.attacks.monte_carlo:_correct", 2),
+}
+SETTINGS = [
+    "trainer.max_epochs=3",
+    "dataset.limit=300",
+    "attack@val_attack=flwc",
+    "attack@test_attack=monte_carlo",
+    "test_attack.instances=40",
+    "callbacks.worst_case_at_test.attacks=[${val_attack},${test_attack}]",
+    "callbacks.worst_case_at_test.besides=null",
+]
+
+
+def kill_at(place: str, call: int) -> None:
+    """Kill this process when a function is called so often."""
+    module, _, name = place.partition(":")
+    *owner, name = name.split(".")
+    of = importlib.import_module(module)
+    for part in owner:
+        of = getattr(of, part)
+    original, calls = getattr(of, name), 0
+
+    def counted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(of, name, counted)
+
+
+def comparable(folder):
+    content = without_times(json.loads((folder / "results.json").read_text()))
+    return {key: value for key, value in content.items() if key not in ("command", "git_commit")}
+
+
+@pytest.mark.parametrize("method", ["vanilla", "atrice", "universal_at"])
+def test_killed_at_each_stage_and_moved_each_time(method, tmp_path):
+    settings = [f"method={method}", *SETTINGS]
+    whole, folder = tmp_path / "whole", tmp_path / "run0"
+    run("src.train", *settings, f"hydra.run.dir={whole}")
+    for number, (stage, (place, call)) in enumerate(STAGES.items(), 1):
+        done = run("src.train", *settings, f"hydra.run.dir={folder}", killed_by=(kill_at, place, call))
+        assert done.returncode == -signal.SIGKILL and not (folder / "results.json").exists(), stage
+        assert ("going on from" in done.stderr) == (number > 1), stage
+        moved = tmp_path / f"run{number}"
+        if number == len(STAGES):
+            shutil.copytree(folder, moved)  # and the original is there still
+        else:
+            folder.rename(moved)
+        folder = moved
+    run("src.train", *settings, f"hydra.run.dir={folder}")
+    assert comparable(folder) == comparable(whole)
+    states = [torch.load(at / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for at in (folder, whole)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys())
+    assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+
+
+def test_a_moved_checkpoint_remembers_how_good_the_best_was(tmp_path):
+    """Lightning's own does not."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    state = {
+        "monitor": "m",
+        "best_model_score": torch.tensor(0.9),
+        "best_model_path": str(old / "best.ckpt"),
+        "current_score": torch.tensor(0.5),
+        "dirpath": str(old),
+        "best_k_models": {str(old / "best.ckpt"): torch.tensor(0.9)},
+        "kth_best_model_path": str(old / "best.ckpt"),
+        "kth_value": torch.tensor(0.9),
+        "last_model_path": "",
+    }
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        lightnings = ModelCheckpoint(dirpath=new, monitor="m")
+        lightnings.load_state_dict(state)
+    assert lightnings.best_model_score is None
+    ours = MovableCheckpoint(dirpath=new, monitor="m")
+    ours.load_state_dict(state)
+    assert (ours.best_model_score, ours.best_model_path) == (0.9, str(new / "best.ckpt"))
+    assert ours.best_k_models == {str(new / "best.ckpt"): 0.9} and ours.last_model_path == ""
