@@ -171,6 +171,23 @@ def test_thg_out_of_range_is_refused(thg):
         crossbar.thg = thg
 
 
+def test_thg_is_another_within_a_block_and_then_what_it_was():
+    crossbar = Crossbar(nn.Linear(2, 2), 0.1)
+    before = crossbar.bound()["weight"]
+    with crossbar.bounded_by(0.2):
+        assert crossbar.thg == 0.2 and crossbar.bound()["weight"] > before
+        with crossbar.bounded_by(0.0):
+            assert crossbar.thg == 0
+        assert crossbar.thg == 0.2
+    assert crossbar.thg == 0.1
+    with pytest.raises(KeyError), crossbar.bounded_by(0.3):
+        raise KeyError
+    assert crossbar.thg == 0.1
+    with pytest.raises(ValueError, match=r"thg=1\.5: must be"), crossbar.bounded_by(1.5):
+        pass
+    assert crossbar.thg == 0.1
+
+
 def test_names_of_a_perturbation_must_be_those_of_the_arrays():
     with pytest.raises(KeyError, match="the arrays are"):
         Crossbar(nn.Linear(2, 2), 0.1)(torch.ones(1, 2), {"bias": torch.zeros(2)})

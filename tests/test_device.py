@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from scipy.stats import ks_2samp, kstest, truncnorm
 
 from worstcase.device import conductances, device_weights, perturbation_bound, weight_of, write_verify
 
@@ -42,7 +43,12 @@ def test_eq_4_bounds_what_tolerant_devices_hold():
     ("call", "message"),
     [
         (lambda: device_weights(4, 3), "weight_bits=4 is not divisible by device_bits=3"),
-        (lambda: device_weights(0, 1), "must be 1 or more"),
+        (lambda: device_weights(0, 1), "weight_bits=0: must be a whole number from 1 to 32"),
+        (lambda: device_weights(10**9, 1), "weight_bits=1000000000: must be a whole number from 1 to 32"),
+        (lambda: device_weights(4, 0), "device_bits=0: must be a whole number from 1 to 32"),
+        (lambda: device_weights(4.0, 2), r"weight_bits=4\.0: must be a whole number"),
+        (lambda: conductances(torch.tensor([16]), 1024, 2), "weight_bits=1024: must be"),
+        (lambda: perturbation_bound(0.06, 1024, 1), "weight_bits=1024: must be"),
         (lambda: perturbation_bound(-0.1, 4, 2), "tolerance=-0.1"),
         (lambda: conductances(torch.tensor([16]), 4, 2), "0 to 15 for 4 bits"),
         (lambda: write_verify((3,), math.nan, 0.1), "sigma=nan"),
@@ -65,6 +71,93 @@ def test_write_verify_follows_the_truncated_gaussian_and_the_geometric_cost():
     assert done.deviation.var().item() == pytest.approx(variance, rel=0.02)
     assert done.mean_pulses == pytest.approx(1 / hit, rel=0.01)
     assert (done.pulses == 1).double().mean().item() == pytest.approx(hit, abs=0.005)
+
+
+def pulse_by_pulse(n, sigma, tolerance, max_pulses, generator):
+    """Write-verify as it runs: deviations and pulses of n devices."""
+    deviation, pulses = torch.zeros(n, dtype=torch.double), torch.zeros(n)
+    going = torch.ones(n, dtype=torch.bool)
+    for _ in range(max_pulses):
+        drawn = sigma * torch.randn(n, generator=generator, dtype=torch.double)
+        deviation, pulses = torch.where(going, drawn, deviation), pulses + going
+        going &= deviation.abs() > tolerance
+    return deviation, pulses
+
+
+@pytest.mark.parametrize(("sigma", "tolerance"), [(0.1, 0.06), (0.1, 0.01), (0.1, 0.25), (3.0, 1.5)])
+@pytest.mark.parametrize("max_pulses", [1, 4])
+def test_write_verify_is_what_pulse_by_pulse_gives(sigma, tolerance, max_pulses):
+    n = 20_000
+    done = write_verify((n,), sigma, tolerance, max_pulses=max_pulses, generator=torch.Generator().manual_seed(0))
+    deviation, pulses = pulse_by_pulse(n, sigma, tolerance, max_pulses, torch.Generator().manual_seed(1))
+    for count in range(1, max_pulses + 1):
+        share = (pulses == count).double().mean().item()
+        spread = math.sqrt(2 * max(share * (1 - share), 1 / n) / n)
+        assert (done.pulses == count).double().mean().item() == pytest.approx(share, abs=4 * spread)
+    fails = deviation.abs() > tolerance
+    for found, expected in (
+        (done.deviation[done.verified], deviation[~fails]),
+        (done.deviation[~done.verified], deviation[fails]),
+    ):
+        if min(len(found), len(expected)) > 100:
+            assert ks_2samp(found, expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("t", [0.05, 0.6, 2.0])
+def test_the_closed_forms_of_write_verify(t):
+    """Geometric numbers of pulses, a truncated Gaussian of those that verify, its tails of the others."""
+    n, budget, sigma = 100_000, 3, 0.1
+    hit, miss = math.erf(t / math.sqrt(2)), math.erfc(t / math.sqrt(2))
+    done = write_verify((n,), sigma, t * sigma, max_pulses=budget, generator=torch.Generator().manual_seed(0))
+    failed = done.failed / n
+    assert failed == pytest.approx(miss**budget, abs=4 * math.sqrt(miss**budget / n))
+    mean = (1 - miss**budget) / hit  # of the geometric distribution, cut off at the budget
+    assert done.mean_pulses == pytest.approx(mean, rel=0.02)
+    inside = (done.deviation[done.verified] / sigma).numpy()
+    assert kstest(inside, truncnorm(-t, t).cdf).pvalue > 1e-4
+    outside = done.deviation[~done.verified] / sigma
+    if len(outside) > 100:
+        assert kstest(outside.abs().numpy(), truncnorm(t, math.inf).cdf).pvalue > 1e-4
+        assert (outside > 0).double().mean().item() == pytest.approx(0.5, abs=2 / math.sqrt(len(outside)))
+
+
+def test_the_budget_costs_no_time_and_a_tiny_chance_is_exact():
+    """A chance of a hit of 8e-7 a pulse: the share that verifies in n pulses is 1 - (1 - p)^n."""
+    p = math.erf(1e-6 / math.sqrt(2))
+    draws = (torch.Generator().manual_seed(0) for _ in range(2))
+    done = write_verify((50_000,), 1.0, 1e-6, max_pulses=1_000_000, generator=next(draws))
+    assert done.failed / 50_000 == pytest.approx(math.exp(1_000_000 * math.log1p(-p)), abs=0.01)
+    assert (done.pulses.double() ** 2).mean().item() > done.mean_pulses**2  # they are not all the same
+    whole = write_verify((50_000,), 1.0, 1e-6, max_pulses=10**15, generator=next(draws))
+    assert whole.failed == 0 and whole.mean_pulses == pytest.approx(1 / p, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "tolerance", "pulses", "failed"),
+    [
+        (0.1, 0.0, 7, 1000),  # no deviation is within 0
+        (1e300, 1e-300, 7, 1000),
+        (0.0, 0.0, 1, 0),  # but exactly 0
+        (0.0, 0.1, 1, 0),
+        (1e-300, 1e300, 1, 0),
+        (0.1, 4.0, 1, 0),
+    ],
+)
+def test_what_no_pulse_or_every_pulse_verifies(sigma, tolerance, pulses, failed):
+    done = write_verify((1000,), sigma, tolerance, max_pulses=7, generator=torch.Generator().manual_seed(0))
+    assert done.failed == failed and (done.pulses == pulses).all()
+    assert torch.equal(done.verified, done.deviation.abs() <= tolerance)
+    if sigma:
+        assert 0.9 < done.deviation.div(sigma).std().item() < 1.1
+    else:
+        assert not done.deviation.any()
+
+
+@pytest.mark.parametrize("tolerance", [1e-12, 0.06, 0.1 + 0.2, 0.7, 1 / 3])
+@pytest.mark.parametrize("sigma", [1e-3, 0.1, 7.0])
+def test_verified_is_within_the_tolerance_exactly_and_failed_is_not(sigma, tolerance):
+    done = write_verify((5000,), sigma, tolerance, max_pulses=2, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(done.verified, done.deviation.abs() <= tolerance)
 
 
 def test_a_smaller_tolerance_costs_more_pulses():
@@ -94,5 +187,13 @@ def test_the_table_is_printed_and_bad_input_named():
     rows = [line.split() for line in shown.splitlines()[2:-1]]
     assert ["4", "2", "2", "0.3", "0.02"] in [row[:5] for row in rows]
     assert ["8", "2", "4", "5.1", "0.02"] in [row[:5] for row in rows]
-    done = subprocess.run([*command, "--weight-bits", "5", "--device-bits", "2"], capture_output=True, text=True)
-    assert done.returncode == 2 and "weight_bits=5 is not divisible by device_bits=2" in done.stderr
+    for said, message in {
+        "--weight-bits 5 --device-bits 2": "weight_bits=5 is not divisible by device_bits=2",
+        "--weight-bits 1024": "weight_bits=1024: must be a whole number from 1 to 32",
+        "--seed -1": "seed=-1: must be a whole number from 0 to 4294967295",
+    }.items():
+        done = subprocess.run([*command, *said.split()], capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
+    endless = [*command, "--max-pulses", "100000000000", "--tolerance", "0"]
+    shown = subprocess.run(endless, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "100,000 of 100,000 devices did not verify in 100000000000 pulses" in shown

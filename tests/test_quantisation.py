@@ -145,6 +145,12 @@ def test_attention_is_quantised_too():
     assert crossbar(torch.randn(2, 3, 8)).shape == (2, 3, 8)
 
 
+@pytest.mark.parametrize("bits", [0, 17, 1024, 4.0])
+def test_bits_of_the_quantiser_out_of_range(bits):
+    with pytest.raises(ValueError, match=f"bits={bits}: must be a whole number from 1 to 16"):
+        quantise(torch.ones(2), torch.tensor(1.0), bits)
+
+
 @pytest.mark.parametrize("bits", [0, 17, 2.5, True])
 @pytest.mark.parametrize("which", ["weight_bits", "activation_bits"])
 def test_bits_out_of_range(which, bits):

@@ -115,11 +115,24 @@ class Crossbar(nn.Module):
         """
         return self._quantised(self._names)
 
+    @contextmanager
+    def bounded_by(self, thg: float) -> Iterator[None]:
+        """Within the block th_g is another."""
+        before = self.thg
+        self.thg = thg
+        try:
+            yield
+        finally:
+            self.thg = before
+
     def full_scales(self) -> dict[str, Tensor]:
-        """The full scale of each array in weight units: a detached float64 scalar by name."""
+        """The full scale of each array in weight units: a detached float64 scalar by name.
+
+        It is where the weight is; on the CPU where that device has no float64.
+        """
         if self.full_scale == "unit":
-            return {n: torch.ones((), dtype=torch.double, device=w.device) for n, w in self._detached().items()}
-        return {name: w.abs().amax().double() for name, w in self._detached().items()}
+            return {name: in_float64(w.new_ones(())) for name, w in self._detached().items()}
+        return {name: in_float64(w.abs().amax()) for name, w in self._detached().items()}
 
     def bound(self) -> dict[str, Tensor]:
         """The largest deviation of each weight: detached, by name, in the weight's units and dtype.
@@ -131,9 +144,11 @@ class Crossbar(nn.Module):
         """
         bounds = {}
         for name, scale in self.full_scales().items():
-            bound = (self.thg * scale).to(self.net.get_parameter(name).dtype)
+            weight = self.net.get_parameter(name)
+            bound = (self.thg * scale).to(weight.dtype)
             too_large = bound.double() / scale > self.thg  # false where the scale is 0
-            bounds[name] = torch.where(too_large, torch.nextafter(bound, torch.zeros_like(bound)), bound)
+            bound = torch.where(too_large, torch.nextafter(bound, torch.zeros_like(bound)), bound)
+            bounds[name] = bound.to(weight.device)
             if name in self._movable:
                 bounds[name] = bounds[name] * self._movable[name]
         return bounds
@@ -246,7 +261,7 @@ class Crossbar(nn.Module):
         scales = self.full_scales()
         largest = 0.0
         for name, deviation in perturbation.items():
-            d = deviation.detach().abs().amax().double().item()
+            d = deviation.detach().abs().amax().item()
             largest = max(largest, d / scales[name].item() if d else 0.0)
         return largest
 
@@ -258,6 +273,16 @@ class Crossbar(nn.Module):
 
     def _detached(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.programmed().items()}
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64, which Apple's GPU does not."""
+    return device.type != "mps"
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """The same in float64: where it is, or on the CPU if its device has none."""
+    return (x if has_float64(x.device) else x.cpu()).double()
 
 
 @contextmanager

@@ -12,13 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worstcase.checks import check_seed, number, whole
+
+BITS = 32
+"""Of a weight or a device, at most."""
+PULSES = 10**15
+"""The budget of a device, at most."""
+
 
 def device_weights(weight_bits: int, device_bits: int) -> list[int]:
     """2^(i K) for each of the M / K devices of a weight, the least significant first (Eq. 4).
 
     Args:
-        weight_bits: M, 1 or more.
-        device_bits: K, 1 or more; M must be divisible by it.
+        weight_bits: M, 1 to 32.
+        device_bits: K, 1 to 32; M must be divisible by it.
 
     Raises:
         ValueError: out of range, or not divisible.
@@ -27,8 +34,8 @@ def device_weights(weight_bits: int, device_bits: int) -> list[int]:
         >>> device_weights(weight_bits=8, device_bits=2)
         [1, 4, 16, 64]
     """
-    if weight_bits < 1 or device_bits < 1:
-        raise ValueError(f"weight_bits={weight_bits}, device_bits={device_bits}: must be 1 or more")
+    whole("weight_bits", weight_bits, least=1, most=BITS)
+    whole("device_bits", device_bits, least=1, most=BITS)
     if weight_bits % device_bits:
         raise ValueError(f"weight_bits={weight_bits} is not divisible by device_bits={device_bits}")
     return [2**power for power in range(0, weight_bits, device_bits)]
@@ -49,9 +56,10 @@ def conductances(levels: Tensor, weight_bits: int, device_bits: int) -> Tensor:
         >>> conductances(torch.tensor([11]), weight_bits=4, device_bits=2).tolist()
         [[3], [2]]
     """
+    weights = device_weights(weight_bits, device_bits)
     if (levels < 0).any() or (levels >= 2**weight_bits).any():
         raise ValueError(f"levels must be 0 to {2**weight_bits - 1} for {weight_bits} bits")
-    return torch.stack([levels // weight % 2**device_bits for weight in device_weights(weight_bits, device_bits)])
+    return torch.stack([levels // weight % 2**device_bits for weight in weights])
 
 
 def weight_of(devices: Tensor, weight_bits: int, device_bits: int) -> Tensor:
@@ -80,8 +88,7 @@ def perturbation_bound(tolerance: float, weight_bits: int, device_bits: int, *, 
         >>> perturbation_bound(0.06, weight_bits=4, device_bits=2)
         0.02
     """
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance}: must be finite, 0 or more")
+    number("tolerance", tolerance, low=0)
     bound = tolerance * sum(device_weights(weight_bits, device_bits))
     return bound / (2**weight_bits - 1) if normalised else bound
 
@@ -120,14 +127,15 @@ def write_verify(
 
     After each pulse a device's deviation is drawn anew from N(0, sigma). So verified deviations follow the
     Gaussian truncated at the tolerance, and a device takes 1 / erf(tolerance / (sigma sqrt 2)) pulses on
-    average if the budget does not matter.
+    average if the budget does not matter. What this leaves is drawn at once, however many pulses it takes: their
+    number is geometric, and a device that fails follows the Gaussian outside the tolerance.
 
     Args:
         shape: of the devices.
         sigma: standard deviation after one pulse, in level units, 0 or more.
         tolerance: th, in level units, 0 or more.
-        max_pulses: the budget of a device, 1 or more.
-        generator: draws; None: torch's default.
+        max_pulses: the budget of a device, 1 to 10^15.
+        generator: draws, on the CPU; None: torch's default.
 
     Raises:
         ValueError: a setting out of range.
@@ -137,23 +145,35 @@ def write_verify(
         >>> bool(done.deviation.abs().max() <= 0.06), done.failed
         (True, 0)
     """
-    for name, value in {"sigma": sigma, "tolerance": tolerance}.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name}={value}: must be finite, 0 or more")
-    if max_pulses < 1:
-        raise ValueError(f"max_pulses={max_pulses}: must be 1 or more")
-    deviation = sigma * torch.randn(shape, generator=generator, dtype=torch.double)
-    pulses = torch.ones(shape, dtype=torch.long)
-    verified = deviation.abs() <= tolerance
-    for _ in range(max_pulses - 1):
-        again = ~verified
-        count = int(again.sum())
-        if not count:
-            break
-        deviation[again] = sigma * torch.randn(count, generator=generator, dtype=torch.double)
-        pulses[again] += 1
-        verified = deviation.abs() <= tolerance
-    return Programmed(deviation, pulses, verified)
+    number("sigma", sigma, low=0)
+    number("tolerance", tolerance, low=0)
+    whole("max_pulses", max_pulses, most=PULSES)
+    t = tolerance / sigma if sigma else math.inf  # in units of sigma
+    hit, miss = math.erf(t / math.sqrt(2)), math.erfc(t / math.sqrt(2))
+    pulses = _geometric(torch.rand(shape, generator=generator, dtype=torch.double), hit, miss)
+    verified = pulses <= max_pulses
+    # where a device is: in the order of what a deviation can be, -1 to 1
+    place = torch.rand(shape, generator=generator, dtype=torch.double) * 2 - 1
+    deviation = torch.zeros(shape, dtype=torch.double)
+    if sigma:
+        inside = sigma * math.sqrt(2) * torch.erfinv(place[verified] * hit)
+        deviation[verified] = inside.clamp(-tolerance, tolerance)
+        place = place[~verified]
+        tail = (1 - place.abs()).clamp_min(2.0**-53) * (miss / 2)
+        outside = (-sigma * torch.special.ndtri(tail)).clamp_min(math.nextafter(tolerance, math.inf))
+        deviation[~verified] = outside.copysign(place)
+    return Programmed(deviation, pulses.clamp_max(max_pulses).long(), verified)
+
+
+def _geometric(uniform: Tensor, hit: float, miss: float) -> Tensor:
+    """The number of tries until the first hit, from a number in 0..1: float64, infinite where none ever is.
+
+    The chances of a hit and of a miss add up to 1. Both are given: neither loses its digits where it is small.
+    """
+    if not hit:
+        return torch.full_like(uniform, math.inf)
+    log_miss = math.log1p(-hit) if hit < 0.5 else math.log(miss) if miss else -math.inf
+    return (torch.log1p(-uniform) / log_miss).ceil().clamp_min(1)
 
 
 def main() -> None:
@@ -169,6 +189,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     said = parser.parse_args()
     try:
+        check_seed("seed", said.seed)
         cells = [(m, k, len(device_weights(m, k))) for m in said.weight_bits for k in said.device_bits]
         bounds = {(m, k): perturbation_bound(said.tolerance, m, k) for m, k, _ in cells}
         generator = torch.Generator().manual_seed(said.seed)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worstcase.checks import whole
+
 RANGE_DECAY = 0.9  # of the moving average of a layer's output range
 
 
@@ -23,12 +25,16 @@ def quantise(x: Tensor, full_range: Tensor, bits: int) -> Tensor:
     Args:
         x: any shape, floating.
         full_range: a scalar, 0 or more, in the units of x.
-        bits: N, 1 or more.
+        bits: N, 1 to 16.
+
+    Raises:
+        ValueError: bits out of range.
 
     Example:
         >>> quantise(torch.tensor([-1.0, -0.2, 0.1, 0.6, 5.0]), torch.tensor(1.0), bits=2)
         tensor([-1.0000, -0.3333,  0.0000,  0.6667,  1.0000])
     """
+    check_bits("bits", bits)
     return _StraightThrough.apply(x, full_range.to(x.dtype), 2**bits - 1)
 
 
@@ -58,6 +64,7 @@ class OutputQuantiser(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Module], bits: int) -> None:
         super().__init__()
+        check_bits("bits", bits)
         self._layers, self.bits = tuple(layers), bits
         self._known: set[int] = set()
         self.ranges: Tensor
@@ -115,5 +122,5 @@ def check_bits(name: str, bits: int | None) -> None:
     Raises:
         ValueError: anything else.
     """
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16):
-        raise ValueError(f"{name}={bits}: must be a whole number from 1 to 16, or null for no quantisation")
+    if bits is not None:
+        whole(name, bits, least=1, most=16, also="or null for no quantisation")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from worstcase.checks import number
+from worstcase.crossbar import has_float64, in_float64
 from worstcase.device import device_weights, write_verify
 
 Scale = Mapping[str, Tensor]
@@ -27,7 +29,7 @@ def gaussian(like: Mapping[str, Tensor], sigma: Scale, generator: torch.Generato
         >>> gaussian({"w": torch.empty(2, 3)}, {"w": torch.tensor(0.1)})["w"].shape
         torch.Size([2, 3])
     """
-    return {name: _randn(t, generator) * sigma[name].to(t.dtype) for name, t in like.items()}
+    return {name: _randn(t, generator) * _as(t, sigma[name]) for name, t in like.items()}
 
 
 def truncated_gaussian(
@@ -57,9 +59,10 @@ def truncated_gaussian(
     z = math.erf(tolerance / math.sqrt(2))
     sample = {}
     for name, t in like.items():
-        u = torch.rand(t.shape, generator=generator, device=t.device, dtype=torch.double) * 2 - 1
+        wide = torch.double if has_float64(t.device) else torch.float32
+        u = in_float64(torch.rand(t.shape, generator=generator, device=t.device, dtype=wide)) * 2 - 1
         inside = torch.erfinv(u * z) * (math.sqrt(2) / tolerance)  # in units of the bound
-        sample[name] = _within(inside.to(t.dtype) * bound[name].to(t.dtype), bound[name])
+        sample[name] = _within(_as(t, inside) * _as(t, bound[name]), bound[name])
     return sample
 
 
@@ -82,7 +85,7 @@ def right_censored_gaussian(
     """
     sample = {}
     for name, t in like.items():
-        scale = sigma[name].to(t.dtype)
+        scale = _as(t, sigma[name])
         sample[name] = (_randn(t, generator) * scale).clamp_(max=threshold * scale)
     return sample
 
@@ -97,7 +100,7 @@ def uniform(like: Mapping[str, Tensor], bound: Scale, generator: torch.Generator
     return {
         name: _within(
             (torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype) * 2 - 1)
-            * bound[name].to(t.dtype),
+            * _as(t, bound[name]),
             bound[name],
         )
         for name, t in like.items()
@@ -114,7 +117,7 @@ def vertex(like: Mapping[str, Tensor], bound: Scale, generator: torch.Generator 
     sample = {}
     for name, t in like.items():
         signs = torch.randint(2, t.shape, generator=generator, device=t.device, dtype=t.dtype) * 2 - 1
-        sample[name] = signs * bound[name].to(t.dtype)
+        sample[name] = signs * _as(t, bound[name])
     return sample
 
 
@@ -139,7 +142,7 @@ def programmed(
     sample = {}
     for name, t in like.items():
         done = write_verify(tuple(t.shape), 1 / tolerance, 1.0, max_pulses=max_pulses, generator=generator)
-        deviation = done.deviation.to(t.device, t.dtype) * bound[name].to(t.dtype)
+        deviation = _as(t, done.deviation) * _as(t, bound[name])
         sample[name] = torch.where(done.verified.to(t.device), _within(deviation, bound[name]), deviation)
     return sample
 
@@ -172,16 +175,20 @@ def per_device(sampler: Sampler, weight_bits: int, device_bits: int) -> Sampler:
 
 def _weighted_mean(devices: list[Tensor], weights: list[int]) -> Tensor:
     """The mean of the devices' deviations, which rounding must not take beyond the largest of them."""
-    stacked = torch.stack(devices).double()
+    stacked = in_float64(torch.stack(devices))
     shares = torch.tensor(weights, dtype=torch.double, device=stacked.device) / sum(weights)
     largest = stacked.abs().amax(0)
     mean = torch.tensordot(shares, stacked, dims=1).clamp(-largest, largest)
-    return mean.to(devices[0].dtype)
+    return _as(devices[0], mean)
 
 
 def _check_tolerance(tolerance: float) -> None:
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance}: must be above 0, in units of sigma")
+    number("tolerance", tolerance, above=0, also="in units of sigma")
+
+
+def _as(like: Tensor, x: Tensor) -> Tensor:
+    """In the dtype of a tensor and on its device, the dtype first: the device may have no float64."""
+    return x.to(like.dtype).to(like.device)
 
 
 def _randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -189,5 +196,5 @@ def _randn(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _within(sample: Tensor, bound: Tensor) -> Tensor:
-    limit = bound.to(sample.dtype)
+    limit = _as(sample, bound)
     return sample.clamp(-limit, limit)

@@ -9,6 +9,7 @@ from torch import nn
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
+from worstcase.attacks.base import accuracy as accuracy_of
 
 ATTACKS = {
     "flwc": FLWC(),
@@ -249,6 +250,15 @@ def test_projected_lwc_needs_one_trial(small_net, small_batches):
         (LWC, {"lr": -1.0}, "lr=-1.0: must be above 0"),
         (LWC, {"c_range": (1.0, 0.5)}, "the smaller first"),
         (LWC, {"project": "never"}, "must be step or end"),
+        (FLWC, {"steps": 10.0}, r"steps=10\.0: must be a whole number, 1 or more"),
+        (PGD, {"steps": True}, "steps=True: must be a whole number, 1 or more"),
+        (LWC, {"epochs": 2.5}, r"epochs=2\.5: must be a whole number, 1 or more"),
+        (LWC, {"trials": "8"}, "trials='8': must be a whole number, 1 or more"),
+        (LWC, {"lr": float("nan")}, "lr=nan: must be above 0 and finite, in units of the bound"),
+        (LWC, {"lr": True}, "lr=True: must be a number, above 0"),
+        (LWC, {"c_range": (1.0, float("inf"))}, "must be two finite numbers above 0"),
+        (LWC, {"c_range": (1.0, 2.0, 3.0)}, "must be two finite numbers above 0"),
+        (LWC, {"c_range": 3.0}, "must be two finite numbers above 0"),
     ],
 )
 def test_settings_out_of_range(attack, options, message):
@@ -281,6 +291,109 @@ def test_batches_of_one_sample_and_one_batch_of_all(attack, small_net, small_bat
 def test_a_reference_set_that_can_be_gone_through_once_is_refused(small_net, small_batches):
     with pytest.raises(ValueError, match="only once; give a list or a DataLoader"):
         FLWC()(Crossbar(small_net, 0.1), iter(small_batches), progress=False)
+
+
+def relabelled(change):
+    """Batches whose labels, or more of them, are something else."""
+    return lambda batches: [change(images, labels) for images, labels in batches]
+
+
+WRONG_DATA = {
+    "a label of -1": (relabelled(lambda x, y: (x, y - 1)), "each label must be 0 to 2, but one is -1"),
+    "a label too many": (relabelled(lambda x, y: (x, y + 1)), "each label must be 0 to 2, but one is 3"),
+    "floats": (relabelled(lambda x, y: (x, y.float())), r"its labels are torch\.float32; give each the number"),
+    "truth values": (relabelled(lambda x, y: (x, y > 0)), r"its labels are torch\.bool"),
+    "a column": (relabelled(lambda x, y: (x, y[:, None])), r"\d+ inputs and labels of shape \(\d+, 1\)"),
+    "one label short": (relabelled(lambda x, y: (x, y[1:])), r"\d+ inputs and labels of shape \(\d+,\)"),
+    "a list": (relabelled(lambda x, y: (x, y.tolist())), "its labels are a list; make them a tensor"),
+    "three parts": (
+        relabelled(lambda x, y: (x, y, y)),
+        "two tensors, the labels 1-D integers, one for each input",
+    ),
+    "a mapping": (relabelled(lambda x, y: {"x": x, "y": y}), "its inputs are a str"),
+    "images alone": (relabelled(lambda x, y: x), "two tensors, the labels 1-D integers, one for each input"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_DATA.values(), ids=WRONG_DATA.keys())
+@pytest.mark.parametrize(
+    "scored", [FLWC(), MonteCarlo(instances=3), accuracy_of], ids=["flwc", "monte carlo", "one"]
+)
+def test_labels_that_do_not_belong_to_the_network_are_named(scored, wrong, message, small_net, small_batches):
+    batches = small_batches[:2] + wrong(small_batches)[2:] if scored is accuracy_of else wrong(small_batches)
+    with pytest.raises(ValueError, match=message) as error:
+        scored(Crossbar(small_net, 0.1), batches)
+    assert "label" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (lambda out: out[:, :, None], r"for 16 labels the network must give \(16, classes\), not \(16, 3, 1\)"),
+        (lambda out: out[1:], r"not \(15, 3\)"),
+        (lambda out: (out, out), "not tuple"),
+    ],
+)
+def test_outputs_that_are_no_scores_of_classes_are_named(head, message, small_net, small_batches):
+    small_net.register_forward_hook(lambda module, inputs, out: head(out))
+    with pytest.raises(ValueError, match=message):
+        FLWC()(Crossbar(small_net, 0.1), small_batches, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_may_be_integers_of_any_size(dtype, small_net, small_batches):
+    expected = FLWC(steps=2)(Crossbar(small_net, 0.1), small_batches, progress=False)
+    batches = [(images, labels.to(dtype)) for images, labels in small_batches]
+    assert FLWC(steps=2)(Crossbar(small_net, 0.1), batches, progress=False).history == expected.history
+
+
+def test_labels_are_looked_at_in_the_first_pass_alone(small_net, small_batches, monkeypatch):
+    """Since looking at their values waits for the device."""
+    looked = []
+    monkeypatch.setattr("worstcase.attacks.base.check_answers", lambda out, labels: looked.append(len(labels)))
+    FLWC(steps=2)(Crossbar(small_net, 0.1), small_batches, progress=False)
+    assert looked == [16, 16, 8]
+
+
+@every_attack
+@pytest.mark.parametrize("full_scale", ["layer_max", "unit"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(attack, full_scale, value, small_net, small_batches):
+    with torch.no_grad():
+        small_net[5].weight[1, 2] = value
+    with pytest.raises(ValueError, match=r"^5\.weight: weights or their bound are not finite; check the network"):
+        attack(Crossbar(small_net, 0.1, full_scale=full_scale), small_batches, progress=False)
+
+
+@pytest.mark.parametrize("attack", [LWC(lr=1e300), LWC(lr=1e300, project="end"), LWC(c_range=(1.0, 1e300))])
+def test_settings_too_large_to_compute_with_are_no_defect_of_the_attack(attack, small_net, small_batches):
+    with pytest.raises(ValueError, match="steps are too large; lower lr or c_range"):
+        attack(Crossbar(small_net, 0.1), small_batches, progress=False)
+
+
+@every_attack
+def test_inputs_that_are_not_finite_are_no_defect_of_the_attack(attack, small_net, small_batches):
+    batches = [(images * torch.inf, labels) for images, labels in small_batches]
+    assert attack(Crossbar(small_net, 0.1), batches, progress=False).feasible
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (lambda d: {name: x + 9 for name, x in d.items()}, r"not within the bound of th_g = 0\.1; clamp it first"),
+        (lambda d: {name: x * torch.nan for name, x in d.items()}, "not within the bound"),
+        (
+            lambda d: d | {"fc.weight": torch.zeros(3)},
+            r"start has fc\.weight, but the arrays are 0\.weight, 5\.weight",
+        ),
+        (lambda d: {"0.weight": d["0.weight"]}, r"start needs a deviation of 5\.weight of its shape \(3, 64\)"),
+        (lambda d: {name: x.flatten() for name, x in d.items()}, r"0\.weight of its shape \(4, 1, 3, 3\)"),
+    ],
+)
+def test_a_start_that_is_no_perturbation_within_the_bound_is_refused(start, message, small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.1)
+    with pytest.raises(ValueError, match=message):
+        FLWC()(crossbar, small_batches, start=start(crossbar.zero_perturbation()), progress=False)
 
 
 def test_an_empty_reference_set_is_refused(small_net):

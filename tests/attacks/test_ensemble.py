@@ -179,3 +179,17 @@ def test_a_thousand_classes():
 def test_settings_out_of_range(options):
     with pytest.raises(ValueError, match="must be 1 or more"):
         Ensemble(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 1.5}, r"rounds=1\.5: must be a whole number, 1 or more"),
+        ({"rounds": True}, "rounds=True: must be a whole number, 1 or more"),
+        ({"budget": "5"}, "budget='5': must be a number, 1 or more and finite, in passes"),
+        ({"budget": 10**400}, r"budget=1.*0: must be 1 or more and finite, in passes over the reference set"),
+    ],
+)
+def test_settings_of_another_kind(options, message):
+    with pytest.raises(ValueError, match=message):
+        Ensemble(**options)

@@ -39,13 +39,63 @@ def test_a_limit_draws_training_images_by_seed_and_test_images_the_same_for_all(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 1}, "dataset.limit=1: must be 2 or more"),
+        ({"limit": 1}, "dataset.limit=1: must be 2 or more, or null for all"),
+        ({"limit": 10.0}, r"dataset.limit=10\.0: must be a whole number, 2 or more, or null for all"),
+        ({"batch_size": 2.5}, r"dataset.batch_size=2\.5: must be a whole number, 1 or more"),
+        ({"batch_size": True}, "dataset.batch_size=True: must be a whole number, 1 or more"),
+        ({"val_fraction": "0.1"}, "dataset.val_fraction='0.1': must be a number, above 0 and below 1"),
+        ({"val_fraction": float("nan")}, "dataset.val_fraction=nan: must be above 0 and below 1"),
+        ({"seed": -1}, "dataset.seed=-1: must be a whole number from 0 to"),
+        ({"num_classes": 2.0}, r"dataset.num_classes=2\.0: must be a whole number, 2 or more"),
         ({"num_classes": 7}, "dataset.num_classes=7, but Numbered has 2 classes"),
     ],
 )
 def test_settings_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         Numbered(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda images, labels: (images, labels - 1),
+            "has label -1 for image 0, but 2 classes are 0 to 1; correct",
+        ),
+        (
+            lambda images, labels: (images, labels + 1),
+            "has label 2 for image 1, but 2 classes are 0 to 1; correct",
+        ),
+        (lambda images, labels: (images, labels[1:]), r"has \d+ images, but \d+ labels; lay it out again"),
+        (lambda images, labels: (images, labels[:, None]), r"has \d+ images, but \d+ labels; lay it out again"),
+        (lambda images, labels: (images[:0], labels[:0]), "has no images"),
+    ],
+)
+@pytest.mark.parametrize(("part", "name"), [(0, "training"), (1, "test")])
+def test_labels_that_cannot_be_are_named_with_their_data(part, name, change, message):
+    class Wrong(Numbered):
+        def load(self):
+            splits = list(super().load())
+            splits[part] = change(*splits[part])
+            return splits
+
+    with pytest.raises(ValueError, match=f"the {name} data of Wrong {message}"):
+        Wrong().setup()
+
+
+def test_data_without_a_batch_for_each_process_is_refused(monkeypatch):
+    assert len(Numbered(limit=2, batch_size=128).train_dataloader()) == 1
+    with pytest.raises(ValueError, match=r"0 training images make 0 batches of 4, .* dataset.val_fraction"):
+        Numbered(limit=10, batch_size=4, val_fraction=0.99).train_dataloader()
+    for name, value in {"is_initialized": True, "get_world_size": 3, "get_rank": 0}.items():
+        monkeypatch.setattr(f"worstcase.data.base.distributed.{name}", lambda value=value: value)
+    assert len(Numbered(limit=10, batch_size=3).train_dataloader()) == 1
+    message = (
+        "9 training images make 2 batches of 5, but each of 3 processes needs one; "
+        "raise dataset.limit, or lower dataset.batch_size"
+    )
+    with pytest.raises(ValueError, match=message):
+        Numbered(limit=10, batch_size=5).train_dataloader()
 
 
 def test_each_image_is_flipped_and_cropped_by_its_own_draw():

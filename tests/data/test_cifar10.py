@@ -2,12 +2,13 @@
 
 import hashlib
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from worstcase.data import CIFAR10DataModule, cifar10
+from worstcase.data import CIFAR10DataModule, ImageFolderDataModule, cifar10
 
 
 class Harmful:
@@ -67,6 +68,40 @@ def test_a_file_that_is_no_batch_is_refused_and_not_executed(folder, content, ca
     with pytest.raises(ValueError, match=r"cannot read .*test_batch"):
         CIFAR10DataModule(data_dir=str(folder.parent)).setup()
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": [0.5]}, r"dataset.mean=\[0\.5\]: must be 3 finite numbers, one a channel"),
+        ({"mean": [0.5, 0.5, float("nan")]}, "must be 3 finite numbers, one a channel"),
+        ({"mean": 0.5}, r"dataset.mean=0\.5: must be 3 finite numbers"),
+        ({"mean": "abc"}, "dataset.mean=abc: must be 3 finite numbers"),
+        (
+            {"std": [0.2, 0.0, 0.2]},
+            r"dataset.std=\[0\.2, 0\.0, 0\.2\]: must be 3 finite numbers above 0, one a channel",
+        ),
+        ({"std": [0.2, 0.2, -0.2]}, "must be 3 finite numbers above 0"),
+        ({"std": [0.2, 0.2, 0.2, 0.2]}, "must be 3 finite numbers above 0"),
+        ({"std": [0.2, 0.2, float("inf")]}, "must be 3 finite numbers above 0"),
+    ],
+)
+@pytest.mark.parametrize(
+    "data",
+    [CIFAR10DataModule, partial(ImageFolderDataModule, folder="pets", num_classes=2)],
+    ids=["cifar", "folder"],
+)
+def test_mean_and_deviation_are_three_numbers(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        data(data_dir="nowhere", **options)
+
+
+def test_labels_of_another_number_than_images_or_out_of_range_are_refused(folder):
+    content = pickle.loads((folder / "test_batch").read_bytes())
+    for labels, message in ((content["labels"][:-1], "20 images, but 19 labels"), ([10] * 20, "has label 10")):
+        (folder / "test_batch").write_bytes(pickle.dumps(content | {"labels": labels}, protocol=2))
+        with pytest.raises(ValueError, match=f"test data of CIFAR10DataModule .*{message}"):
+            CIFAR10DataModule(data_dir=str(folder.parent)).setup()
 
 
 def test_missing_files_are_named_with_what_to_do(folder):

@@ -1,5 +1,9 @@
 """Tiny ImageNet, class folders and tables of labels, on small images written here."""
 
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,6 +55,19 @@ def test_tiny_imagenet_of_another_layout_or_size_is_refused(tiny):
     (tiny / "tiny-imagenet-200" / "wnids.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"missing wnids.txt\)"):
         TinyImageNetDataModule(data_dir=str(tiny)).prepare_data()
+
+
+def test_tiny_imagenet_with_another_class_or_without_images_is_refused(tiny):
+    table = tiny / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    for line in ("val_0.JPEG\tn99\t0\t32\t44\t62", "val_0.JPEG"):
+        table.write_text(line)
+        with pytest.raises(
+            ValueError, match=r"val_annotations.txt has a line 'val_0.JPEG.*', without a class of wnids"
+        ):
+            TinyImageNetDataModule(data_dir=str(tiny)).setup()
+    table.write_text("")
+    with pytest.raises(ValueError, match="the test data of TinyImageNetDataModule has no images"):
+        TinyImageNetDataModule(data_dir=str(tiny)).setup()
 
 
 @pytest.fixture
@@ -118,3 +135,95 @@ def test_folders_of_another_layout_or_number_are_refused(folders, tmp_path):
         pets(folders).train_dataloader()
     with pytest.raises(ValueError, match=r"set dataset\.num_classes"):
         pets(folders, num_classes=None)
+
+
+def test_other_classes_for_the_test_than_for_training_are_refused(folders):
+    """As many, but the labels of the images would be those of other classes."""
+    (folders / "pets" / "train" / "cat").rename(folders / "pets" / "train" / "eel")
+    message = r"the classes differ: only .*val has cat; only .*train has eel; give both the same class folders"
+    with pytest.raises(ValueError, match=message):
+        pets(folders).setup()
+    data = pets(folders)
+    for _ in range(2):  # also when asked again
+        with pytest.raises(ValueError, match="the classes differ"):
+            data.test_dataloader()
+
+
+def test_class_folders_are_compared_by_their_names_alone(folders, monkeypatch):
+    data = pets(folders)
+    looked = []
+    whole = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: looked.append(path.name) or whole(path))
+    data.setup()
+    assert looked == ["val", "train"]
+
+
+def test_a_class_folder_without_images_is_named(folders):
+    for image in (folders / "pets" / "val" / "cat").iterdir():
+        image.unlink()
+    with pytest.raises(FileNotFoundError, match=r"pets/val: .*cat"):
+        pets(folders).setup()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", r"labels.csv lists no images; it needs a first line file,label and one for each image"),
+        ("file,label\n", "labels.csv lists no images"),
+        ("file,label\n0.png,-1\n", "labels.csv has label -1 for 0.png; labels are 0 to 1"),
+        ("file,label\n0.png,1\n0.png,2\n", "labels.csv has label 2 for 0.png; labels are 0 to 1"),
+        ("file,label\n0.png\n", "labels.csv needs columns file and label"),
+        ("file,label\n0.png,cat\n", "labels.csv needs columns file and label, the latter 0, 1, ...: .*'cat'"),
+        ("file,label\n0.png,\xff\n", "labels.csv needs columns file and label"),
+    ],
+)
+def test_tables_without_right_labels_are_refused(table, message, tmp_path):
+    write_image(tmp_path / "pets" / "images" / "0.png", 0, size=20)
+    (tmp_path / "pets" / "labels.csv").write_text(table, encoding="latin1")
+    with pytest.raises(ValueError, match=message) as error:
+        pets(tmp_path).setup()
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_as_spreadsheets_save_it(tmp_path):
+    write_image(tmp_path / "pets" / "images" / "0.png", 0, size=20)
+    (tmp_path / "pets" / "labels.csv").write_text("file,label\r\n0.png,1\r\n", encoding="utf-8-sig")
+    assert [labels.tolist() for _, labels in pets(tmp_path).test_dataloader()] == [[1]]
+
+
+@pytest.mark.parametrize("kind", ["no image", "truncated", "empty"])
+@pytest.mark.parametrize("layout", ["folders", "table"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_image_ends_in_a_line_that_names_it(kind, layout, num_workers, folders):
+    broken = folders / "pets" / "val" / "cat" / "2.png"
+    if layout == "table":
+        broken = folders / "pets" / "images" / "2.png"
+        write_image(broken, 0, size=20)
+        shutil.rmtree(folders / "pets" / "val")
+        (folders / "pets" / "labels.csv").write_text("file,label\n2.png,0\n")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(broken)
+    content = {"no image": b"text", "truncated": broken.read_bytes()[:-400], "empty": b""}
+    broken.write_bytes(content[kind])
+    with pytest.raises(ValueError, match="is no image that can be read") as error:
+        pets(folders, num_workers=num_workers).test_dataloader()
+    last = str(error.value).strip().splitlines()[-1]
+    assert f"{broken} is no image that can be read: " in last
+    assert len(str(error.value).splitlines()) == 1 or num_workers
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop": 0}, "dataset.crop=0: must be 1 or more"),
+        ({"crop": 16.0}, r"dataset.crop=16\.0: must be a whole number, 1 or more"),
+        ({"resize": 0}, "dataset.resize=0: must be 1 or more, or null for images as they are"),
+        ({"resize": "big"}, "dataset.resize='big': must be a whole number, 1 or more, or null"),
+        ({"num_workers": -1}, "dataset.num_workers=-1: must be 0 or more"),
+        ({"num_workers": True}, "dataset.num_workers=True: must be a whole number, 0 or more"),
+        ({"num_classes": 1}, "dataset.num_classes=1: must be 2 or more"),
+    ],
+)
+def test_settings_out_of_range(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pets(tmp_path, **options)

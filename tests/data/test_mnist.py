@@ -102,6 +102,21 @@ def test_whole_mnist_is_read_as_torchvision_lays_it_out(tmp_path, digits):
     assert len(gathered(data.train_dataloader())[1]) == 180
 
 
+def test_mnist_of_another_number_of_labels_or_other_labels_is_refused(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((20, 28, 28)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10)
+    MNISTDataModule(data_dir=str(tmp_path)).setup()
+    write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(19) % 10)
+    with pytest.raises(ValueError, match="test data of MNISTDataModule has 20 images, but 19 labels"):
+        MNISTDataModule(data_dir=str(tmp_path)).setup()
+    write_idx(raw / "train-labels-idx1-ubyte", np.arange(20) % 11)
+    with pytest.raises(ValueError, match="training data of MNISTDataModule has label 10 for image 10"):
+        MNISTDataModule(data_dir=str(tmp_path)).setup()
+
+
 def test_missing_mnist_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"set data_dir=FOLDER .* dataset.download=true"):
         MNISTDataModule(data_dir=str(tmp_path)).prepare_data()

@@ -361,11 +361,37 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net
         (UniversalAT, {"members": 0}),
         (UniversalAT, {"lifetime": 0.5}),
         (UniversalAT, {"momentum": -1.0}),
+        (ATrice, {"sigma": True}),
+        (Trice, {"sigma": "big"}),
+        (PGDAT, {"steps": 2.5}),
+        (PGDAT, {"steps": True}),
+        (PGDAT, {"step": float("nan")}),
+        (PGDAT, {"factor": float("inf")}),
+        (UniversalAT, {"members": 1.5}),
+        (UniversalAT, {"lifetime": float("nan")}),
         (Vanilla, {"weight_clip": 0.9}),
+        (Vanilla, {"weight_clip": True}),
         (Vanilla, {"weight_clip_unit": "volt"}),
     ],
 )
 def test_settings_out_of_range(method, options):
     (name, value), *_ = options.items()
+    value = repr(value) if name != "weight_clip_unit" else value
     with pytest.raises(ValueError, match=f"method.{name}={value}: must be"):
         method(Crossbar(nn.Linear(2, 2), 0.1), num_classes=2, **options)
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1}, "num_classes=1: must be 2 or more"),
+        ({"num_classes": 3.0}, r"num_classes=3\.0: must be a whole number, 2 or more"),
+        ({"seed": -1}, "seed=-1: must be a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296: must be a whole number from 0 to 4294967295"),
+        ({"seed": 0.0}, r"seed=0\.0: must be a whole number"),
+    ],
+)
+def test_classes_and_seeds_out_of_range(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        method(Crossbar(nn.Linear(2, 2), 0.1), **{"num_classes": 2, **options})

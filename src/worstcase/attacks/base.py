@@ -58,19 +58,67 @@ class WorstCase:
 
 
 def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches where the crossbar is."""
+    """The batches where the crossbar is, the labels as int64.
+
+    Raises:
+        ValueError: a batch is not two tensors, inputs and labels, the latter 1-D integers, one for each input.
+    """
     device = next(crossbar.parameters()).device
-    for images, labels in loader:
-        yield images.to(device), labels.to(device)
+    for batch in loader:
+        images, labels = _inputs_and_labels(batch)
+        yield images.to(device), labels.to(device, torch.long)
+
+
+def _inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    needed = "a batch must be (inputs, labels), two tensors, the labels 1-D integers, one for each input"
+    try:
+        images, labels = batch
+    except (TypeError, ValueError):
+        raise ValueError(f"{needed}, not a {type(batch).__name__} of something else") from None
+    for name, part in (("inputs", images), ("labels", labels)):
+        if not isinstance(part, Tensor):
+            raise ValueError(f"{needed}, but its {name} are a {type(part).__name__}; make them a tensor")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{needed}, but its labels are {labels.dtype}; give each the number of its class")
+    if labels.shape != (len(images),):
+        raise ValueError(f"{needed}, but there are {len(images)} inputs and labels of shape {tuple(labels.shape)}")
+    return images, labels
+
+
+def check_answers(outputs: Any, labels: Tensor) -> None:
+    """Make sure that a network's outputs and the labels of a batch belong together; waits for the device.
+
+    Args:
+        outputs: (N, classes).
+        labels: (N,), 0 to classes - 1.
+
+    Raises:
+        ValueError: they do not.
+    """
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(labels):
+        raise ValueError(f"for {len(labels)} labels the network must give ({len(labels)}, classes), not {shape}")
+    classes = outputs.shape[1]
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(
+            f"the network gives {classes} classes, so each label must be 0 to {classes - 1}, but one is {wrong[0]}"
+        )
 
 
 @torch.no_grad()
 def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | None = None) -> float:
-    """The accuracy 0..1 of a crossbar, as programmed or perturbed, over some data. Cost: one pass."""
+    """The accuracy 0..1 of a crossbar, as programmed or perturbed, over some data. Cost: one pass.
+
+    Raises:
+        ValueError: there are no samples, or labels and outputs do not belong together.
+    """
     correct = samples = 0
     with evaluating(crossbar):
         for images, labels in on_its_device(crossbar, loader):
-            correct += int((crossbar(images, perturbation).argmax(1) == labels).sum())
+            logits = crossbar(images, perturbation)
+            check_answers(logits, labels)
+            correct += int((logits.argmax(1) == labels).sum())
             samples += len(labels)
     if not samples:
         raise ValueError("there are no samples to score")
@@ -95,6 +143,7 @@ class Search:
         self.crossbar, self.loader, self.seed, self.folder = crossbar, loader, seed, folder
         self._expected_passes, self._on_score = expected_passes, on_score
         self.bound = crossbar.bound()
+        self._check_weights()
         self.device = next(iter(self.bound.values())).device
         self._started = time.perf_counter()
         self._earlier = 0.0  # seconds of work that a resumed attack found done
@@ -145,12 +194,14 @@ class Search:
 
         Raises:
             RuntimeError: the perturbation is not feasible; that is a defect of the attack.
-            ValueError: the reference set is empty.
+            ValueError: the reference set is empty, or its labels are not those of the network's classes.
         """
         correct: int | Tensor = 0
         samples = mini_batches = 0
         for images, labels in self.batches():
             logits = self.crossbar(images, perturbation)
+            if not self.history:  # once for all passes, since looking at the labels waits for the device
+                check_answers(logits, labels)
             correct += (logits.argmax(1) == labels).sum()
             samples += len(labels)
             mini_batches += 1
@@ -173,6 +224,28 @@ class Search:
         self._lowest_shown = min(self._lowest_shown, lowest, self.worst_accuracy)
         self._on_score(self.passes, self._expected_passes(self), self._lowest_shown)
 
+    def check_start(self, start: Perturbation) -> None:
+        """Make sure that a user's perturbation is one of this crossbar within its bound.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if unknown := sorted(start.keys() - self.worst.keys()):
+            raise ValueError(f"start has {unknown[0]}, but the arrays are {', '.join(self.worst)}")
+        for name, d in self.worst.items():
+            if name not in start or start[name].shape != d.shape:
+                raise ValueError(f"start needs a deviation of {name} of its shape {tuple(d.shape)}")
+        if not self.crossbar.is_feasible(start):
+            raise ValueError(f"start is not within the bound of th_g = {self.crossbar.thg}; clamp it first")
+
+    def _check_weights(self) -> None:
+        weights = self.crossbar.programmed()
+        broken = [n for n, w in weights.items() if not bool((w.isfinite().all() & self.bound[n].isfinite()).all())]
+        if broken:
+            raise ValueError(
+                f"{', '.join(broken)}: weights or their bound are not finite; check the network or its checkpoint"
+            )
+
     def _gradient(
         self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
     ) -> tuple[dict[str, Tensor], int]:
@@ -193,6 +266,10 @@ class Search:
 
     def _keep(self, perturbation: Perturbation, accuracy: float, context: dict[str, Any]) -> float:
         if not self.crossbar.is_feasible(perturbation):
+            if not all(bool(d.isfinite().all()) for d in perturbation.values()):
+                raise ValueError(
+                    "a deviation is not finite any more: the attack's steps are too large; lower lr or c_range"
+                )
             raise RuntimeError("an attack scored a perturbation outside the bound; it must project first")
         if accuracy <= self.worst_accuracy:  # of equal ones the later, which fits the objective better
             self.worst_accuracy = accuracy
@@ -274,6 +351,10 @@ class Attack(ABC):
             seed: of what the attack draws.
             folder: where an attack that can be resumed keeps its state.
             progress: a bar on a terminal, a line now and then elsewhere.
+
+        Raises:
+            ValueError: weights that are not finite, a reference set that is empty or whose labels do not belong to
+                the network's outputs, or a start that is not within the bound.
         """
         with (
             evaluating(crossbar),
@@ -290,6 +371,7 @@ class Attack(ABC):
                 on_score=on_score,
             )
             if start is not None:
+                run.check_start(start)
                 run.score(start, start=True)
             reported = None
             if self.can_move(run):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.updates import PlainSignSteps, ProjectedAdam, SignSteps, TanhAdam
+from worstcase.checks import number, whole
 from worstcase.crossbar import Perturbation
 from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
 from worstcase.variation import uniform, vertex
@@ -67,10 +68,9 @@ class Ensemble(Attack):
     name = "ensemble"
 
     def __init__(self, *, rounds: int = 2, budget: float | None = None) -> None:
-        if rounds < 1:
-            raise ValueError(f"rounds={rounds}: must be 1 or more")
-        if budget is not None and not 1 <= budget < math.inf:
-            raise ValueError(f"budget={budget}: must be 1 or more, in passes over the reference set")
+        whole("rounds", rounds)
+        if budget is not None:
+            number("budget", budget, low=1, also="in passes over the reference set")
         self.rounds, self.budget = rounds, budget
 
     def expected_passes(self, run: Search) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
+from worstcase.checks import whole
 from worstcase.objectives import objective as find_objective
 
 
@@ -36,8 +37,7 @@ class FLWC(Attack):
     name = "flwc"
 
     def __init__(self, *, steps: int = 10, update: str = "batch", objective: str = "p2") -> None:
-        if steps < 1:
-            raise ValueError(f"steps={steps}: must be 1 or more")
+        whole("steps", steps)
         if update not in ("batch", "epoch"):
             raise ValueError(f"update={update!r}: must be batch or epoch")
         self.steps, self.update, self.objective = steps, update, objective

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.updates import FreeAdam, ProjectedAdam
+from worstcase.checks import number, whole
 from worstcase.crossbar import Perturbation
 from worstcase.objectives import objective as find_objective
 
@@ -59,18 +60,15 @@ class LWC(Attack):
         magnitude: str = "max",
         objective: str = "p2",
     ) -> None:
-        if epochs < 1 or trials < 1:
-            raise ValueError(f"epochs={epochs}, trials={trials}: must be 1 or more")
-        if not (lr > 0 and math.isfinite(lr)):
-            raise ValueError(f"lr={lr}: must be above 0, in units of the bound")
-        low, high = c_range
-        if not 0 < low < high < math.inf:
-            raise ValueError(f"c_range={c_range}: must be two numbers above 0, the smaller first")
+        whole("epochs", epochs)
+        whole("trials", trials)
+        number("lr", lr, above=0, also="in units of the bound")
+        low, high = _range_of_c(c_range)
         if project not in ("step", "end"):
             raise ValueError(f"project={project!r}: must be step or end")
         if magnitude not in _MAGNITUDES:
             raise ValueError(f"magnitude={magnitude!r}: must be {' or '.join(_MAGNITUDES)}")
-        self.epochs, self.lr, self.c_range = epochs, lr, [float(low), float(high)]
+        self.epochs, self.lr, self.c_range = epochs, lr, [low, high]
         self.trials, self.project, self.magnitude, self.objective = trials, project, magnitude, objective
         self._objective = find_objective(objective)
 
@@ -117,6 +115,16 @@ class LWC(Attack):
                 run.clamp_(feasible)
             accuracy = run.score(feasible, c=c, magnitude=reached)
         return reached, accuracy
+
+
+def _range_of_c(c_range: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = c_range
+        number("c", low, above=0)
+        number("c", high, above=low)
+    except (TypeError, ValueError):
+        raise ValueError(f"c_range={c_range}: must be two finite numbers above 0, the smaller first") from None
+    return float(low), float(high)
 
 
 def largest(perturbation: Perturbation, bound: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.instances import Instance, InstanceFile
+from worstcase.checks import number, whole
 from worstcase.crossbar import Crossbar, Perturbation
+from worstcase.device import PULSES
 from worstcase.distribution import describe
 from worstcase.variation import (
     gaussian,
@@ -61,7 +63,7 @@ class MonteCarlo(Attack):
         sigma: standard deviation of the Gaussian that a sampler is made of, before write-verify, in units of the
             full scale; None: th_g.
         threshold: of ``right_censored_gaussian``, in units of sigma; None: 1.
-        max_pulses: of ``programmed``; None: 1,000.
+        max_pulses: of ``programmed``, at most 10^15; None: 1,000.
         weight_bits: M, to draw each device of a weight (Eq. 4); a device's deviations are in units of its own full
             scale. None: the weight is one device.
         device_bits: K, with weight_bits.
@@ -94,19 +96,19 @@ class MonteCarlo(Attack):
         weight_bits: int | None = None,
         device_bits: int | None = None,
     ) -> None:
-        if instances < 1:
-            raise ValueError(f"instances={instances}: must be 1 or more")
-        if first < 0:
-            raise ValueError(f"first={first}: must be 0 or more")
+        whole("instances", instances)
+        whole("first", first, least=0)
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
         for key, value in {"sigma": sigma, "threshold": threshold, "max_pulses": max_pulses}.items():
             if value is not None and key not in SAMPLERS[sampler][1]:
                 raise ValueError(f"{key}={value}: {sampler} has no {key}")
-        if sigma is not None and not 0 < sigma < float("inf"):
-            raise ValueError(f"sigma={sigma}: must be above 0, in units of the full scale")
-        if max_pulses is not None and max_pulses < 1:
-            raise ValueError(f"max_pulses={max_pulses}: must be 1 or more")
+        if sigma is not None:
+            number("sigma", sigma, above=0, also="in units of the full scale")
+        if threshold is not None:
+            number("threshold", threshold, also="in units of sigma")
+        if max_pulses is not None:
+            whole("max_pulses", max_pulses, most=PULSES)
         if (weight_bits is None) != (device_bits is None):
             raise ValueError("weight_bits and device_bits are given together or not at all")
         if weight_bits is not None and device_bits is not None:

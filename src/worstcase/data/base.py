@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import lightning as L
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from worstcase.checks import check_seed, number, whole
 from worstcase.seeds import drawing_by
 
 Split = tuple[Tensor, Tensor]
+
+CHANNELS = 3
+"""Of a colour image."""
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -42,12 +47,11 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.num_classes = check_classes(num_classes, getattr(self, "num_classes", None), type(self).__name__)
-        if batch_size < 1:
-            raise ValueError(f"dataset.batch_size={batch_size}: must be 1 or more")
-        if not 0 < val_fraction < 1:
-            raise ValueError(f"dataset.val_fraction={val_fraction}: must be above 0 and below 1")
-        if limit is not None and limit < 2:
-            raise ValueError(f"dataset.limit={limit}: must be 2 or more, or null for all")
+        whole("dataset.batch_size", batch_size)
+        number("dataset.val_fraction", val_fraction, above=0, below=1)
+        if limit is not None:
+            whole("dataset.limit", limit, least=2, also="or null for all")
+        check_seed("dataset.seed", seed)
         self.batch_size, self.val_fraction, self.limit, self.seed = batch_size, val_fraction, limit, seed
 
     def cut(self, size: int) -> tuple[Tensor, Tensor]:
@@ -86,6 +90,8 @@ class InMemoryDataModule(ImageDataModule):
         if hasattr(self, "_train"):
             return
         (images, labels), (test_images, test_labels) = self.load()
+        check_labels(labels, len(images), self.num_classes, f"the training data of {type(self).__name__}")
+        check_labels(test_labels, len(test_images), self.num_classes, f"the test data of {type(self).__name__}")
         train, val = self.cut(len(images))
         test = self.test_subset(len(test_images))
         self._train = TrainingBatches(images[train], labels[train], self)
@@ -130,6 +136,9 @@ class ShuffledBatches(DistributedSampler[Tensor]):
     """Indices by batch, in an order that only the seed and the epoch decide: a resumed run sees the same.
 
     Several processes that train together take turns at the batches, as many each; what remains is left out.
+
+    Raises:
+        ValueError: there is no batch for each process.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
@@ -137,6 +146,12 @@ class ShuffledBatches(DistributedSampler[Tensor]):
         processes, rank = (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
         super().__init__(range(size), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.size, self.batch_size = size, batch_size
+        if not len(self):
+            batches = -(-size // batch_size)
+            raise ValueError(
+                f"{size} training images make {batches} batches of {batch_size}, but each of {processes} "
+                "processes needs one; raise dataset.limit, or lower dataset.batch_size or dataset.val_fraction"
+            )
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size) // self.num_replicas
@@ -150,13 +165,56 @@ def check_classes(said: int | None, found: int | None, where: object) -> int:
     """The number of classes: what is said and what is found must agree where both are known.
 
     Raises:
-        ValueError: they do not, or neither is known.
+        ValueError: they do not, neither is known, or it is less than 2.
     """
+    if said is not None:
+        whole("dataset.num_classes", said, least=2)
     if said is None and found is None:
         raise ValueError(f"the number of classes of {where} is not known; set dataset.num_classes")
     if said is not None and found is not None and said != found:
         raise ValueError(f"dataset.num_classes={said}, but {where} has {found} classes")
     return said or found or 0
+
+
+def check_labels(labels: Tensor, images: int, classes: int, where: str) -> None:
+    """Make sure that there are images, each with a label 0 to classes - 1.
+
+    Raises:
+        ValueError: one that names `where`.
+    """
+    if not images:
+        raise ValueError(f"{where} has no images")
+    if labels.shape != (images,):
+        raise ValueError(f"{where} has {images} images, but {labels.numel()} labels; lay it out again")
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()
+    if len(wrong):
+        index = int(wrong[0])
+        raise ValueError(
+            f"{where} has label {labels[index]} for image {index}, but {classes} classes are 0 to {classes - 1}; "
+            "correct the label or dataset.num_classes"
+        )
+
+
+def check_channels(mean: Iterable[float], std: Iterable[float]) -> tuple[list[float], list[float]]:
+    """The mean and standard deviation of each channel of colour images, as lists.
+
+    Raises:
+        ValueError: there are not three of each, one is not finite, or a deviation is not above 0.
+    """
+    return _by_channel("mean", mean), _by_channel("std", std, above=0)
+
+
+def _by_channel(name: str, values: Iterable[float], above: float = -math.inf) -> list[float]:
+    try:
+        listed = list(values)
+        for value in listed:
+            number(name, value, above=above)
+    except (TypeError, ValueError):
+        listed = []
+    if len(listed) != CHANNELS:
+        allowed = "finite numbers" if above == -math.inf else f"finite numbers above {above:g}"
+        raise ValueError(f"dataset.{name}={values}: must be {CHANNELS} {allowed}, one a channel")
+    return listed
 
 
 def draw(size: int, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from worstcase.data.augmentation import flip_and_crop, standardise
-from worstcase.data.base import InMemoryDataModule, Split
+from worstcase.data.base import InMemoryDataModule, Split, check_channels
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
@@ -36,7 +36,7 @@ class CIFAR10DataModule(InMemoryDataModule):
         download: fetch it there if it is missing.
         augmented: flip and crop training images (padding 4).
         mean: subtracted from the channels, which are in [0, 1]; the data set's own by default.
-        std: divides the channels after that.
+        std: divides the channels after that, above 0.
         options: see `ImageDataModule`.
     """
 
@@ -54,7 +54,7 @@ class CIFAR10DataModule(InMemoryDataModule):
     ) -> None:
         super().__init__(**options)
         self.folder, self.download, self.augmented = Path(data_dir, CIFAR10.base_folder), download, augmented
-        self.mean, self.std = list(mean), list(std)
+        self.mean, self.std = check_channels(mean, std)
 
     def prepare_data(self) -> None:
         missing = [name for name in PIXELS if not (self.folder / name).is_file()]

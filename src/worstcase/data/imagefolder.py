@@ -14,7 +14,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from worstcase.data.base import ImageDataModule, ShuffledBatches, Split, check_classes, draw
+from worstcase.checks import whole
+from worstcase.data.base import ImageDataModule, ShuffledBatches, Split, check_channels, check_classes, draw
 from worstcase.seeds import drawing_by
 
 KEPT_BYTES = 2**31  # a test split that takes less is read once and kept
@@ -38,7 +39,7 @@ class ImageFolderDataModule(ImageDataModule):
         crop: side of the square that is cut out of the middle of a test image, or at random out of a
             training image (and scaled and flipped).
         mean: subtracted from the channels, which are in [0, 1].
-        std: divides the channels after that.
+        std: divides the channels after that, above 0.
         num_workers: processes that read images.
         options: see `ImageDataModule`; num_classes must be given.
     """
@@ -56,10 +57,15 @@ class ImageFolderDataModule(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if resize is not None:
+            whole("dataset.resize", resize, also="or null for images as they are")
+        whole("dataset.crop", crop)
+        whole("dataset.num_workers", num_workers, least=0)
+        mean, std = check_channels(mean, std)
         self.folder, self.num_workers = Path(data_dir, folder), num_workers
-        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         self._for_training = v2.Compose([v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), *finish])
-        scale = [v2.Resize(resize)] if resize else []
+        scale = [] if resize is None else [v2.Resize(resize)]
         self.crop = crop
         self._kept: TensorDataset | None = None
         self._for_test = v2.Compose([*scale, v2.CenterCrop(crop), *finish])
@@ -74,17 +80,25 @@ class ImageFolderDataModule(ImageDataModule):
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "_test"):
             return
-        place = self._test_place()
-        self._test: Listed | ImageFolder
-        if place.suffix == ".csv":
-            self._test = Listed(place, self._for_test)
-            if self._test.largest_label >= self.num_classes:
-                raise ValueError(
-                    f"dataset.num_classes={self.num_classes}, but {place} has label {self._test.largest_label}"
-                )
-        else:
-            self._test = ImageFolder(place, self._for_test)
-            check_classes(self.num_classes, len(self._test.classes), place)
+        place, train = self._test_place(), self.folder / "train"
+        is_table = place.suffix == ".csv"
+        folders = [folder for folder in ([train] if is_table else [place, train]) if folder.is_dir()]
+        self._check_classes(folders)
+        self._test: Listed | ImageFolder = (
+            Listed(place, self._for_test, self.num_classes) if is_table else _in_folders(place, self._for_test)
+        )
+
+    def _check_classes(self, folders: list[Path]) -> None:
+        """Number and names of the class folders, which make the labels, by a look at the folders alone."""
+        names = [{entry.name for entry in folder.iterdir() if entry.is_dir()} for folder in folders]
+        for folder, found in zip(folders, names, strict=True):
+            check_classes(self.num_classes, len(found), folder)
+        if len(folders) == 2 and names[0] != names[1]:
+            only = [
+                f"only {folder} has {', '.join(sorted(found - other)[:3])}"
+                for folder, found, other in zip(folders, names, reversed(names), strict=True)
+            ]
+            raise ValueError(f"the classes differ: {'; '.join(only)}; give both the same class folders")
 
     def _test_place(self) -> Path:
         places = [self.folder / "val", self.folder / "test", self.folder / "labels.csv"]
@@ -115,8 +129,7 @@ class ImageFolderDataModule(ImageDataModule):
         folder = self.folder / "train"
         if not folder.is_dir():
             raise FileNotFoundError(f"no training images: {folder} does not exist, so this data is for evaluation")
-        data = ImageFolder(folder, transform)
-        check_classes(self.num_classes, len(data.classes), folder)
+        data = _in_folders(folder, transform)
         return data, self.cut(len(data))
 
     def _loader(self, data: BatchesOf, batches: Any) -> DataLoader:
@@ -126,24 +139,50 @@ class ImageFolderDataModule(ImageDataModule):
 class Listed(Dataset):
     """Images of one folder that a table lists."""
 
-    def __init__(self, table: Path, transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, table: Path, transform: Callable[[Any], Tensor], num_classes: int) -> None:
         self.folder, self.transform = table.parent / "images", transform
-        with table.open(newline="") as file:
-            rows = list(csv.DictReader(file))
         try:
-            self.files = [(row["file"], int(row["label"])) for row in rows]
-        except (KeyError, ValueError) as error:
+            with table.open(newline="", encoding="utf-8-sig") as file:
+                self.files = [(row["file"] or "", int(row["label"])) for row in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{table} needs columns file and label, the latter 0, 1, ...: {error}") from None
+        if not self.files:
+            raise ValueError(f"{table} lists no images; it needs a first line file,label and one for each image")
+        for name, label in self.files:
+            if not 0 <= label < num_classes:
+                raise ValueError(
+                    f"dataset.num_classes={num_classes}, but {table} has label {label} for {name}; "
+                    f"labels are 0 to {num_classes - 1}"
+                )
         if missing := next((name for name, _ in self.files if not (self.folder / name).is_file()), None):
             raise FileNotFoundError(f"{table} lists {missing}, which is not in {self.folder}")
-        self.largest_label = max(label for _, label in self.files)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name, label = self.files[index]
-        return self.transform(default_loader(str(self.folder / name))), label
+        return self.transform(read_image(self.folder / name)), label
+
+
+def read_image(path: str | Path) -> Any:
+    """The image of a file, in RGB.
+
+    Raises:
+        ValueError: it cannot be read; the message names it.
+    """
+    try:
+        return default_loader(str(path))
+    except Exception as error:  # readers of many formats raise what they like
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is no image that can be read: {reason}") from None
+
+
+def _in_folders(folder: Path, transform: Callable[[Any], Tensor]) -> ImageFolder:
+    try:
+        return ImageFolder(folder, transform, loader=read_image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder}: {error}") from None
 
 
 class BatchesOf(Dataset[Split]):

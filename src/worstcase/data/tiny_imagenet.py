@@ -45,11 +45,15 @@ class TinyImageNetDataModule(InMemoryDataModule):
             for wnid, label in index.items()
             for path in sorted((self.folder / "train" / wnid / "images").glob("*.JPEG"))
         ]
-        lines = (self.folder / "val" / "val_annotations.txt").read_text().splitlines()
-        test = [
-            (self.folder / "val" / "images" / name, index[wnid])
-            for name, wnid, *_ in (line.split("\t") for line in lines)
-        ]
+        table = self.folder / "val" / "val_annotations.txt"
+        test = []
+        for line in table.read_text().splitlines():
+            name, wnid, *_ = [*line.split("\t"), ""]
+            if wnid not in index:
+                raise ValueError(
+                    f"{table} has a line {line!r}, without a class of wnids.txt; unpack the archive again"
+                )
+            test.append((self.folder / "val" / "images" / name, index[wnid]))
         return _read(train), _read(test)
 
     def augment(self, images: Tensor) -> Tensor:
@@ -66,4 +70,4 @@ def _read(files: list[tuple[Path, int]]) -> Split:
             image.copy_(decode_image(path, ImageReadMode.RGB))
         except RuntimeError as error:
             raise ValueError(f"{path} is no 64x64 JPEG: {str(error).splitlines()[0]}") from None
-    return images, torch.tensor([label for _, label in files])
+    return images, torch.tensor([label for _, label in files], dtype=torch.long)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import Attack
+from worstcase.checks import number
 from worstcase.crossbar import Crossbar
-from worstcase.methods.base import Method, check_range
+from worstcase.methods.base import Method
 
 
 class Adversarial(Method):
@@ -30,7 +31,7 @@ class Adversarial(Method):
 
     def __init__(self, crossbar: Crossbar, *, attack: Attack, clean: float = 0.0, **options: Any) -> None:
         super().__init__(crossbar, **options)
-        check_range("clean", clean, high=1)
+        number("method.clean", clean, low=0, high=1)
         self.attack, self.clean = attack, clean
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

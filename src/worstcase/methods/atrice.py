@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from worstcase.checks import number
 from worstcase.crossbar import Crossbar, evaluating
-from worstcase.methods.base import Method, check_range
+from worstcase.methods.base import Method
 from worstcase.objectives import p2
 
 
@@ -42,10 +42,10 @@ class ATrice(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, **options)
-        check_range("alpha", alpha, high=1)
-        check_range("step", step)
-        check_range("sigma", sigma)
-        check_range("threshold", threshold, low=-math.inf)
+        number("method.alpha", alpha, low=0, high=1)
+        number("method.step", step, low=0)
+        number("method.sigma", sigma, low=0)
+        number("method.threshold", threshold)
         self.alpha, self.step, self.sigma, self.threshold = alpha, step, sigma, threshold
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

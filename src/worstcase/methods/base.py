@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import islice
@@ -16,6 +15,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
+from worstcase.checks import check_seed, number, whole
 from worstcase.crossbar import Crossbar, Perturbation, evaluating
 from worstcase.objectives import Objective
 from worstcase.seeds import derived_seed, seeded
@@ -45,7 +45,7 @@ class Method(L.LightningModule):
         seed: of all that is drawn in training.
 
     Raises:
-        ValueError: weight_clip out of range.
+        ValueError: weight_clip, num_classes or seed out of range.
     """
 
     draws: torch.Generator
@@ -67,7 +67,9 @@ class Method(L.LightningModule):
         if weight_clip_unit not in ("deviation", "weight"):
             raise ValueError(f"method.weight_clip_unit={weight_clip_unit}: must be deviation or weight")
         if weight_clip is not None:
-            check_range("weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)
+            number("method.weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)
+        whole("num_classes", num_classes, least=2)
+        check_seed("seed", seed)
         self.crossbar = crossbar
         self.monitor = monitor
         self.weight_clip, self.weight_clip_unit, self.seed = weight_clip, weight_clip_unit, seed
@@ -156,7 +158,7 @@ class Method(L.LightningModule):
         torch.manual_seed(derived_seed(*place, "process", self.global_rank))  # for dropout
         try:
             loss = self.training_loss(*batch)
-        except RuntimeError:  # an attack refuses what is not finite
+        except (RuntimeError, ValueError):  # an attack refuses what is not finite
             if not self._not_finite(batch[0]):
                 raise
             loss = torch.tensor(torch.nan)
@@ -210,14 +212,3 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor
-
-
-def check_range(setting: str, value: float, low: float = 0.0, high: float = math.inf) -> None:
-    """A finite number from low to high is fine.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not (math.isfinite(value) and low <= value <= high):
-        allowed = f"{low:g}..{high:g}" if high < math.inf else f"finite, {low:g} or more"
-        raise ValueError(f"method.{setting}={value}: must be {allowed if low > -math.inf else 'finite'}")

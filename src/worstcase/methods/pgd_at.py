@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from worstcase.checks import number, whole
 from worstcase.crossbar import Crossbar, evaluating
-from worstcase.methods.base import Method, check_range
+from worstcase.methods.base import Method
 from worstcase.objectives import cross_entropy
 
 
@@ -42,11 +43,11 @@ class PGDAT(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, **options)
-        check_range("steps", steps, low=1)
-        check_range("step", step)
-        check_range("factor", factor)
-        check_range("ramp", ramp, high=1)
-        check_range("clean", clean, high=1)
+        whole("method.steps", steps)
+        number("method.step", step, low=0)
+        number("method.factor", factor, low=0)
+        number("method.ramp", ramp, low=0, high=1)
+        number("method.clean", clean, low=0, high=1)
         self.steps, self.step, self.factor, self.ramp, self.clean = steps, step, factor, ramp, clean
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

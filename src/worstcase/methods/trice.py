@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from worstcase.checks import number
 from worstcase.crossbar import Crossbar
-from worstcase.methods.base import Method, check_range
+from worstcase.methods.base import Method
 
 
 class Trice(Method):
@@ -30,8 +30,8 @@ class Trice(Method):
 
     def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, threshold: float = 1.0, **options: Any) -> None:
         super().__init__(crossbar, **options)
-        check_range("sigma", sigma)
-        check_range("threshold", threshold, low=-math.inf)
+        number("method.sigma", sigma, low=0)
+        number("method.threshold", threshold)
         self.sigma, self.threshold = sigma, threshold
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worstcase.checks import number, whole
 from worstcase.crossbar import Crossbar
-from worstcase.methods.base import Method, check_range, sum_over_processes
+from worstcase.methods.base import Method, sum_over_processes
 from worstcase.seeds import seeded
 
 
@@ -59,14 +60,14 @@ class UniversalAT(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, **options)
-        check_range("members", members, low=1)
-        check_range("step", step)
-        check_range("momentum", momentum, high=1)
+        whole("method.members", members)
+        number("method.step", step, low=0)
+        number("method.momentum", momentum, low=0, high=1)
         if lifetime is not None:
-            check_range("lifetime", lifetime, low=1)
-        check_range("factor", factor)
-        check_range("ramp", ramp, high=1)
-        check_range("clean", clean, high=1)
+            number("method.lifetime", lifetime, low=1)
+        number("method.factor", factor, low=0)
+        number("method.ramp", ramp, low=0, high=1)
+        number("method.clean", clean, low=0, high=1)
         self.step, self.momentum, self.lifetime = step, momentum, lifetime
         self.factor, self.ramp, self.clean = factor, ramp, clean
         size = (members, sum(weight.numel() for weight in crossbar.arrays().values()))

@@ -7,8 +7,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from worstcase.checks import number
 from worstcase.crossbar import Crossbar
-from worstcase.methods.base import Method, check_range
+from worstcase.methods.base import Method
 from worstcase.variation import gaussian
 
 
@@ -28,7 +29,7 @@ class VariationAware(Method):
 
     def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, **options: Any) -> None:
         super().__init__(crossbar, **options)
-        check_range("sigma", sigma)
+        number("method.sigma", sigma, low=0)
         self.sigma = sigma
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+"""Checks of settings: one line that says what was wrong and what is allowed."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+SEEDS = 2**32
+"""Seeds are 0 and more, below this."""
+
+
+def whole(name: str, value: Any, least: int = 1, most: int | None = None, *, also: str = "") -> None:
+    """A whole number, an int and no bool, from least to most is fine.
+
+    Args:
+        name: of the setting, as the user knows it.
+        value: what it was set to.
+        least: the smallest that is allowed.
+        most: the largest; None: any.
+        also: ends the message: what else is allowed, or the unit.
+
+    Raises:
+        ValueError: the value is anything else.
+
+    Example:
+        >>> whole("steps", 10)
+        >>> whole("steps", 10.0)
+        Traceback (most recent call last):
+        ValueError: steps=10.0: must be a whole number, 1 or more
+    """
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if is_whole and least <= value and (most is None or value <= most):
+        return
+    if most is not None:
+        allowed = f"a whole number from {least} to {most}"
+    else:
+        allowed = f"{least} or more" if is_whole else f"a whole number, {least} or more"
+    raise ValueError(_message(name, value, allowed, also))
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    also: str = "",
+) -> None:
+    """A finite number, an int or float and no bool, within limits is fine.
+
+    Args:
+        name: of the setting, as the user knows it.
+        value: what it was set to.
+        low: the smallest that is allowed.
+        high: the largest that is.
+        above: instead of low, what it must be above.
+        below: instead of high, what it must be below.
+        also: ends the message: what else is allowed, or the unit.
+
+    Raises:
+        ValueError: the value is anything else.
+
+    Example:
+        >>> number("lr", 1, above=0)
+        >>> number("alpha", 1.5, low=0, high=1)
+        Traceback (most recent call last):
+        ValueError: alpha=1.5: must be 0..1
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_finite = is_number and abs(value) <= sys.float_info.max  # of an int too, which may be larger
+    if is_finite and low <= value <= high and above < value < below:
+        return
+    if math.isfinite(low) and math.isfinite(high):
+        allowed = f"{low:g}..{high:g}"
+    else:
+        limits = {"above {:g}": above, "{:g} or more": low, "below {:g}": below, "{:g} or less": high}
+        said = [text.format(limit) for text, limit in limits.items() if math.isfinite(limit)]
+        allowed = " and ".join(said if is_finite else [*said, "finite"])
+    if not is_number:
+        allowed = f"a number, {allowed}"
+    raise ValueError(_message(name, value, allowed, also))
+
+
+def check_seed(name: str, value: Any) -> None:
+    """A whole number below 2^32 is fine, what PyTorch's generator for the CPU tells apart.
+
+    Raises:
+        ValueError: the value is anything else.
+    """
+    whole(name, value, least=0, most=SEEDS - 1)
+
+
+def _message(name: str, value: Any, allowed: str, also: str) -> str:
+    return f"{name}={value!r}: must be {allowed}" + (f", {also}" if also else "")
