@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from hydra.experimental.callback import Callback
@@ -30,11 +29,13 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from src import identity, schema, sweeps
 from src.begun import JOB, Begun
 from src.summary import print_summary
+from worstcase.lock import locked
 from worstcase.results import LAST, RECORD, Record, git_commit
 from worstcase.settings import without_place
 
 CONF = str(Path(__file__).parent.parent / "conf")
 LOG = "run.log"
+LOCK = ".lock"
 FAILURES = "WORSTCASE_FAILURES"
 """Environment variable: the file in which the jobs of a sweep list the folders of those that failed."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -140,11 +141,14 @@ def run_job(kind: str, work: Callable[[dict[str, Any], Path], Record | None], cf
         work(settings, folder)
         return
     try:
-        with _locked(folder) as free:
+        with locked(folder / LOCK) as free:
             if not free:
                 log.info("another process is at work in %s, so left to it", shown)
-            elif not _is_finished(kind, settings, folder, shown):  # by a process that held the lock just now
+                return
+            if not _is_finished(kind, settings, folder, shown):  # by a process that held the lock just now
                 _do(kind, work, settings, folder, shown)
+            with suppress(OSError):  # whoever locks the folder now finds a finished job
+                (folder / LOCK).unlink(missing_ok=True)
     except Exception as error:
         _fail(kind, folder, settings, error)
 
@@ -206,31 +210,6 @@ def _check_unfinished(settings: dict[str, Any], folder: Path, shown: str) -> Non
         raise ValueError(f"{shown} holds an unfinished run but no {JOB} that tells which: {remedy}")
     if without_place(begun.config) != without_place(settings):
         raise schema.ConfigError(f"{shown} holds an unfinished run of another configuration; {remedy}")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder for this process alone within a block, however the process ends; False: another holds it.
-
-    Where the file system has no locks this is said, and the job goes on.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        log.warning(
-            "%s cannot be locked (%s): start no second process there", sweeps.shown(folder), error.strerror
-        )
-    try:
-        yield True
-    finally:
-        lock.release()
-        if (folder / RECORD).exists():  # whoever locks it now finds a finished job
-            with suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
 
 
 class _JobLog(logging.FileHandler):

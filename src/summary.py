@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from src.sweeps import printable
-from worstcase.results import RECORD, Record
+from worstcase.results import RECORD, Record, visible
 
 
 def print_summary(record: Record, folder: str) -> None:
@@ -24,7 +23,7 @@ def print_summary(record: Record, folder: str) -> None:
     if record.weight_bits or record.activation_bits:
         title.append(f"bits {record.weight_bits or 'float'}/{record.activation_bits or 'float'}")
     table = Table(
-        title=Text(printable(", ".join(title)), "table.title"),
+        title=Text(visible(", ".join(title)), "table.title"),
         box=box.SIMPLE_HEAD,
         show_header=False,
     )
@@ -46,8 +45,8 @@ def print_summary(record: Record, folder: str) -> None:
     console = Console()
     console.print(table)
     for flag in record.flags:
-        console.print(Text.assemble("  ", ("flag", "bold red"), f": {printable(flag)}"), soft_wrap=True)
-    console.print(Text(f"  record: {printable(f'{folder}/{RECORD}')}"), soft_wrap=True)
+        console.print(Text.assemble("  ", ("flag", "bold red"), f": {visible(flag)}"), soft_wrap=True)
+    console.print(Text(f"  record: {visible(f'{folder}/{RECORD}')}"), soft_wrap=True)
 
 
 def _distribution_rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import identity, schema
 from src.begun import JOB, Begun
-from worstcase.results import RECORD, files_named, finished_runs
+from worstcase.results import RECORD, files_named, finished_runs, visible
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,12 @@ def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]
     begun = dict(_begun(folders))
     failed = [folder for folder, told in begun.items() if told.error]
     for folder in done:
-        yield f"finished  {printable(str(folder))}"
+        yield f"finished  {visible(str(folder))}"
     for folder in failed:
         yield from failure(folder, begun[folder])
     at_work = [folder for folder in begun if folder not in failed]
     for folder in at_work:
-        yield f"begun     {shown(folder)}\n          {printable(begun[folder].command)}"
+        yield f"begun     {shown(folder)}\n          {visible(begun[folder].command)}"
     yield f"{len(done)} finished, {len(failed)} failed, {len(at_work)} begun (at work, or killed)"
 
 
@@ -86,19 +86,14 @@ def _begun(folders: Iterable[Path]) -> Iterator[tuple[Path, Begun]]:
             if told := Begun.load(path.parent):
                 yield path.parent.resolve(), told
         except ValueError as error:
-            log.warning("passed over: %s", printable(str(error)))
+            log.warning("passed over: %s", visible(str(error)))
 
 
 def shown(folder: Path) -> str:
     """A folder, relative to the current one if it lies below."""
-    return printable(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))
-
-
-def printable(text: str) -> str:
-    """A foreign text on one line, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return visible(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))
 
 
 def failure(folder: Path, told: Begun) -> Iterator[str]:
     """What a failed job says of its error, and its command."""
-    yield f"failed    {shown(folder)}: {printable(told.error or '')}\n          {printable(told.command)}"
+    yield f"failed    {shown(folder)}: {visible(told.error or '')}\n          {visible(told.command)}"

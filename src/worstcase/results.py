@@ -260,7 +260,8 @@ def _first_of(error: Exception) -> str:
     """On one line; of a validation the first field that is wrong."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        fields = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+        return f"{'.'.join(fields)}: {first['msg']}"
     return str(error)
 
 
@@ -307,7 +308,19 @@ def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
             if path.exists():
                 log.warning("skipped: %s is no file", path)
         except (OSError, ValueError) as error:
-            log.warning("skipped: %s", error)
+            log.warning("skipped: %s", visible(str(error)))
+
+
+def visible(text: str) -> str:
+    """Control characters, ends of lines and what UTF-8 has not as escapes.
+
+    Example:
+        >>> visible("a\\n\\x1b[1mb")
+        'a\\\\n\\\\x1b[1mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def files_named(name: str, roots: Iterable[Path]) -> Iterator[Path]:

@@ -46,6 +46,59 @@ def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> R
     )
 
 
+def own_network(**changes: object) -> Record:
+    """The record of a training whose network is not of the paper, and of two attacks on it."""
+    found = {
+        "thg": 0.02,
+        "final_accuracy": 0.4,
+        "max_relative_perturbation": 0.02,
+        "feasible": True,
+        "seconds": 1.0,
+        "passes": 10.0,
+        "parameters": {},
+        "seed": 3,
+        "perturbation": "perturbation.safetensors",
+        "history": [{"passes": 10.0, "accuracy": 0.5}],
+    }
+    fields = {
+        "kind": "train",
+        "source_run": None,
+        "command": "python -m src.train net=mine:Net seed=3",
+        "config": {
+            "thg": 0.02,
+            "full_scale": "layer_max",
+            "layers": ["*"],
+            "exclude": [],
+            "seed": 3,
+            "data_dir": "data",
+            "net": "mine:Net",
+            "model": {"net": {"_target_": "mine.Net"}, "weight_bits": None, "activation_bits": None},
+            "dataset": {"_target_": "mine.Data"},
+            "method": {"_target_": TARGETS["vanilla"], "monitor": "val/accuracy"},
+        },
+        "seed": 3,
+        "method": "vanilla",
+        "model": "mine:Net",
+        "dataset": "mine",
+        "reference": "test",
+        "samples": 100,
+        "dtype": "float32",
+        "thg": 0.02,
+        "full_scale": "layer_max",
+        "clean_accuracy": 0.9,
+        "attacks": [
+            AttackRecord(attack=attack, accuracy=accuracy, **found)
+            for attack, accuracy in (("flwc", 0.5), ("lwc", 0.25))
+        ],
+        "train_seconds": 1.0,
+        "epochs": 3,
+        "parameters_perturbed": 50,
+        "git_commit": "a" * 40,
+        "versions": {},
+    }
+    return Record(**{**fields, **changes})
+
+
 def add(folder: Path, record: Record, **changes: object) -> None:
     folder.mkdir(parents=True)
     dataclasses.replace(record, **changes).save(folder)

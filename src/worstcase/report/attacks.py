@@ -45,7 +45,7 @@ def table1(runs: Sequence[Run]) -> Section | None:
 
 
 def table2(runs: Sequence[Run]) -> Section | None:
-    found = [r for r in _table1(runs) if r.attack == "lwc"]
+    found = [r for r in _table1(runs) if r.attack == "lwc" and {"c_range", "lr", "epochs"} <= r.parameters.keys()]
     rows = [*_setting(found, "c", _largest_c), *_setting(found, "lr", lambda r: r.parameters["lr"])]
     rows += _setting(found, "runs", lambda r: r.parameters["epochs"])
     caption = (
@@ -72,6 +72,7 @@ def table4(runs: Sequence[Run]) -> Section | None:
 
 def fig7(runs: Sequence[Run]) -> Section | None:
     found = [r for r in at(runs, THG) if r.method == "vanilla" and r.attack == "flwc" and is_papers(r)]
+    found = [r for r in found if "steps" in r.parameters]
 
     def in_several_steps(within: Callable[[Result], object]) -> list[Result]:
         steps: dict[object, set[int]] = {}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
+import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from worstcase.report import paper
-from worstcase.results import RECORD, AttackRecord, Record, finished_runs
+from worstcase.results import RECORD, AttackRecord, Record, finished_runs, visible
 from worstcase.settings import trains_without_thg, without_place
 
 CLEAN = "clean"
@@ -25,6 +28,12 @@ Settings = tuple[tuple[str, str], ...]
 """Dotted names and values as JSON, in order of name."""
 GIVEN = {"torchvision.models:resnet18": "resnet18_imagenet", "torchvision.models:vgg16": "vgg16"}
 """Networks of the paper that are not trained here but given to an evaluation, `net=`."""
+LONGEST = 200
+"""Characters of a cell that are shown."""
+NUMBERS = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( [+-]?\d+(\.\d+)?(e[+-]?\d+)?)*")
+"""One, or several with a space between."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,12 @@ class Result(NamedTuple):
             return self.run.record.source_run is None  # weights given; of a training that is gone nothing is known
         if trains_without_thg(trained.config):
             return True
-        return self.thg == rounded(trained.config["thg"]) and self.run.record.full_scale == trained.full_scale
+        thg = trained.config.get("thg")  # of none or of several in a record that is not of this project's training
+        return (
+            isinstance(thg, int | float)
+            and self.thg == rounded(thg)
+            and self.run.record.full_scale == trained.full_scale
+        )
 
 
 @dataclass(frozen=True)
@@ -185,9 +199,50 @@ class Row:
             "scale": self.scale or "the paper's",
         }
 
+    def numbers(self) -> dict[str, str]:
+        """All columns of the CSV, numbers in full."""
+        return {
+            **self.labels,
+            "unit": self.unit,
+            "mean": _full(self.mean),
+            "deviation": _full(self.deviation),
+            "seeds": str(len(self.values)),
+            "each seed": " ".join(map(_full, self.values)),
+            "paper": "" if self.paper is None else str(self.paper),
+            "paper deviation": "" if self.paper_deviation is None else str(self.paper_deviation),
+            "scale": self.scale,
+        }
+
     def _shown(self, value: float, deviation: float | None = None) -> str:
         digits = ".2f" if self.unit == "%" else ".3g"
         return f"{value:{digits}}" + ("" if deviation is None else f" ± {deviation:{digits}}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Row):
+    """What one attack found in one run: nothing is gathered, and the paper has no number of it."""
+
+    clean: float
+    flags: int
+
+    def cells(self) -> dict[str, str]:
+        return {
+            **self.labels,
+            "clean accuracy": f"{self._shown(self.clean)} {self.unit}",
+            "lowest found": f"{self._shown(self.mean)} {self.unit}",
+            "flags": str(self.flags),
+            "scale": self.scale or "the paper's",
+        }
+
+    def numbers(self) -> dict[str, str]:
+        return {
+            **self.labels,
+            "unit": self.unit,
+            "clean accuracy": _full(self.clean),
+            "lowest found": _full(self.mean),
+            "flags": str(self.flags),
+            "scale": self.scale,
+        }
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -201,8 +256,12 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     def trained(folder: Path, record: Record) -> Record | None:
         if record.source_run is None:
             return record if record.kind == "train" else None
-        source = (folder / record.source_run).resolve()
-        return found.get(source) or outside(source)
+        try:
+            source = (folder / record.source_run).resolve()
+            return found.get(source) or outside(source)
+        except (OSError, ValueError, RuntimeError) as error:  # no path, or no record there
+            log.warning("the training of %s is not known: %s", folder, visible(str(error)))
+            return None
 
     return [Run(record, trained(folder, record)) for folder, record in found.items()]
 
@@ -278,29 +337,37 @@ def differing(settings: Settings, shared: Collection[tuple[str, str]]) -> list[s
 
 def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and body of a table as it is shown; a label that a row has not is empty."""
-    labels = dict.fromkeys(key for row in rows for key in row.labels)
-    cells = [row.cells() for row in rows]
-    header = list(labels | dict.fromkeys(cells[0]))
-    return header, [[of.get(key, "") for key in header] for of in cells]
+    header, body = _table(rows, [row.cells() for row in rows])
+    return header, [[cut(cell, LONGEST) for cell in line] for line in body]
 
 
-def write_csv(rows: Sequence[Row], file: Path) -> None:
-    """A line for each row, numbers in full."""
-    labels = list(dict.fromkeys(key for row in rows for key in row.labels))
-    with file.open("w", newline="") as lines:
-        writer = csv.writer(lines)
-        writer.writerow(
-            [*labels, "unit", "mean", "deviation", "seeds", "each seed", "paper", "paper deviation", "scale"]
-        )
-        for row in rows:
-            deviation = "" if row.deviation is None else _full(row.deviation)
-            numbers = (_full(row.mean), deviation, len(row.values), " ".join(map(_full, row.values)))
-            published = (row.paper, row.paper_deviation, row.scale)
-            writer.writerow([*(row.labels.get(key, "") for key in labels), row.unit, *numbers, *published])
+def as_csv(rows: Sequence[Row]) -> str:
+    """A line for each row, numbers in full; no cell is a formula to a spreadsheet."""
+    header, body = _table(rows, [row.numbers() for row in rows])
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows([_no_formula(cell) for cell in line] for line in (header, *body))
+    return lines.getvalue()
 
 
-def _full(number: float) -> str:
-    return f"{number:.10g}"
+def cut(text: str, most: int) -> str:
+    """At most so many characters of it."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def _table(rows: Sequence[Row], lines: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
+    """Labels first, in order of appearance."""
+    header = list(dict.fromkeys([*(key for row in rows for key in row.labels), *lines[0]]))
+    return header, [[line.get(key, "") for key in header] for line in lines]
+
+
+def _no_formula(cell: str) -> str:
+    """With an apostrophe before what a spreadsheet would execute: records may be of others."""
+    executed = cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    return f"'{cell}" if executed and not NUMBERS.fullmatch(cell) else cell
+
+
+def _full(number: float | None) -> str:
+    return "" if number is None else f"{number:.10g}"
 
 
 def rounded(thg: float) -> float:

@@ -63,7 +63,11 @@ class Section:
     @property
     def command(self) -> str | None:
         """The one command that makes its runs and no others, if they are all jobs of one experiment."""
-        jobs = [dict(word.partition("=")[::2] for word in shlex.split(command)[3:]) for command in self.commands]
+        try:
+            words = [shlex.split(command)[3:] for command in self.commands]
+        except ValueError:  # a quote is open
+            return None
+        jobs = [dict(word.partition("=")[::2] for word in job) for job in words]
         if "experiment" not in jobs[0] or any(run.record.kind != "train" for run in self.runs):
             return None
         first = ("experiment", "scale")

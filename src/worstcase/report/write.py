@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import base64
+import io
+import logging
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from worstcase.report import attacks, training, worst_chip
-from worstcase.report.rows import Run, columns, read_runs, write_csv
+from worstcase.report.files import replace_files
+from worstcase.report.rows import Run, as_csv, columns, cut, read_runs
 from worstcase.report.section import Section
+from worstcase.report.your_runs import your_runs
+from worstcase.results import visible
+
+log = logging.getLogger(__name__)
 
 PAGE = "index.html"
 DPI = 150
@@ -37,53 +46,84 @@ SECTIONS: dict[str, Callable[[Sequence[Run]], Section | None]] = {  # in the ord
 }
 """Each gives None where the runs do not allow it."""
 
+_NAMES = "|".join(["runs", *SECTIONS])
+_OWN = re.compile(rf"{re.escape(PAGE)}|({_NAMES})\.csv|({_NAMES})(-[a-z0-9_]+)*\.png")
+
 
 def write_report(folders: Iterable[Path], out: Path) -> list[Section]:
     """Write the report of the finished runs below some folders; no network is run.
 
     Args:
         folders: searched for records.
-        out: gets NAME.csv and NAME.png (or NAME-PART.png) for each figure and table, and ``index.html``. Those
-            files of an earlier report there that this one does not make are deleted.
+        out: gets NAME.csv and NAME.png (or NAME-PART.png) for each figure and table, ``index.html``, and a list of
+            these. Files of an earlier report there that this one does not make are deleted, if they are as it left
+            them.
 
     Returns:
-        What there was enough for, in the paper's order.
+        Your runs, then what there was enough for, in the paper's order. A part that fails is left out, with a
+        warning.
 
     Raises:
-        ValueError: there are no finished runs, or no figure or table can be made of them.
+        ValueError: there are no finished runs, or `out` holds a file of such a name that no report made; nothing
+            was written then.
+        OSError: `out` cannot be written.
     """
     folders = list(folders)
     where = ", ".join(map(str, folders))
     runs = read_runs(folders)
     if not runs:
         raise ValueError(f"no finished runs below {where}; make some with: python -m src.train -m seed=0,1,2")
-    sections = [section for make in SECTIONS.values() if (section := make(runs)) is not None]
+    sections, shown, failed = [], [], []
+    files: dict[str, bytes] = {}
+    for name, make in {"runs": your_runs, **SECTIONS}.items():
+        try:
+            if (section := make(runs)) is None:
+                continue
+            made, content = _drawn(section)
+        except Exception as error:  # whatever a record of others makes a figure do
+            log.warning("%s is left out: %s", name, _in_one_line(error))
+            failed.append(name)
+            continue
+        sections.append(section)
+        shown.append(content)
+        files |= made
     if not sections:
-        raise ValueError(f"the {len(runs)} finished runs below {where} are of no figure or table of the paper")
-    out.mkdir(parents=True, exist_ok=True)
-    _delete_earlier(out)
-    shown = []
-    for section in sections:
-        write_csv(section.rows, out / f"{section.name}.csv")
-        pictures = {}
-        for name, figure in section.figures.items():
-            figure.savefig(out / f"{name}.png", dpi=DPI)
-            pictures[name] = base64.b64encode((out / f"{name}.png").read_bytes()).decode()
-        header, body = columns(section.rows)
-        shown.append({"section": section, "pictures": pictures, "header": header, "body": body})
-    made = {section.name for section in sections}
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("worstcase.report").joinpath("page.html.jinja").read_text()
-    )
-    page = template.render(shown=shown, missing=[name for name in SECTIONS if name not in made], runs=len(runs))
-    (out / PAGE).write_text(page)
+        raise ValueError(
+            f"nothing can be shown of the {len(runs)} finished runs below {where}; see the lines above"
+        )
+    made_names = {section.name for section in sections}
+    missing = [name for name in SECTIONS if name not in made_names and name not in failed]
+    page = _page().render(shown=shown, missing=missing, failed=failed, runs=len(runs))
+    replace_files(out, {**files, PAGE: page.encode()}, _OWN)
     return sections
 
 
-def _delete_earlier(out: Path) -> None:
-    """Delete the page of an earlier report and the files that it shows."""
-    page = out / PAGE
-    if page.is_file():
-        for kind, name in re.findall(r'<(section|img) id="(?:picture-)?([\w.-]+)"', page.read_text()):
-            (out / f"{name}.{'csv' if kind == 'section' else 'png'}").unlink(missing_ok=True)
-        page.unlink()
+def _drawn(section: Section) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """A section's files by name, and what the page shows of it."""
+    files = {f"{section.name}.csv": as_csv(section.rows).encode(errors="backslashreplace")}
+    pictures = {}
+    for name, figure in section.figures.items():
+        png = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of odd names, too long for a picture or without a glyph
+            figure.savefig(png, format="png", dpi=DPI)
+        files[f"{name}.png"] = png.getvalue()
+        pictures[name] = base64.b64encode(png.getvalue()).decode()
+    if odd := [name for name in files if not _OWN.fullmatch(name)]:
+        raise ValueError(f"{odd[0]} is not named after a part of the report")
+    header, body = columns(section.rows)
+    said = ("name", "title", "caption", "seeds", "convention", "notes", "command", "commands")
+    shown = {key: getattr(section, key) for key in said}
+    return files, {**shown, "pictures": pictures, "header": header, "body": body}
+
+
+def _page() -> jinja2.Template:
+    def one_line(value: object) -> object:
+        return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=one_line)
+    return environment.from_string(resources.files("worstcase.report").joinpath("page.html.jinja").read_text())
+
+
+def _in_one_line(error: Exception) -> str:
+    return cut(visible(" ".join(f"{type(error).__name__}: {error}".split())), 300)

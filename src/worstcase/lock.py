@@ -1,0 +1,32 @@
+"""One process at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[bool]:
+    """Hold a file for this process alone within a block, however the process ends; yields False if another has it.
+
+    Where the file system has no locks this is said, and the block is run.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        log.warning("%s cannot be locked (%s): start no second process there", file.parent, error.strerror)
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -1,0 +1,190 @@
+"""Every finished run is shown, and what records of others say does no harm."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html.parser
+import logging
+import re
+
+import pytest
+from studies import add, own_network
+
+from worstcase.report import SECTIONS, read_runs, write_report
+from worstcase.report.rows import Row, Run, as_csv
+from worstcase.report.section import Section
+from worstcase.report.your_runs import your_runs
+from worstcase.results import Record
+
+HOSTILE = "\"></td></section><script>alert(1)</script>'\n\r\t\x00\x1b[31m\u202e{{ 7*7 }}$\\frac{$"
+
+
+class Page(html.parser.HTMLParser):
+    """The tags and ids of a page, and the text of its cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.cells: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells and self.tags[-1] == "td":
+            self.cells[-1] += data.strip("\n")
+
+
+def report(tmp_path, *records: Record) -> tuple[list[Section], str]:
+    for number, record in enumerate(records):
+        add(tmp_path / "runs" / str(number), record)
+    sections = write_report([tmp_path / "runs"], tmp_path / "out")
+    return sections, (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_run_that_is_of_no_figure_of_the_paper_has_a_page(tmp_path):
+    sections, page = report(tmp_path, own_network(flags=["one", "two"]))
+    assert [section.name for section in sections] == ["runs"]
+    row = ["mine:Net, mine", "vanilla", "0.02", "3"]
+    assert Page(page).cells == [
+        *row,
+        *("flwc", "90.00 %", "50.00 %", "2", "not in the paper"),
+        *row,
+        *("lwc", "90.00 %", "25.00 %", "2", "not in the paper"),
+    ]
+    with (tmp_path / "out" / "runs.csv").open() as lines:
+        first, second = csv.DictReader(lines)
+    assert (float(first["clean accuracy"]), float(first["lowest found"])) == pytest.approx((90, 50))
+    assert (second["attack"], second["flags"], second["seed"]) == ("lwc", "2", "3")
+    assert "From the records of 1 finished run." in page
+    assert [name for name in re.split(r"[ ,.<]+", page.split("allow these:")[1]) if name in SECTIONS] == list(
+        SECTIONS
+    )
+
+
+def test_the_picture_has_a_dot_for_each_run_and_attack_in_its_methods_colour(tmp_path):
+    methods = [f"method {number}" for number in range(100)]
+    runs = [own_network(method=method, seed=seed) for method in methods for seed in (0, 1)]
+    runs += [own_network(method="common", seed=seed) for seed in range(3)]
+    sections, _ = report(tmp_path, *runs)
+    axes = sections[0].figures["runs"].axes[0]
+    diagonal, *drawn = axes.lines
+    assert sum(len(line.get_xdata()) for line in drawn) == 2 * len(runs)
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 100]
+    assert axes.get_xlim() == axes.get_ylim() == (0, 100)
+    (legend,) = sections[0].figures["runs"].legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert len(named) == len(drawn) == 20 and {"common", "82 other methods"} <= set(named)
+    assert len({(line.get_color(), line.get_marker()) for line in drawn}) == len(drawn)
+
+
+def test_weights_that_were_given_have_no_seed_of_a_training(tmp_path):
+    given = own_network(kind="evaluate", method=None, train_seconds=None, epochs=None)
+    sections, _ = report(tmp_path, given)
+    assert {(row.labels["method"], row.labels["seed"]) for row in sections[0].rows} == {("given weights", "-")}
+
+
+def test_text_of_a_record_stays_text(tmp_path):
+    hostile = own_network(method=HOSTILE, model=HOSTILE, dataset=HOSTILE, command=HOSTILE, flags=[HOSTILE])
+    hostile.attacks[0].attack = HOSTILE
+    sections, page = report(tmp_path, hostile, own_network(model="m" * 100_000, method="n" * 100_000))
+    _, plain = report(tmp_path / "plain", own_network(flags=["x"]), own_network(model="m", method="n"))
+    assert Page(page).tags == Page(plain).tags
+    assert Page(page).ids == Page(plain).ids == ["runs", "picture-runs"]
+    shown = next(cell for cell in Page(page).cells if "alert" in cell)
+    assert shown.startswith('"></td></section><script>') and "\\n\\r\\t\\x00\\x1b[31m\\u202e{{ 7*7 }}" in shown
+    assert max(map(len, Page(page).cells)) < 300
+    assert all(char.isprintable() or char == "\n" for char in page)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *(".report.json", "index.html", "runs.csv", "runs.png")
+    }
+    assert [section.name for section in sections] == ["runs"]
+
+
+@pytest.mark.parametrize("config", [{}, {"thg": [0.01, 0.02]}])
+def test_a_run_of_which_little_is_known_is_shown_and_stops_no_other_part(config):
+    odd = own_network(config=config, model="lenet", dataset="mnist", command="python 'open")
+    made = {
+        name: section
+        for name, make in {"runs": your_runs, **SECTIONS}.items()
+        if (section := make([Run(odd, odd)]))
+    }
+    assert made.keys() == {"runs"}
+    assert made["runs"].command is None and made["runs"].commands == ["python 'open"]
+
+
+def test_a_training_that_cannot_be_read_is_unknown(tmp_path, caplog):
+    add(tmp_path / "training", own_network())
+    (tmp_path / "training" / "results.json").write_text("{")
+    for number, source in enumerate(("../../training", "a\x00b", "/proc/1/root/x" * 1000)):
+        add(tmp_path / "runs" / str(number), own_network(kind="evaluate", source_run=source))
+    assert [run.trained for run in read_runs([tmp_path / "runs"])] == [None] * 3
+    said = [record.getMessage() for record in caplog.records if "training of" in record.getMessage()]
+    assert said and all("\n" not in line and "\x00" not in line for line in said)
+
+
+@pytest.mark.parametrize("where", ["make", "draw"])
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, caplog, where):
+    def fails(runs):
+        if where == "make":
+            raise KeyError("odd\nname")
+        made = your_runs(runs)
+        made.figures["runs"].axes[0].set_title("$\\frac{$")
+        return dataclasses.replace(made, name="fig1", figures={"fig1": made.figures["runs"]})
+
+    monkeypatch.setitem(SECTIONS, "fig1", fails)
+    with caplog.at_level(logging.WARNING):
+        sections, page = report(tmp_path, own_network())
+    assert [section.name for section in sections] == ["runs"]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("fig1 is left out: ") and "\n" not in warning
+    assert "fig1" in page.split("Left out")[1] and "fig1" not in page.split("allow these:")[1]
+    assert not list((tmp_path / "out").glob("fig1*"))
+
+
+def test_a_file_is_named_after_a_part_of_the_report_alone(tmp_path, monkeypatch, caplog):
+    def named(runs):
+        return dataclasses.replace(your_runs(runs), name="../fig1")
+
+    monkeypatch.setitem(SECTIONS, "fig1", named)
+    report(tmp_path, own_network())
+    assert "fig1 is left out: ValueError: ../fig1.csv is not named after a part of the report" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("+1+1", "'+1+1"),
+        ("-", "'-"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("\r=1", "'\r=1"),
+        ("-1.5", "-1.5"),
+        ("+3e-05", "+3e-05"),
+        ("-1\n=1", "'-1\n=1"),
+        ("lwc", "lwc"),
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_no_cell_of_the_csv_is_a_formula(cell, written):
+    text = as_csv([Row({cell: cell, "other": "x"}, [-0.5, 2.0], scale=cell)])
+    header, line = csv.reader(text.splitlines(keepends=True))
+    assert header[0] == line[0] == line[-1] == written
+    assert line[header.index("each seed")] == "-0.5 2" and float(line[header.index("mean")]) == 0.75
+
+
+def test_a_method_that_is_a_formula_is_text_in_every_csv(tmp_path):
+    report(tmp_path, own_network(method="=1+1"))
+    cells = [
+        cell for file in (tmp_path / "out").glob("*.csv") for line in csv.reader(file.open()) for cell in line
+    ]
+    assert "'=1+1" in cells and not [cell for cell in cells if cell.startswith("=")]
