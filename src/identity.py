@@ -57,7 +57,7 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
     if "run" in cfg:
         return _completed_evaluation(cfg)
     settings = _plain(cfg)
-    if settings["thgs"]:
+    if settings.get("thgs"):
         if trains_without_thg(settings):
             settings["thg"] = max(settings["thgs"])
         else:

@@ -29,6 +29,7 @@ def environment() -> dict[str, str]:
 def run(
     *arguments: object,
     fails: bool = False,
+    before: tuple | None = None,
     killed_by: tuple | None = None,
     variables: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -37,15 +38,17 @@ def run(
     Args:
         arguments: the module and its words.
         fails: it must end with a non-zero exit code.
-        killed_by: a function, with its arguments, that is called in the process before the command, and has it
-            killed.
+        before: a function, with its arguments, that is called in the process before the command.
+        killed_by: the same of one that has it killed.
         variables: of its environment besides those of `environment`.
 
     Its process is forked from one that has imported the large packages, which takes longer than most commands.
     """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _forked.Process(target=_become, args=([str(a) for a in arguments], out, err, killed_by, variables or {}))
+        process = _forked.Process(
+            target=_become, args=([str(a) for a in arguments], out, err, before or killed_by, variables or {})
+        )
         process.start()
         process.join(timeout=300)
         if process.exitcode is None:
@@ -56,9 +59,7 @@ def run(
     return done
 
 
-def _become(
-    arguments: list[str], out: Path, err: Path, before: tuple | None, variables: dict[str, str]
-) -> None:
+def _become(arguments: list[str], out: Path, err: Path, before: tuple | None, variables: dict[str, str]) -> None:
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(REPOSITORY)

@@ -44,6 +44,7 @@ def test_training_leaves_a_record_a_checkpoint_a_perturbation_and_a_log(trained)
         "checkpoints",
         *(found["perturbation"] for found in content["attacks"]),
         "hparams.yaml",
+        "job.json",
         "metrics.csv",
         "perturbation.safetensors",
         "results.json",
@@ -327,8 +328,9 @@ def test_a_sweep_goes_on_after_a_job_that_fails(tmp_path):
         fails=True,
     )
     assert "error: the loss is nan at step" in done.stderr
-    (failed,) = tmp_path.rglob("error.json")
-    assert "model.optimizer.lr=1e+30" in json.loads(failed.read_text())["command"]
+    jobs = [json.loads(path.read_text()) for path in tmp_path.rglob("job.json")]
+    (failed,) = (job for job in jobs if job["error"])
+    assert "model.optimizer.lr=1e+30" in failed["command"]
     (finished,) = tmp_path.rglob("results.json")
     assert record(finished.parent)["config"]["model"]["optimizer"]["lr"] == 1e-3
 

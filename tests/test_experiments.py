@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from src import cli, identity, sweeps
+from src.begun import Begun
 from worstcase.report import SECTIONS
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").iterdir())
@@ -139,7 +140,7 @@ def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp
     jobs[0].folder.mkdir(parents=True)
     (jobs[0].folder / "results.json").write_text("{}")
     jobs[1].folder.mkdir(parents=True)
-    (jobs[1].folder / "error.json").write_text(json.dumps({"command": "the command", "error": "the error"}))
+    Begun("the command", {}, "the error").save(jobs[1].folder)
     lines = list(sweeps.status([], jobs))
     assert lines[0] == f"finished  {jobs[0].folder}"
     assert lines[1] == f"failed    {jobs[1].folder}: the error\n          the command"
@@ -200,12 +201,9 @@ def test_a_sweep_killed_three_times_ends_with_the_records_of_an_undisturbed_one(
 
 def test_a_job_that_another_process_holds_is_left_to_it_and_free_after_its_death(tmp_path):
     small = ["method=vanilla", "dataset.limit=100", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}"]
-    hold = (
-        "import fcntl, sys; file = open(sys.argv[1], 'a'); "
-        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); input()"
-    )
+    hold = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); input()"
     holder = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path / "run.log")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", hold, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     holder.stdout.readline()
     done = run("src.train", *small)

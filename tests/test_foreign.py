@@ -106,13 +106,15 @@ def test_evaluate_of_every_hostile_record_runs_nothing(hostile):
     folders, pwned = hostile
     runs = [folder for folder in folders.values() if is_record(folder)]
     assert len(runs) > 30
-    done = run("src.evaluate", "-m", "run=" + ",".join(f"'{folder}'" for folder in runs), "attack=flwc", fails=True)
+    done = run(
+        "src.evaluate", "-m", "run=" + ",".join(f"'{folder}'" for folder in runs), "attack=flwc", fails=True
+    )
     assert done.stderr.count("failed    ") == len(runs)
     assert not pwned.exists()
 
 
 def test_report_and_status_of_hostile_records_run_nothing(hostile, tmp_path):
-    folders, pwned = hostile
+    _, pwned = hostile
     root = pwned.parent
     run("src.report", f"folders=[{root}]", "status=true")
     run("src.report", f"folders=[{root}]", f"out={tmp_path}")
@@ -178,7 +180,11 @@ def test_nothing_is_downloaded_because_a_record_says_so(trained, tmp_path, monke
     monkeypatch.setattr(_api, "load_state_dict_from_url", lambda *args, **kwargs: asked.append(args))
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args, **kwargs: asked.append(args))
     monkeypatch.setattr(MNIST, "download", lambda self: asked.append(self))
-    for arguments in ({"weights": "DEFAULT"}, {"pretrained": True}, {"weights": "IMAGENET1K_V1", "progress": True}):
+    for arguments in (
+        {"weights": "DEFAULT"},
+        {"pretrained": True},
+        {"weights": "IMAGENET1K_V1", "progress": True},
+    ):
         build({"_target_": "torchvision.models.squeezenet1_1", **arguments}, nn.Module)
         build({"_target_": "torchvision.models.get_model", "name": "squeezenet1_1", **arguments}, nn.Module)
     folder = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))

@@ -72,7 +72,9 @@ def test_killed_at_each_stage_and_moved_each_time(method, tmp_path):
         folder = moved
     run("src.train", *settings, f"hydra.run.dir={folder}")
     assert comparable(folder) == comparable(whole)
-    states = [torch.load(at / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for at in (folder, whole)]
+    states = [
+        torch.load(at / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for at in (folder, whole)
+    ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys())
     assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
 
@@ -91,8 +93,8 @@ def test_a_moved_checkpoint_remembers_how_good_the_best_was(tmp_path):
         "kth_value": torch.tensor(0.9),
         "last_model_path": "",
     }
+    lightnings = ModelCheckpoint(dirpath=new, monitor="m")
     with pytest.warns(UserWarning, match="dirpath has changed"):
-        lightnings = ModelCheckpoint(dirpath=new, monitor="m")
         lightnings.load_state_dict(state)
     assert lightnings.best_model_score is None
     ours = MovableCheckpoint(dirpath=new, monitor="m")

@@ -7,7 +7,6 @@ import pytest
 from worstcase import results
 from worstcase.results import AttackRecord, Record, finished_runs, write_json
 
-
 CONFIG = {
     "thg": 0.03,
     "full_scale": "layer_max",

@@ -37,7 +37,6 @@ class _Open(TypedDict, total=False):
 
 
 class _MayHave(_Open, total=False):
-
     start: bool
     """It was given, not found."""
     c: Annotated[float, Gt(0)]
