@@ -30,7 +30,7 @@ from src import identity, schema, sweeps
 from src.begun import JOB, Begun
 from src.summary import print_summary
 from worstcase.lock import locked
-from worstcase.results import LAST, RECORD, Record, git_commit
+from worstcase.results import LAST, RECORD, Record, git_commit, visible
 from worstcase.settings import without_place
 
 CONF = str(Path(__file__).parent.parent / "conf")
@@ -307,7 +307,7 @@ def in_one_line(error: BaseException) -> str:
         text = text.rstrip().splitlines()[-1].partition(": ")[2]
     if text.startswith("Config group override must be"):
         text = _not_a_choice(sys.argv[1:]) or text
-    return " ".join(text.split()) or type(error).__name__
+    return visible(" ".join(text.split())) or type(error).__name__
 
 
 def _not_a_choice(arguments: Sequence[str]) -> str:

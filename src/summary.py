@@ -27,21 +27,25 @@ def print_summary(record: Record, folder: str) -> None:
         box=box.SIMPLE_HEAD,
         show_header=False,
     )
-    table.add_row("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images")
+
+    def add(name: str, value: str) -> None:
+        table.add_row(Text(visible(name)), Text(visible(value)))  # not markup: a path or a foreign record's text
+
+    add("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images")
     several = len({found.thg for found in record.attacks}) > 1
     for found in record.attacks:
         at = f" at th_g {found.thg:g}" if several else ""
-        table.add_row(f"lowest found ({found.attack}){at}", f"{found.accuracy:.2%}")
+        add(f"lowest found ({found.attack}){at}", f"{found.accuracy:.2%}")
         if found.heldout_accuracy is not None:
-            table.add_row(
+            add(
                 f"  attacked half, held-out half{at}",
                 f"{found.attacked_half_accuracy:.2%}, {found.heldout_accuracy:.2%}",
             )
         if found.distribution:
             for row in _distribution_rows(found.distribution):
-                table.add_row(*row)
-    table.add_row("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
-    table.add_row("seconds", ", ".join(seconds))
+                add(*row)
+    add("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
+    add("seconds", ", ".join(seconds))
     console = Console()
     console.print(table)
     for flag in record.flags:

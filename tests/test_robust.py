@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from commands import REPOSITORY, command, environment, run
+from PIL import Image
 
 SMALL = [
     "method=vanilla",
@@ -228,6 +229,21 @@ def test_a_sweep_names_its_own_failures_alone(tmp_path):
     done = run("src.train", *words, fails=True)
     assert done.stderr.count("failed    ") == 1 and "not mine" not in done.stderr
     assert not list(tmp_path.glob(".failed-*"))
+
+
+def test_a_broken_image_is_named_in_one_line(tmp_path):
+    """Though a worker process reads it."""
+    for name in ("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"):
+        file = tmp_path / "images" / name
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(file)
+    file.write_bytes(file.read_bytes()[:60])
+    data = [f"data_dir={tmp_path}", "dataset.folder=images", "dataset.num_classes=2", "dataset.crop=32"]
+    words = ["model=resnet18", "model.width=0.125", "dataset=imagefolder", *data]
+    done = run("src.train", *words, f"hydra.run.dir={tmp_path / 'run'}", fails=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith(f"error: {file} is no image that can be read: ") and len(error) < 400
+    assert "Traceback" not in done.stderr
 
 
 # ---- settings that only showed after training

@@ -83,6 +83,40 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path):
         load_weights(Crossbar(LeNet(), 0.1), tmp_path / "linear.pt")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_named_with_the_file(tmp_path, value):
+    """1e300 is finite in the file, and not in the network."""
+    state = {name: tensor.double() for name, tensor in LeNet().state_dict().items()}
+    state["fc2.weight"][3, 5] = value
+    torch.save(state, tmp_path / "broken.pt")
+    before = LeNet()
+    crossbar = Crossbar(before, 0.1)
+    weights = before.fc1.weight.clone()
+    with pytest.raises(ValueError, match=r"broken.pt holds values that are not finite: fc2.weight$"):
+        load_weights(crossbar, tmp_path / "broken.pt")
+    assert torch.equal(before.fc1.weight, weights)
+
+
+def test_statistics_that_are_no_numbers_are_named_and_infinite_masks_are_not(tmp_path, small_net):
+    state = small_net.state_dict()
+    state["1.running_mean"] = torch.full((4,), torch.nan)
+    torch.save(state, tmp_path / "broken.pt")
+    with pytest.raises(ValueError, match=r"not finite: 1.running_mean$"):
+        load_weights(Crossbar(small_net, 0.1), tmp_path / "broken.pt")
+    small_net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    torch.save(small_net.state_dict(), tmp_path / "masked.pt")
+    load_weights(Crossbar(small_net, 0.1), tmp_path / "masked.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_weights_of_another_kind_of_number_are_named(tmp_path, dtype):
+    state = LeNet().state_dict()
+    state["conv1.weight"] = state["conv1.weight"].to(dtype)
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=rf"conv1.weight is {dtype}, not torch.float32"):
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "other.pt")
+
+
 class Harmful:
     def __reduce__(self):
         return print, ("executed",)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -197,7 +198,7 @@ def main() -> None:
             (100_000,), said.sigma, said.tolerance, max_pulses=said.max_pulses, generator=generator
         )
     except ValueError as error:
-        parser.error(str(error))
+        sys.exit(f"error: {error}")
     print(f"tolerance th = {said.tolerance:g} levels of a device, sigma = {said.sigma:g} after one pulse")
     print(" bits/weight  bits/device  devices  th_g in levels  thg of full scale  pulses/weight")
     for m, k, devices in cells:

@@ -194,7 +194,7 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or its tensors are not those of the network.
+        ValueError: it cannot be read, its tensors are not those of the network, or they are not finite.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}")
@@ -217,6 +217,8 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
     net = crossbar.net
     if problem := _mismatch(net.state_dict(), state):
         raise ValueError(f"the checkpoint {file} does not belong to this {type(net).__name__}: {problem}")
+    if broken := _not_finite(net, state):
+        raise ValueError(f"the checkpoint {file} holds values that are not finite: {_cut(', '.join(broken))}")
     net.load_state_dict(state, strict=False)
     if crossbar.outputs is not None and ranges is not None:
         crossbar.outputs.load_state_dict({"ranges": ranges})
@@ -234,5 +236,29 @@ def _mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
         for key, tensor in expected.items()
         if key in given and getattr(given[key], "shape", None) != tensor.shape
     ]
-    text = "; ".join(problems)
+    problems += [
+        f"{key} is {given[key].dtype}, not {tensor.dtype}"
+        for key, tensor in expected.items()
+        if isinstance(given.get(key), Tensor) and _kind(given[key]) != _kind(tensor)
+    ]
+    return _cut("; ".join(problems))
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _not_finite(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Parameters that are not finite in the network's own dtype, and buffers with NaN: a mask may be infinite."""
+    parameters = {name for name, _ in net.named_parameters(remove_duplicate=False)}
+    return [
+        key
+        for key, tensor in net.state_dict().items()
+        if key in state
+        and tensor.is_floating_point()
+        and bool((~state[key].to(tensor.dtype).isfinite() if key in parameters else state[key].isnan()).any())
+    ]
+
+
+def _cut(text: str) -> str:
     return text if len(text) < 400 else text[:400] + " ..."

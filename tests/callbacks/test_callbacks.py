@@ -47,6 +47,32 @@ def test_the_test_split_is_attacked_once_by_each_attack_and_the_results_kept(tmp
     assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
 
 
+class Failing(FLWC):
+    def search(self, run):
+        raise RuntimeError("the attack failed")
+
+
+def test_th_g_is_as_it_was_after_an_attack_that_failed(tmp_path, small_net, small_loader):
+    crossbar = Crossbar(small_net, 0.1)
+    test = trainer(tmp_path, WorstCaseAtTest([Failing()], thgs=[0.2, 0.3]))
+    with pytest.raises(RuntimeError, match="the attack failed"):
+        test.test(Vanilla(crossbar, num_classes=3), small_loader, verbose=False)
+    assert crossbar.thg == 0.1
+
+
+def test_the_attack_of_each_epoch_draws_by_the_seed(tmp_path, small_net, small_loader):
+    seeds = []
+
+    class Noting(FLWC):
+        def __call__(self, *args, seed, **options):
+            seeds.append(seed)
+            return super().__call__(*args, seed=seed, **options)
+
+    fit = trainer(tmp_path, WorstCasePerEpoch(Noting(), seed=7))
+    fit.fit(Vanilla(Crossbar(small_net, 0.1), num_classes=3), small_loader, small_loader)
+    assert set(seeds) == {7}
+
+
 def test_several_reference_sets_at_once_are_refused(tmp_path, small_net, small_loader):
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
     method.test_step = lambda batch, batch_idx, dataloader_idx=0: None
