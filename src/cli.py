@@ -116,7 +116,7 @@ def run_job(kind: str, work: Callable[[dict[str, Any], Path], Record | None], cf
 
     Args:
         kind: ``train`` or ``evaluate``.
-        work: does the job of some settings in a folder and returns its record, which is then written.
+        work: does the job of some settings in a folder, and returns the record that it has left there.
         cfg: the job's configuration.
 
     A job that fails ends with a non-zero exit code; why is on screen, in ``run.log`` and in ``job.json``.
@@ -167,7 +167,6 @@ def _do(
             git_commit()  # remembered: what is committed while the job runs is not what runs
             record = work(settings, folder)
             assert record is not None  # of the first process
-            record.save(folder)
         except Exception:
             with suppress(OSError):
                 job_log.write(traceback.format_exc())

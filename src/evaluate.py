@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src import cli, identity, schema
-from worstcase.results import AttackRecord, Record, finished_runs, save_perturbations
-
-RANDOM_VERTICES = 4  # that a single attack is compared with
-
-log = logging.getLogger(__name__)
+from worstcase.results import Record, finished_runs
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="evaluate")
@@ -29,12 +24,9 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     import torch
     from hydra.utils import instantiate
 
-    from worstcase.attacks import Ensemble, MonteCarlo
+    import worstcase
     from worstcase.data import ImageDataModule
-    from worstcase.diagnosis import diagnose
-    from worstcase.figures import evaluation_figures
-    from worstcase.flags import lower_elsewhere, red_flags
-    from worstcase.heldout import attack_one_half
+    from worstcase.flags import lower_elsewhere
     from worstcase.runs import CHECKPOINT, build, check_fit, load_weights, make_crossbar, network
 
     record = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
@@ -54,51 +46,30 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
             raise FileNotFoundError(f"model.activation_bits needs training data, to set ranges: {error}") from None
     attack = instantiate(cfg["attack"])
     attack.check_classes(datamodule.num_classes)
-    loader = datamodule.test_dataloader()
-    found, halves = [], []
-    for thg in thgs:
-        crossbar.thg = thg
-        start = found[-1].perturbation if found else None
-        state = folder if len(thgs) == 1 else folder / f"thg{thg:g}"
-        found.append(attack(crossbar, loader, start=start, seed=cfg["seed"], folder=state))
-        halves.append(attack_one_half(attack, crossbar, loader, seed=cfg["seed"]) if cfg["heldout"] else None)
-    vertices = None
-    if not isinstance(attack, Ensemble | MonteCarlo):
-        vertices = MonteCarlo(instances=RANDOM_VERTICES, sampler="vertex")(
-            crossbar, loader, seed=cfg["seed"]
-        ).accuracy
-    attacks = [
-        AttackRecord.of(one, seed=cfg["seed"], perturbation=file, halves=half)
-        for one, file, half in zip(found, save_perturbations(found, folder), halves, strict=True)
-    ]
-    diagnosis = diagnose(crossbar, loader, found[-1].perturbation, full=cfg["diagnosis"] == "full")
-    evaluation = Record.of(
+    evaluation = worstcase.evaluate(
         crossbar,
-        found,
+        datamodule.test_dataloader(),
+        [attack],
+        thgs=thgs,
+        heldout=cfg["heldout"],
+        diagnosis=cfg["diagnosis"],
         seed=cfg["seed"],
-        kind="evaluate",
+        folder=folder,
+    )
+    result = evaluation.record(
         source_run=os.path.relpath(cfg["run"], folder) if cfg["run"] else None,
         command=cli.command("evaluate"),
         config=cfg,
         method=record.method if record else None,
         model=record.model if record else cfg["net"],
-        dataset=chosen or record.dataset,
-        reference="test",
-        attacks=attacks,
-        flags=red_flags(attacks, vertices, diagnosis),
-        diagnosis=diagnosis,
-        train_seconds=None,
+        dataset=chosen or (record.dataset if record else None),
         epochs=record.epochs if record else None,
     )
     siblings = Path(cfg["run"], "evaluations") if cfg["run"] else folder.parent
     others = [other for _, other in finished_runs([siblings])] if siblings.name == "evaluations" else []
-    evaluation.flags += lower_elsewhere(evaluation, others + ([record] if record else []))
-    try:
-        for name, figure in evaluation_figures(evaluation).items():
-            figure.savefig(folder / f"{name}.png", dpi=150)
-    except Exception:  # the record matters more, and holds all that they show
-        log.exception("figures could not be drawn")
-    return evaluation
+    result.flags += lower_elsewhere(result, others + ([record] if record else []))
+    evaluation.save(folder, result)
+    return result
 
 
 if __name__ == "__main__":

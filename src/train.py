@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src import cli, tracking
-from worstcase.results import CHECKPOINT, LAST, AttackRecord, Record, save_perturbations
+from worstcase.results import CHECKPOINT, LAST, Record
 
 log = logging.getLogger("src.train")  # also where this file is __main__
 
@@ -35,7 +35,6 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     from lightning.pytorch.callbacks import RichProgressBar, Timer
 
     from worstcase.callbacks import EpochLines, MovableCheckpoint, WorstCaseAtTest, WorstCasePerEpoch
-    from worstcase.flags import red_flags
     from worstcase.runs import check_fit, load_weights, make_crossbar, user_net
 
     _quieten()
@@ -96,29 +95,20 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
 
     if not cli.is_first_process():
         return None
-    attacks = [
-        AttackRecord.of(found, seed=cfg["seed"], perturbation=file)
-        for found, file in zip(at_test.found, save_perturbations(at_test.found, folder), strict=True)
-    ]
+    assert at_test.evaluation is not None
     choices = HydraConfig.get().runtime.choices
-    return Record.of(
-        crossbar,
-        at_test.found,
-        seed=cfg["seed"],
+    record = at_test.evaluation.record(
         kind="train",
-        source_run=None,
         command=cli.command("train"),
         config=cfg,
         method=choices.method,
         model=cfg["net"] or choices.model,
         dataset=choices.dataset,
-        reference="test",
-        attacks=attacks,
-        flags=red_flags(attacks, diagnosis=at_test.explained),
-        diagnosis=at_test.explained,
         train_seconds=train_seconds,
         epochs=trainer.current_epoch,
     )
+    at_test.evaluation.save(folder, record)
+    return record
 
 
 def _unfinished(folder: Path) -> Path | None:

@@ -74,6 +74,12 @@ def _become(arguments: list[str], out: Path, err: Path, before: tuple | None, va
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
+def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    """Content and time of every file below a folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
 def without_times(content: dict) -> dict:
     """A record but for what differs from run to run: durations."""
     content = {key: value for key, value in content.items() if key != "train_seconds"}

@@ -35,7 +35,7 @@ def test_training_leaves_a_record_a_checkpoint_a_perturbation_and_a_log(trained)
     assert (content["samples"], content["reference"], content["epochs"]) == (1000, "test", 3)
     assert content["command"].startswith("python -m src.train method=vanilla")
     assert content["config"]["trainer"]["max_epochs"] == 3
-    assert content["clean_accuracy"] > 0.7 and content["worst_case_accuracy"] < content["clean_accuracy"]
+    assert content["clean_accuracy"] > 0.7 and content["attacked_accuracy"] < content["clean_accuracy"]
     assert content["parameters_perturbed"] == 105_918
     assert [found["attack"] for found in content["attacks"]] == ["lwc", "ensemble"]
     for found in content["attacks"]:
@@ -50,7 +50,7 @@ def test_training_leaves_a_record_a_checkpoint_a_perturbation_and_a_log(trained)
         "results.json",
         "run.log",
     }
-    assert "val/worst_case_accuracy" in (trained / "metrics.csv").read_text()
+    assert "val/attacked_accuracy" in (trained / "metrics.csv").read_text()
     assert "epoch 3 of 3" in (trained / "run.log").read_text()
 
 

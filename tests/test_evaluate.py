@@ -40,7 +40,7 @@ def test_the_ensemble_is_the_default_and_goes_up_through_a_list_of_th_g(evaluate
     assert [found["thg"] for found in attacks] == [0, 0.01, 0.02]
     accuracies = [found["accuracy"] for found in attacks]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] == content["clean_accuracy"]
-    assert content["worst_case_accuracy"] == accuracies[-1] and content["thg"] == 0.02
+    assert content["attacked_accuracy"] == accuracies[-1] and content["thg"] == 0.02
     assert all(found["members"] for found in attacks[1:]) and all(found["feasible"] for found in attacks)
 
 

@@ -74,7 +74,7 @@ def test_a_network_that_trains_without_th_g_is_one_job_for_all(hydra):
         for method in ("vanilla", "va", "atrice", "universal_at")
     }
     assert counts == {"vanilla": 1, "va": 1, "atrice": 5, "universal_at": 5}
-    selected_by_thg = ["method=vanilla", "method.monitor=val/worst_case_accuracy"]
+    selected_by_thg = ["method=vanilla", "method.monitor=val/attacked_accuracy"]
     assert len(folders("experiment=fig8a", *selected_by_thg)) == 5
 
 

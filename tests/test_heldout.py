@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -25,6 +26,7 @@ def test_the_held_out_half_is_not_attacked():
     assert attack_one_half(FLWC(), Crossbar(net, 0.6), batches, progress=False) == (0.0, 1.0)
 
 
+@pytest.mark.usefixtures("short_ensemble")
 def test_the_same_numbers_as_by_hand(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.05)
     halves = attack_one_half(Ensemble(rounds=1), crossbar, small_batches, progress=False)

@@ -122,7 +122,7 @@ def test_a_file_system_without_locks_is_said(tmp_path):
 
 def as_undisturbed(folder, small):
     first, second = (json.loads((at / "results.json").read_text()) for at in (small, folder))
-    keys = ("clean_accuracy", "worst_case_accuracy", "config", "epochs")
+    keys = ("clean_accuracy", "attacked_accuracy", "config", "epochs")
     return all(first[key] == second[key] for key in keys)
 
 

@@ -4,15 +4,25 @@ Names are imported on first use, so that the parts that need no PyTorch start at
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worstcase import attacks as attacks
+    from worstcase.attacks import AttackResult as AttackResult
+    from worstcase.crossbar import Crossbar as Crossbar
+    from worstcase.evaluation import Evaluation as Evaluation
+    from worstcase.evaluation import evaluate as evaluate
+    from worstcase.runs import load_run as load_run
 
 _MODULE_OF = {
     "Crossbar": "worstcase.crossbar",
-    "WorstCase": "worstcase.attacks",
+    "AttackResult": "worstcase.attacks",
+    "Evaluation": "worstcase.evaluation",
+    "evaluate": "worstcase.evaluation",
     "load_run": "worstcase.runs",
 }
 
-__all__ = ["Crossbar", "WorstCase", "attacks", "load_run"]
+__all__ = ["AttackResult", "Crossbar", "Evaluation", "attacks", "evaluate", "load_run"]
 
 
 def __getattr__(name: str) -> Any:

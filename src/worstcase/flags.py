@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from worstcase.results import AttackRecord, Record
+from worstcase.results import Found, Record
 
 POINTS = 0.5  # percent; smaller differences are no sign of anything
 RISE = 3.0  # points, within an attack: iterates swing
@@ -15,7 +15,7 @@ VANISHED = 0.1  # share of the mini-batches
 
 
 def red_flags(
-    attacks: Sequence[AttackRecord],
+    attacks: Sequence[Found],
     random_vertex: float | None = None,
     diagnosis: Mapping[str, Any] | None = None,
 ) -> list[str]:
@@ -59,7 +59,7 @@ def red_flags(
                     f"{at}: members disagree in the first round{' (masking?)' if hides else ''}: {best['member']} "
                     f"finds {_p(best['accuracy'])}, {worst['member']} {_p(worst['accuracy'])}"
                 )
-    by_kind: dict[tuple[float, str], AttackRecord] = {}  # of an attack's settings
+    by_kind: dict[tuple[float, str], Found] = {}  # of an attack's settings
     for found in attacks:
         if not found.distribution:
             by_kind[found.thg, found.attack] = min(
@@ -128,7 +128,7 @@ def _on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, float]
         yield "all but the most important weights", point["all_others_move"]
 
 
-def _own(found: AttackRecord) -> list[dict[str, Any]]:
+def _own(found: Found) -> list[dict[str, Any]]:
     """An attack's own results: not what it was given to start from, nor what had left the box until clamped."""
     return [e for e in found.history if not e.get("start") and e.get("magnitude", 0) <= 1.001]
 

@@ -10,12 +10,12 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
@@ -37,17 +37,12 @@ from worstcase.record_parts import (
     contradiction,
 )
 
-if TYPE_CHECKING:
-    from worstcase.attacks import WorstCase
-    from worstcase.crossbar import Crossbar
-
 SCHEMA_VERSION = 1
 _CHECKED = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # by pydantic, when a record is read
 RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
 LAST = Path("checkpoints", "last.ckpt")
 """Of the newest epoch, from which a run that was killed goes on."""
-PERTURBATION = "perturbation.safetensors"
 
 log = logging.getLogger(__name__)
 
@@ -69,64 +64,52 @@ def git_commit() -> str | None:
 
 
 @dataclass(kw_only=True)
-class AttackRecord:
+class Found:
     """What one attack found. Accuracies are fractions 0..1; a pass is one forward or one backward."""
 
     __pydantic_config__: ClassVar = _CHECKED
 
     attack: str
+    parameters: Annotated[dict[str, Any], Shape(Parameters)]
+    """The attack's settings."""
     thg: Number
     accuracy: Share
+    """The lowest of all feasible perturbations that the attack scored, the zero one included."""
     final_accuracy: Share
+    """Of the last iterate, as the paper would report it."""
     heldout_accuracy: Share | None = None
     """On one half of the reference set, of a chip found by a separate attack on the other half."""
     attacked_half_accuracy: Share | None = None
     """Of that chip on the half that was attacked."""
     max_relative_perturbation: Number
+    """The largest absolute deviation in units of the full scale: at most thg."""
     feasible: bool
     seconds: Number
     passes: Number
-    parameters: Annotated[dict[str, Any], Shape(Parameters)]
     seed: Seed
-    perturbation: str
-    """File of the perturbation, relative to the record."""
     history: Annotated[list[dict[str, Any]], Shape(Annotated[list[HistoryEntry], MinLen(1)])]
     """Accuracy against passes, one entry a scored perturbation."""
     vanished: Share = 0.0
-    """Share of the mini-batches whose gradient was zero for every weight, or not finite."""
+    """Share of the gradients, one a mini-batch with right answers, that were zero for all that may move, or not
+    finite."""
     members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
     """Of an ensemble: each member's accuracy on its own, its lowest, its passes."""
     distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None
-    """Of Monte Carlo: what the sampled chips say of all chips."""
+    """Of Monte Carlo: what the sampled chips say of all chips, see `worstcase.attacks.MonteCarlo`."""
+
+
+@dataclass(kw_only=True)
+class AttackRecord(Found):
+    """What a record says of one attack."""
+
+    __pydantic_config__: ClassVar = _CHECKED
+
+    perturbation: str
+    """File of the perturbation, relative to the record."""
 
     @classmethod
-    def of(
-        cls,
-        found: WorstCase,
-        *,
-        seed: int,
-        perturbation: str,
-        halves: tuple[float, float] | None = None,
-    ) -> AttackRecord:
-        return cls(
-            attack=found.attack,
-            thg=found.thg,
-            accuracy=found.accuracy,
-            final_accuracy=found.final_accuracy,
-            max_relative_perturbation=found.max_relative_perturbation,
-            feasible=found.feasible,
-            seconds=found.seconds,
-            passes=found.passes,
-            parameters=found.parameters,
-            seed=seed,
-            perturbation=perturbation,
-            history=found.history,
-            vanished=found.vanished,
-            members=found.members,
-            distribution=found.distribution,
-            attacked_half_accuracy=halves[0] if halves else None,
-            heldout_accuracy=halves[1] if halves else None,
-        )
+    def of(cls, found: Found, file: str) -> AttackRecord:
+        return cls(**{f.name: getattr(found, f.name) for f in fields(Found)}, perturbation=file)
 
 
 @dataclass(kw_only=True)
@@ -152,6 +135,9 @@ class Record:
     reference: str
     """The split that was attacked and scored."""
     samples: Positive
+    """Of the reference set."""
+    decisions: Positive
+    """Right-or-wrong answers that an accuracy is the share of: one a sample."""
     dtype: str
     thg: Number
     """The largest that was attacked."""
@@ -166,15 +152,18 @@ class Record:
     """Of the worst chip at the largest th_g; None: it was not explained."""
     train_seconds: Number | None
     epochs: Count | None
+    parameters: Count
     parameters_perturbed: Count
-    worst_case_accuracy: float = field(init=False)
+    threads: Positive
+    """Of PyTorch on the CPU; with another number the last digits may differ."""
+    attacked_accuracy: float = field(init=False)
     """The lowest that this run's attacks found."""
     schema_version: int = SCHEMA_VERSION
     git_commit: str | None = field(default_factory=git_commit)
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def __post_init__(self) -> None:
-        self.worst_case_accuracy = min(found.accuracy for found in self.attacks)
+        self.attacked_accuracy = min(found.accuracy for found in self.attacks)
         for found in self.attacks:
             if not (self.certified_accuracy or 0.0) <= found.accuracy <= self.clean_accuracy:
                 raise RuntimeError(
@@ -185,21 +174,6 @@ class Record:
                 raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
         if self.diagnosis and (wrong := contradiction(self.diagnosis, {found.thg for found in self.attacks})):
             raise RuntimeError(f"diagnosis.{wrong}")
-
-    @classmethod
-    def of(cls, crossbar: Crossbar, found: Sequence[WorstCase], **described: Any) -> Record:
-        """The record of attacks on a crossbar; `described` are the fields that neither of them tells."""
-        return cls(
-            samples=found[0].samples,
-            dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
-            thg=max(one.thg for one in found),
-            full_scale=crossbar.full_scale,
-            weight_bits=crossbar.weight_bits,
-            activation_bits=crossbar.activation_bits,
-            clean_accuracy=max(one.clean_accuracy for one in found),
-            parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
-            **described,
-        )
 
     def save(self, folder: Path) -> None:
         """Write the record into a folder, atomically."""
@@ -222,10 +196,10 @@ class Record:
                 raise ValueError("it is no JSON object")
             if content.get("schema_version") != SCHEMA_VERSION:
                 raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
-            lowest = content.pop("worst_case_accuracy", None)
+            lowest = content.pop("attacked_accuracy", None)
             record = _checked().validate_json(json.dumps(content))
-            if record.worst_case_accuracy != lowest:
-                raise ValueError("its worst_case_accuracy is not the lowest of its attacks")
+            if record.attacked_accuracy != lowest:
+                raise ValueError("its attacked_accuracy is not the lowest of its attacks")
             if record.kind == "train":
                 _checked_training().validate_python({"config": record.config}, strict=True)
         except (OSError, ValueError, RuntimeError) as error:
@@ -263,24 +237,6 @@ def _first_of(error: Exception) -> str:
         fields = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
         return f"{'.'.join(fields)}: {first['msg']}"
     return str(error)
-
-
-def save_perturbations(found: Sequence[WorstCase], folder: Path) -> list[str]:
-    """Save each attack's perturbation in a folder; the lowest accuracy's is ``perturbation.safetensors``.
-
-    Returns:
-        The files' names, in the order of the attacks.
-    """
-    from safetensors.torch import save_file
-
-    lowest = min(range(len(found)), key=lambda i: found[i].accuracy)
-    names = [
-        PERTURBATION if i == lowest else f"perturbation-{i + 1}-{one.attack}-thg{one.thg:g}.safetensors"
-        for i, one in enumerate(found)
-    ]
-    for one, name in zip(found, names, strict=True):
-        save_file({key: d.contiguous() for key, d in one.perturbation.items()}, folder / name)
-    return names
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from worstcase.attacks import Ensemble, WorstCase
+from worstcase.attacks import AttackResult, Ensemble
 from worstcase.attacks.base import Loader, accuracy, on_its_device
 from worstcase.crossbar import Crossbar, Perturbation, evaluating
 from worstcase.objectives import margin
@@ -128,7 +128,7 @@ def _nested(
     budget: float,
 ) -> Iterator[float]:
     """The lowest accuracy found for each set of movable weights, each of which contains the one before."""
-    before: WorstCase | None = None
+    before: AttackResult | None = None
     for movable in sets:
         start = _part(perturbation, movable)
         if before is not None and before.accuracy < accuracy(crossbar, loader, start):
@@ -139,7 +139,7 @@ def _nested(
 
 def _attack(
     crossbar: Crossbar, loader: Loader, movable: dict[str, Tensor], start: dict[str, Tensor], budget: float
-) -> WorstCase:
+) -> AttackResult:
     """What the ensemble finds if only some weights may move."""
     with crossbar.movable(movable):
         return Ensemble(budget=budget)(crossbar, loader, start=start, progress=False)

@@ -22,6 +22,7 @@ ATTACKS = {
     "monte carlo": MonteCarlo(instances=20),
     "monte carlo of devices that may fail": MonteCarlo(instances=20, sampler="programmed", max_pulses=9),
 }
+pytestmark = pytest.mark.usefixtures("short_ensemble")
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 
 

@@ -24,11 +24,11 @@ def test_each_epoch_is_attacked_on_the_validation_split_and_can_select_the_check
     tmp_path, small_net, small_loader
 ):
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
-    best = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="val/worst_case_accuracy", mode="max")
+    best = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="val/attacked_accuracy", mode="max")
     fit = trainer(tmp_path, WorstCasePerEpoch(FLWC()), best)
     fit.fit(method, small_loader, small_loader)
     found = FLWC()(method.crossbar, small_loader, progress=False)  # the last epoch's weights, again
-    assert fit.callback_metrics["val/worst_case_accuracy"] == pytest.approx(found.accuracy)
+    assert fit.callback_metrics["val/attacked_accuracy"] == pytest.approx(found.accuracy)
     assert best.best_model_score is not None and best.best_model_score >= found.accuracy - 1e-6
 
 
@@ -38,11 +38,11 @@ def test_the_test_split_is_attacked_once_by_each_attack_and_the_results_kept(tmp
     test = trainer(tmp_path, at_test)
     before = {name: tensor.clone() for name, tensor in small_net.state_dict().items()}
     test.test(method, small_loader, verbose=False)
-    flwc, lwc = at_test.found
+    flwc, lwc = at_test.evaluation.attacks
     assert (flwc.attack, lwc.attack) == ("flwc", "lwc")
     assert lwc.samples == 40 and lwc.feasible and flwc.feasible
     lowest = min(flwc.accuracy, lwc.accuracy)
-    assert test.callback_metrics["test/worst_case_accuracy"] == pytest.approx(lowest)
+    assert test.callback_metrics["test/attacked_accuracy"] == pytest.approx(lowest)
     assert test.callback_metrics["test/accuracy"] == pytest.approx(lwc.clean_accuracy)
     assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
 
@@ -86,16 +86,19 @@ def test_several_th_g_are_attacked_from_what_the_smaller_found_and_the_lowest_ex
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
     at_test = WorstCaseAtTest([FLWC(steps=2), LWC(epochs=2)], thgs=[0.3, 0.0, 0.1], diagnosis="short")
     trainer(tmp_path, at_test).test(method, small_loader, verbose=False)
-    assert [(found.attack, found.thg) for found in at_test.found] == [
+    found = at_test.evaluation.attacks
+    assert [(one.attack, one.thg) for one in found] == [
         (attack, thg) for attack in ("flwc", "lwc") for thg in (0.0, 0.1, 0.3)
     ]
-    for none, small, large in (at_test.found[:3], at_test.found[3:]):
+    for none, small, large in (found[:3], found[3:]):
         assert none.clean_accuracy == none.accuracy >= small.accuracy >= large.accuracy
         assert any(entry.get("start") for entry in large.history)
-    lowest = min(at_test.found[2].accuracy, at_test.found[5].accuracy)
-    assert at_test.explained["thg"] == 0.3 and at_test.explained["accuracy"] == pytest.approx(lowest)
+    lowest = min(found[2].accuracy, found[5].accuracy)
+    assert at_test.evaluation.diagnosis["thg"] == 0.3 and at_test.evaluation.diagnosis[
+        "accuracy"
+    ] == pytest.approx(lowest)
     assert method.crossbar.thg == 0.1
-    with pytest.raises(ValueError, match="diagnosis=long: must be short or full"):
+    with pytest.raises(ValueError, match="diagnosis=long: must be short, full"):
         WorstCaseAtTest([FLWC()], diagnosis="long")
 
 

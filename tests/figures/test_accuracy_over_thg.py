@@ -50,13 +50,13 @@ def test_the_band_between_certified_and_found_is_drawn_where_records_have_one(re
     (axes,) = accuracy_over_thg(records).axes
     assert not any("certified" in drawn.get_label() for drawn in axes.collections)
     certified = [
-        dataclasses.replace(r, certified_accuracy=0.5 * r.worst_case_accuracy if r.method == "atrice" else None)
+        dataclasses.replace(r, certified_accuracy=0.5 * r.attacked_accuracy if r.method == "atrice" else None)
         for r in records
     ]
     (axes,) = accuracy_over_thg(certified).axes
     (band,) = [drawn for drawn in axes.collections if "certified" in drawn.get_label()]
     assert band.get_label() == "atrice, between certified and found"
-    found = 100 * records[-1].worst_case_accuracy
+    found = 100 * records[-1].attacked_accuracy
     heights = {y for x, y in band.get_paths()[0].vertices if x == 0.01}
     assert sorted(heights) == pytest.approx([found / 2, found])
 

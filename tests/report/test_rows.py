@@ -58,7 +58,7 @@ def test_networks_trained_with_other_bounds_have_rows_of_their_own(study, tmp_pa
 
 def test_a_network_selected_by_its_worst_case_counts_at_its_own_th_g(made):
     record = next(run.record for run in made["fig8a"].runs if run.record.method == "vanilla")
-    method = {**record.config["method"], "monitor": "val/worst_case_accuracy"}
+    method = {**record.config["method"], "monitor": "val/attacked_accuracy"}
     selected = dataclasses.replace(record, config={**record.config, "thg": 0.03, "method": method})
     assert {r.thg for r in results([Run(record, record)]) if r.as_trained} == {0.01, 0.03}
     assert {r.thg for r in results([Run(selected, selected)]) if r.as_trained} == {0.03}

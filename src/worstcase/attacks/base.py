@@ -16,45 +16,23 @@ from worstcase.crossbar import Crossbar, Perturbation, evaluating
 from worstcase.objectives import Objective
 from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
+from worstcase.results import Found
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """The lowest accuracy that one attack found, and the chip that has it.
+@dataclass(kw_only=True)
+class AttackResult(Found):
+    """The lowest accuracy that one attack found, and the chip that has it."""
 
-    Accuracies are fractions 0..1 over the reference set. A pass is one forward, or one backward, over it.
-    """
-
-    attack: str
-    parameters: dict[str, Any]
-    """The attack's settings."""
-    thg: float
     clean_accuracy: float
     """Without perturbation."""
-    accuracy: float
-    """The lowest of all feasible perturbations that the attack scored, the zero one included."""
-    final_accuracy: float
-    """Of the last iterate, as the paper would report it."""
     perturbation: dict[str, Tensor] = field(repr=False)
-    """The perturbation of that accuracy: by array, in weight units."""
-    max_relative_perturbation: float
-    """Its largest absolute deviation in units of the full scale: at most thg."""
-    feasible: bool
+    """The perturbation of the lowest accuracy: by array, in weight units."""
     samples: int
-    passes: float
+    """Of the reference set."""
     backward_passes: float
-    """Of these passes, those backward."""
-    seconds: float
-    history: list[dict[str, Any]] = field(repr=False)
-    """Accuracy against cost: one entry a scored perturbation."""
-    vanished: float
-    """Share of the gradients, one a mini-batch with right answers, that were zero everywhere or not finite."""
-    members: list[dict[str, Any]] = field(default_factory=list, repr=False)
-    """Of an ensemble: each member's name, the accuracy that it found on its own, its passes."""
-    distribution: dict[str, Any] | None = None
-    """Of Monte Carlo: what the sampled chips say of all chips, see `worstcase.attacks.MonteCarlo`."""
+    """Of the passes, those backward."""
 
 
 def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -144,6 +122,7 @@ class Search:
         self._expected_passes, self._on_score = expected_passes, on_score
         self.bound = crossbar.bound()
         self._check_weights()
+        self._can_move = {name: bool((bound > 0).any()) for name, bound in self.bound.items()}
         self.device = next(iter(self.bound.values())).device
         self._started = time.perf_counter()
         self._earlier = 0.0  # seconds of work that a resumed attack found done
@@ -259,7 +238,8 @@ class Search:
         finite = all(bool(g.isfinite().all()) for g in gradients)
         if right:
             self._gradients += 1
-            self._vanished += not (finite and any(bool(g.any()) for g in gradients))
+            moving = (g for name, g in zip(leaves, gradients, strict=True) if self._can_move[name])
+            self._vanished += not (finite and any(bool(g.any()) for g in moving))
         if not finite:
             gradients = tuple(g.nan_to_num(0, 0, 0) for g in gradients)
         return dict(zip(leaves, gradients, strict=True)), right
@@ -305,7 +285,7 @@ class Attack(ABC):
     """Looks for the perturbation within the bound that makes the network's accuracy lowest.
 
     Calling it with a crossbar and a reference set (batches of inputs and labels, iterable again and again)
-    returns a `WorstCase`. The network runs in eval mode and is left bit for bit as it was.
+    returns a `AttackResult`. The network runs in eval mode and is left bit for bit as it was.
     """
 
     name: ClassVar[str]
@@ -340,7 +320,7 @@ class Attack(ABC):
         seed: int = 0,
         folder: Path | None = None,
         progress: bool = True,
-    ) -> WorstCase:
+    ) -> AttackResult:
         """Attack a crossbar over a reference set.
 
         Args:
@@ -376,9 +356,10 @@ class Attack(ABC):
             reported = None
             if self.can_move(run):
                 reported = self.search(run)
-            return WorstCase(
+            return AttackResult(
                 attack=self.name,
                 parameters=self.parameters(),
+                seed=seed,
                 thg=crossbar.thg,
                 clean_accuracy=run.history[0]["accuracy"],
                 accuracy=run.worst_accuracy,

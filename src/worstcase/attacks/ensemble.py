@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,16 +19,33 @@ from worstcase.crossbar import Perturbation
 from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
 from worstcase.variation import uniform, vertex
 
-STEPS, SAMPLES = 32, 256  # of a member in the first round, and of a step
-RESTARTS = 4  # in each later round, shared by the best members
-BEST = 2  # so many members
-STEPS_OF_RESTART, STEPS_OF_FINISH, SAMPLES_LATER = 75, 220, 512
-STEPS_OF_LWC, SAMPLES_OF_LWC, STEPS_AFTER_LWC = 800, 128, 100
 PIECE = 128  # samples of a mini-batch at most
 BUFFER = 2**28  # bytes of inputs that are shuffled together
 CLASSES = 32  # tried at most as the one class that everything is pushed into
 FLIPS = 50  # tries a weight, for networks of at most so many weights
 STEP_OF_FINISH = 0.4  # the first, in units of the bound
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many steps the parts of the ensemble make, and of how many samples each step is."""
+
+    steps: int = 32
+    """Of a member in the first round."""
+    samples: int = 256
+    """Of a step in the first round."""
+    restarts: int = 4
+    """In each later round, shared by the best members."""
+    best: int = 2
+    """So many members."""
+    steps_of_restart: int = 75
+    steps_of_finish: int = 220
+    samples_later: int = 512
+    """Of a step of a restart or a finish."""
+    steps_of_lwc: int = 800
+    samples_of_lwc: int = 128
+    steps_after_lwc: int = 100
+    """Of the finish that goes on from where LWC ended."""
 
 
 class Ensemble(Attack):
@@ -66,6 +84,7 @@ class Ensemble(Attack):
     """
 
     name = "ensemble"
+    schedule: ClassVar[Schedule] = Schedule()
 
     def __init__(self, *, rounds: int = 2, budget: float | None = None) -> None:
         whole("rounds", rounds)
@@ -77,20 +96,22 @@ class Ensemble(Attack):
         if self.budget is not None:
             return self.budget
         passes = 1 + 3 * min(run.classes, CLASSES) / _pieces(run)
-        passes += len(MEMBERS) * _passes(run, STEPS, SAMPLES) + (self.rounds - 1) * _passes_of_later_round(run)
+        first = len(MEMBERS) * _passes(run, self.schedule.steps, self.schedule.samples)
+        passes += first + (self.rounds - 1) * _passes_of_later_round(run, self.schedule)
         weights = run.weights
         return passes + (FLIPS * weights if weights <= FLIPS else 0)
 
     def search(self, run: Search) -> None:
-        budget = self.expected_passes(run)
+        budget, plan = self.expected_passes(run), self.schedule
         generator = torch.Generator(run.device).manual_seed(run.seed)
-        team = _Team(run, budget, generator)
+        team = _Team(run, budget, plan, generator)
         for member in team.members:
-            team.attack(member, run.crossbar.zero_perturbation, STEPS, SAMPLES, member.step)
+            team.attack(member, run.crossbar.zero_perturbation, plan.steps, plan.samples, member.step)
         for round_ in range(1, self.rounds) if self.budget is None else count(1):
-            share = min(1.0, (budget - run.passes) / _passes_of_later_round(run))
-            if share * STEPS_OF_RESTART < STEPS:  # what is left of a budget
-                team.attack(FINISH, partial(dict, run.worst), STEPS_OF_FINISH, SAMPLES_LATER, team.step_of_finish)
+            share = min(1.0, (budget - run.passes) / _passes_of_later_round(run, plan))
+            if share * plan.steps_of_restart < plan.steps:  # what is left of a budget
+                worst = partial(dict, run.worst)
+                team.attack(FINISH, worst, plan.steps_of_finish, plan.samples_later, team.step_of_finish)
             else:
                 team.later_round(share, is_second=round_ == 1)
             if team.is_done:
@@ -102,8 +123,8 @@ class Ensemble(Attack):
 class _Team:
     """The members at work on one network: what each found, and whether the budget allows more."""
 
-    def __init__(self, run: Search, budget: float, generator: torch.Generator) -> None:
-        self.run, self.budget = run, budget
+    def __init__(self, run: Search, budget: float, plan: Schedule, generator: torch.Generator) -> None:
+        self.run, self.budget, self.plan = run, budget, plan
         self.batches = _endless(run, generator)
         self.in_order = _in_order(run)
         self.targets = _attractors(run, *next(self.batches))
@@ -150,30 +171,30 @@ class _Team:
 
     def later_round(self, share: float, *, is_second: bool) -> None:
         """Restarts and a finish, LWC and a finish, each with a share of its steps."""
-        run = self.run
+        run, plan = self.run, self.plan
         somewhere = partial(uniform, run.worst, run.bound, self.generator)
-        steps = (STEPS_OF_RESTART, STEPS_OF_FINISH, STEPS_OF_LWC, STEPS_AFTER_LWC)
+        steps = (plan.steps_of_restart, plan.steps_of_finish, plan.steps_of_lwc, plan.steps_after_lwc)
         restart, finish, lwc, after_lwc = (round(share * n) for n in steps)
         lowest: float = run.worst_accuracy if is_second else 2.0
         start: Perturbation = run.worst
         for member in self.best():
-            accuracy, end = self.attack(member, somewhere, restart, SAMPLES_LATER, member.step)
+            accuracy, end = self.attack(member, somewhere, restart, plan.samples_later, member.step)
             if accuracy <= lowest:
                 lowest, start = accuracy, run.worst if accuracy == run.worst_accuracy else end
             del end  # a perturbation less to hold
-        accuracy = self.attack(FINISH, partial(dict, start), finish, SAMPLES_LATER, self.step_of_finish)[0]
+        accuracy = self.attack(FINISH, partial(dict, start), finish, plan.samples_later, self.step_of_finish)[0]
         if accuracy > lowest:
             self.step_of_finish /= 2
         del start
         begin = run.crossbar.zero_perturbation if is_second else somewhere
-        ends = [self.attack(LWC, begin, lwc, SAMPLES_OF_LWC, LWC.step)[1]]
-        self.attack(FINISH, ends.pop, after_lwc, SAMPLES_LATER, self.step_of_finish)
+        ends = [self.attack(LWC, begin, lwc, plan.samples_of_lwc, LWC.step)[1]]
+        self.attack(FINISH, ends.pop, after_lwc, plan.samples_later, self.step_of_finish)
 
     def best(self) -> list[Member]:
         """Who makes the restarts of a round, in turn."""
         able = [m for m in self.members if m.can_win and m is not FINISH and self.found[m]["lowest"] is not None]
         able.sort(key=lambda m: self.found[m]["lowest"])
-        return able[:BEST] * (RESTARTS // BEST)
+        return able[: self.plan.best] * (self.plan.restarts // self.plan.best)
 
 
 def _passes(run: Search, steps: int, samples: int) -> float:
@@ -181,9 +202,10 @@ def _passes(run: Search, steps: int, samples: int) -> float:
     return 1 + 2 * steps * _pieces_a_step(run, samples) / _pieces(run)
 
 
-def _passes_of_later_round(run: Search) -> float:
-    steps = RESTARTS * [STEPS_OF_RESTART] + [STEPS_OF_FINISH, STEPS_AFTER_LWC]
-    return sum(_passes(run, n, SAMPLES_LATER) for n in steps) + _passes(run, STEPS_OF_LWC, SAMPLES_OF_LWC)
+def _passes_of_later_round(run: Search, plan: Schedule) -> float:
+    steps = plan.restarts * [plan.steps_of_restart] + [plan.steps_of_finish, plan.steps_after_lwc]
+    of_lwc = _passes(run, plan.steps_of_lwc, plan.samples_of_lwc)
+    return sum(_passes(run, n, plan.samples_later) for n in steps) + of_lwc
 
 
 def _piece(run: Search) -> int:

@@ -47,7 +47,7 @@ BATCH = 100  # images at a time, about: what they leave of each layer stays in a
 class MonteCarlo(Attack):
     """The accuracies of independently sampled chips: their distribution, and the lowest.
 
-    `WorstCase.distribution` is what `worstcase.distribution.describe` gives, with ``instances``, ``first``,
+    `AttackResult.distribution` is what `worstcase.distribution.describe` gives, with ``instances``, ``first``,
     ``sampler``, how many were ``infeasible``, and the ``accuracies`` in the order of the instances. It covers
     every instance; the perturbation reported is the worst feasible one.
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import lightning as L
 
-from worstcase.attacks import Attack, WorstCase
+from worstcase.attacks import Attack
 from worstcase.attacks.base import Loader
-from worstcase.diagnosis import diagnose
+from worstcase.evaluation import Evaluation, check_diagnosis, evaluate
 from worstcase.methods import Method
 
 
 class WorstCasePerEpoch(L.Callback):
-    """Attacks the validation split after each epoch and logs ``val/worst_case_accuracy``, 0..1.
+    """Attacks the validation split after each epoch and logs ``val/attacked_accuracy``, 0..1.
 
     Args:
         attack: the attack.
@@ -29,11 +29,13 @@ class WorstCasePerEpoch(L.Callback):
             return
         assert isinstance(pl_module, Method)
         found = self.attack(pl_module.crossbar, _loader(trainer.val_dataloaders), seed=self.seed, progress=False)
-        pl_module.log("val/worst_case_accuracy", found.accuracy, prog_bar=True)
+        pl_module.log("val/attacked_accuracy", found.accuracy, prog_bar=True)
 
 
 class WorstCaseAtTest(L.Callback):
-    """Attacks the test split and keeps what each attack found; logs the lowest ``test/worst_case_accuracy``, 0..1.
+    """Evaluates the network on the test split; logs the lowest accuracy found, ``test/attacked_accuracy``, 0..1.
+
+    What was found is kept in ``evaluation``, an `Evaluation`.
 
     Args:
         attacks: run in this order.
@@ -52,32 +54,23 @@ class WorstCaseAtTest(L.Callback):
         diagnosis: str | None = None,
         besides: Attack | None = None,
     ) -> None:
-        if diagnosis not in (None, "short", "full"):
-            raise ValueError(f"diagnosis={diagnosis}: must be short or full")
+        check_diagnosis(diagnosis)
         kinds = {type(attack) for attack in attacks}
         self.attacks = [*attacks, *([besides] if besides is not None and type(besides) not in kinds else [])]
         self.seed, self.thgs, self.diagnosis = seed, thgs, diagnosis
-        self.found: list[WorstCase] = []
-        self.explained: dict[str, Any] | None = None
+        self.evaluation: Evaluation | None = None
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, Method)
-        loader = _loader(trainer.test_dataloaders)
-        crossbar = pl_module.crossbar
-        thgs = sorted(self.thgs or [crossbar.thg])
-        self.found = []
-        for attack in self.attacks:
-            start = None
-            for thg in thgs:
-                with crossbar.bounded_by(thg):
-                    self.found.append(attack(crossbar, loader, start=start, seed=self.seed))
-                start = self.found[-1].perturbation
-        if self.diagnosis:
-            lowest = min((one for one in self.found if one.thg == thgs[-1]), key=lambda one: one.accuracy)
-            full = self.diagnosis == "full"
-            with crossbar.bounded_by(thgs[-1]):
-                self.explained = diagnose(crossbar, loader, lowest.perturbation, full=full, progress=False)
-        pl_module.log("test/worst_case_accuracy", min(found.accuracy for found in self.found))
+        self.evaluation = evaluate(
+            pl_module.crossbar,
+            _loader(trainer.test_dataloaders),
+            self.attacks,
+            thgs=self.thgs,
+            diagnosis=self.diagnosis,
+            seed=self.seed,
+        )
+        pl_module.log("test/attacked_accuracy", self.evaluation.attacked_accuracy)
 
 
 def _loader(loaders: Any) -> Loader:

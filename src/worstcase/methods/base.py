@@ -37,7 +37,7 @@ class Method(L.LightningModule):
         optimizer: from parameters to an optimiser.
         scheduler: from that optimiser to a learning rate schedule, stepped once an epoch.
         monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy`` or
-            ``val/worst_case_accuracy``.
+            ``val/attacked_accuracy``.
         weight_clip: after each optimiser step the weights of each array are clamped to +- so many of their
             standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
             of ``layer_max``. None: they are not.
