@@ -28,8 +28,8 @@ METHODS = {  # and what its step may cost in units of vanilla's
     "va": (VariationAware, 1.15),
     "trice": (Trice, 1.15),
     "atrice": (ATrice, 2.9),
-    "universal_at": (partial(UniversalAT, weight_clip=2.0), 2.6),
-    "pgd_at": (partial(PGDAT, weight_clip=2.0), None),
+    "universal_at": (UniversalAT, 2.6),
+    "pgd_at": (PGDAT, None),
     "adversarial": (partial(Adversarial, attack=LWC(epochs=10, trials=1)), None),
 }
 BATCH = 128

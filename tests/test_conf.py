@@ -66,6 +66,41 @@ def test_methods(name):
     assert isinstance(method, Method)
 
 
+def settings(thing):
+    """What it was built with, in plain types."""
+    kept = (bool, int, float, str, list, type(None))
+    return {k: v for k, v in vars(thing).items() if isinstance(v, kept) and not k.startswith("_")}
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_a_method_has_the_same_defaults_in_python(name):
+    cfg = composed(f"method={name}")
+    crossbar = make_crossbar(instantiate(cfg.model.net), cfg)
+    said = instantiate(cfg.method, _partial_=True)(crossbar, num_classes=10)
+    attack = {"attack": said.attack} if name == "adversarial" else {}
+    assert settings(said) == settings(type(said)(crossbar, num_classes=10, **attack))
+
+
+VARIANTS = {"lwc_short": {"epochs"}, "lwc_margin": {"epochs", "objective"}}
+"""Files of an attack that differ from its defaults, and in what."""
+
+
+@pytest.mark.parametrize("name", options("attack"))
+def test_an_attack_has_the_same_defaults_in_python(name):
+    said = instantiate(composed(f"attack@test_attack={name}").test_attack)
+    own = type(said)()
+    differing = {key for key, value in own.parameters().items() if said.parameters()[key] != value}
+    assert differing == VARIANTS.get(name, set())
+
+
+@pytest.mark.parametrize("name", options("dataset"))
+def test_a_data_set_has_the_same_defaults_in_python(name):
+    cfg = composed(f"dataset={name}", *NEEDED.get(name, []))
+    said = instantiate(cfg.dataset)
+    needed = {key: cfg.dataset[key] for key in ("data_dir", "folder", "num_classes") if key in cfg.dataset}
+    assert settings(said) == settings(type(said)(**needed))
+
+
 def test_a_method_chooses_the_attack_that_selects_and_the_command_line_wins():
     assert composed("method=vanilla").val_attack == composed("method=atrice").val_attack
     for name in ("pgd_at", "universal_at"):

@@ -50,9 +50,10 @@ class CIFAR10DataModule(InMemoryDataModule):
         augmented: bool = True,
         mean: list[float] = MEAN,
         std: list[float] = STD,
+        batch_size: int = 64,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(batch_size=batch_size, **options)
         self.folder, self.download, self.augmented = Path(data_dir, CIFAR10.base_folder), download, augmented
         self.mean, self.std = check_channels(mean, std)
 

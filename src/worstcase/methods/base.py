@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -37,7 +37,7 @@ class Method(L.LightningModule):
         optimizer: from parameters to an optimiser.
         scheduler: from that optimiser to a learning rate schedule, stepped once an epoch.
         monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy`` or
-            ``val/attacked_accuracy``.
+            ``val/attacked_accuracy``; None: the method's own, ``SELECTED_BY``.
         weight_clip: after each optimiser step the weights of each array are clamped to +- so many of their
             standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
             of ``layer_max``. None: they are not.
@@ -47,6 +47,8 @@ class Method(L.LightningModule):
     Raises:
         ValueError: weight_clip, num_classes or seed out of range.
     """
+
+    SELECTED_BY: ClassVar = "val/attacked_accuracy"
 
     draws: torch.Generator
     """Draws the noise of the present batch: the same in every process, and in a resumed run."""
@@ -58,7 +60,7 @@ class Method(L.LightningModule):
         num_classes: int,
         optimizer: Callable[..., Optimizer] = torch.optim.Adam,
         scheduler: Callable[[Optimizer], Any] | None = None,
-        monitor: str = "val/accuracy",
+        monitor: str | None = None,
         weight_clip: float | None = None,
         weight_clip_unit: str = "deviation",
         seed: int = 0,
@@ -71,7 +73,7 @@ class Method(L.LightningModule):
         whole("num_classes", num_classes, least=2)
         check_seed("seed", seed)
         self.crossbar = crossbar
-        self.monitor = monitor
+        self.monitor = monitor or self.SELECTED_BY
         self.weight_clip, self.weight_clip_unit, self.seed = weight_clip, weight_clip_unit, seed
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")

@@ -25,6 +25,7 @@ class PGDAT(Method):
             stronger than the adversary.
         ramp: share of the training over which the training bound grows from 0, 0..1.
         clean: share of the loss as programmed, 0..1.
+        weight_clip: see `Method`.
         options: see `Method`.
 
     Raises:
@@ -40,9 +41,10 @@ class PGDAT(Method):
         factor: float = 1.5,
         ramp: float = 0.3,
         clean: float = 0.2,
+        weight_clip: float | None = 2.0,
         **options: Any,
     ) -> None:
-        super().__init__(crossbar, **options)
+        super().__init__(crossbar, weight_clip=weight_clip, **options)
         whole("method.steps", steps)
         number("method.step", step, low=0)
         number("method.factor", factor, low=0)

@@ -35,6 +35,7 @@ class UniversalAT(Method):
             stronger than the pool.
         ramp: share of the training over which the training bound grows from 0, 0..1.
         clean: share of the loss as programmed, 0..1.
+        weight_clip: see `Method`.
         options: see `Method`.
 
     Raises:
@@ -57,9 +58,10 @@ class UniversalAT(Method):
         factor: float = 1.5,
         ramp: float = 0.3,
         clean: float = 0.2,
+        weight_clip: float | None = 2.0,
         **options: Any,
     ) -> None:
-        super().__init__(crossbar, **options)
+        super().__init__(crossbar, weight_clip=weight_clip, **options)
         whole("method.members", members)
         number("method.step", step, low=0)
         number("method.momentum", momentum, low=0, high=1)

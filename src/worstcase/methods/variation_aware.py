@@ -27,6 +27,8 @@ class VariationAware(Method):
         ValueError: sigma out of range.
     """
 
+    SELECTED_BY = "val/accuracy"  # so that baselines are not favoured
+
     def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, **options: Any) -> None:
         super().__init__(crossbar, **options)
         number("method.sigma", sigma, low=0)
