@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from worstcase.crossbar import Crossbar as Crossbar
     from worstcase.evaluation import Evaluation as Evaluation
     from worstcase.evaluation import evaluate as evaluate
+    from worstcase.frame import results_frame as results_frame
     from worstcase.runs import load_run as load_run
 
 _MODULE_OF = {
@@ -20,9 +21,10 @@ _MODULE_OF = {
     "Evaluation": "worstcase.evaluation",
     "evaluate": "worstcase.evaluation",
     "load_run": "worstcase.runs",
+    "results_frame": "worstcase.frame",
 }
 
-__all__ = ["AttackResult", "Crossbar", "Evaluation", "attacks", "evaluate", "load_run"]
+__all__ = ["AttackResult", "Crossbar", "Evaluation", "attacks", "evaluate", "load_run", "results_frame"]
 
 
 def __getattr__(name: str) -> Any:

@@ -267,6 +267,30 @@ def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
             log.warning("skipped: %s", visible(str(error)))
 
 
+def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Record | None]]:
+    """The finished runs below some folders, oldest first: folder, record, and the record of its training.
+
+    The last is None where the network's weights were given, or where its training is gone.
+    """
+    found = {folder.resolve(): (folder, record) for folder, record in finished_runs(folders)}
+
+    @cache
+    def outside(folder: Path) -> Record | None:
+        return Record.load(folder) if (folder / RECORD).is_file() else None
+
+    def training(folder: Path, record: Record) -> Record | None:
+        if record.source_run is None:
+            return record if record.kind == "train" else None
+        try:
+            source = (folder / record.source_run).resolve()
+            return found[source][1] if source in found else outside(source)
+        except (OSError, ValueError, RuntimeError) as error:  # no path, or no record there
+            log.warning("the training of %s is not known: %s", folder, visible(str(error)))
+            return None
+
+    return [(folder, record, training(folder, record)) for folder, record in reversed(found.values())]
+
+
 def visible(text: str) -> str:
     """Control characters, ends of lines and what UTF-8 has not as escapes.
 

@@ -10,12 +10,12 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from worstcase.report import paper
-from worstcase.results import RECORD, AttackRecord, Record, finished_runs, visible
+from worstcase.results import AttackRecord, Record, runs_and_trainings
 from worstcase.settings import trains_without_thg, without_place
 
 CLEAN = "clean"
@@ -247,23 +247,7 @@ class Finding(Row):
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
     """The finished runs below some folders, oldest first, each with its training's record where that is there."""
-    found = {folder.resolve(): record for folder, record in reversed(list(finished_runs(folders)))}
-
-    @cache
-    def outside(folder: Path) -> Record | None:
-        return Record.load(folder) if (folder / RECORD).is_file() else None
-
-    def trained(folder: Path, record: Record) -> Record | None:
-        if record.source_run is None:
-            return record if record.kind == "train" else None
-        try:
-            source = (folder / record.source_run).resolve()
-            return found.get(source) or outside(source)
-        except (OSError, ValueError, RuntimeError) as error:  # no path, or no record there
-            log.warning("the training of %s is not known: %s", folder, visible(str(error)))
-            return None
-
-    return [Run(record, trained(folder, record)) for folder, record in found.items()]
+    return [Run(record, trained) for _, record, trained in runs_and_trainings(folders)]
 
 
 def results(runs: Iterable[Run]) -> list[Result]:
