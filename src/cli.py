@@ -27,18 +27,19 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from src import identity, schema, sweeps
-from src.begun import JOB, Begun
+from src.begun import Begun
+from src.folders import check_folder
 from src.summary import print_summary
 from worstcase.lock import locked
-from worstcase.results import LAST, RECORD, Record, git_commit, visible
+from worstcase.results import RECORD, Record, git_commit, visible
 from worstcase.settings import without_place
 
 CONF = str(Path(__file__).parent.parent / "conf")
 LOG = "run.log"
-LOCK = ".lock"
+LOCK = ".worstcase.lock"
 FAILURES = "WORSTCASE_FAILURES"
 """Environment variable: the file in which the jobs of a sweep list the folders of those that failed."""
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK")
 """Environment variables by which Lightning tells its processes apart."""
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show ends no job
     if error := _not_a_choice([word for word in sys.argv[1:] if "=[" in word]):  # Hydra would take both
         sys.exit(f"error: {error}")
+    if "${" in str(Path.cwd()):  # Hydra would resolve it
+        sys.exit(f"error: the folder {Path.cwd()} has ${{ in its name; rename it, or work in another")
     try:
         sys.argv[1:] = words(sys.argv[1:])
         main()
@@ -72,6 +75,9 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
         for folder in _failures_of_sweep():
             if told := Begun.load(folder):
                 print(*sweeps.failure(folder, told), sep="\n", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # whoever read the output has stopped
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -93,7 +99,7 @@ class CheckBeforeRun(Callback):
         try:
             schema.check(identity.completed(config))
             _check_folder(Path(config.hydra.run.dir))
-        except (OmegaConfBaseException, OSError, ValueError) as error:
+        except Exception as error:  # Hydra would go on
             sys.exit(f"error: {in_one_line(error)}")
 
 
@@ -127,18 +133,20 @@ def run_job(kind: str, work: Callable[[dict[str, Any], Path], Record | None], cf
     try:
         settings = identity.completed(cfg)
         schema.check(settings)
+        _forget_foreign_ranks(settings)
         if _is_finished(kind, settings, folder, shown):
             return
-        _check_unfinished(settings, folder, shown)
+        if is_first_process():
+            check_folder(folder, settings, shown)
     except Exception as error:
         _fail(kind, folder, settings, error)
 
-    if _works_alone(settings):
-        for name in RANKS:
-            os.environ.pop(name, None)
     if not is_first_process():
         logging.disable(logging.INFO)
-        work(settings, folder)
+        try:
+            work(settings, folder)
+        except Exception as error:
+            sys.exit(f"error in process {os.environ['LOCAL_RANK']}: {in_one_line(error)}")
         return
     try:
         with locked(folder / LOCK) as free:
@@ -146,6 +154,7 @@ def run_job(kind: str, work: Callable[[dict[str, Any], Path], Record | None], cf
                 log.info("another process is at work in %s, so left to it", shown)
                 return
             if not _is_finished(kind, settings, folder, shown):  # by a process that held the lock just now
+                check_folder(folder, settings, shown)
                 _do(kind, work, settings, folder, shown)
             with suppress(OSError):  # whoever locks the folder now finds a finished job
                 (folder / LOCK).unlink(missing_ok=True)
@@ -192,25 +201,6 @@ def _is_finished(kind: str, settings: dict[str, Any], folder: Path, shown: str) 
     return True
 
 
-def _check_unfinished(settings: dict[str, Any], folder: Path, shown: str) -> None:
-    """Leave what a killed training left to those who go on with it.
-
-    Raises:
-        ValueError: the folder holds an unfinished run of another configuration, or of none that can be read.
-    """
-    if not (folder / LAST).is_file():
-        return
-    remedy = f"choose another hydra.run.dir, or delete {Path(shown, LAST.parent)} to train anew"
-    try:
-        begun = Begun.load(folder)
-    except ValueError as error:
-        raise ValueError(f"{error}; so its unfinished run cannot be gone on with: {remedy}") from None
-    if begun is None:
-        raise ValueError(f"{shown} holds an unfinished run but no {JOB} that tells which: {remedy}")
-    if without_place(begun.config) != without_place(settings):
-        raise schema.ConfigError(f"{shown} holds an unfinished run of another configuration; {remedy}")
-
-
 class _JobLog(logging.FileHandler):
     """A log whose own failure, such as a full disk, is the job's failure."""
 
@@ -232,10 +222,17 @@ def _logging_into(file: Path) -> Iterator[TextIO]:
             handler.close()
 
 
-def _works_alone(settings: dict[str, Any]) -> bool:
-    """The job is one process, so that a rank in its environment is a scheduler's, of something else."""
-    trainer = settings.get("trainer")
-    return trainer is None or (trainer.get("devices") in (1, "1") and trainer.get("num_nodes") in (None, 1))
+def _forget_foreign_ranks(settings: dict[str, Any]) -> None:
+    """A rank in the environment of a job that is one process is a scheduler's, of something else."""
+    trainer = settings.get("trainer", {"devices": 1})
+    if trainer.get("devices") in (1, "1") and trainer.get("num_nodes") in (None, 1):
+        foreign = RANKS
+    elif os.environ.get("WORLD_SIZE", "1") == "1":  # nobody has started processes beside this one
+        foreign = RANKS[:2]
+    else:
+        foreign = ()
+    for name in foreign:
+        os.environ.pop(name, None)
 
 
 def is_first_process() -> bool:
@@ -264,10 +261,10 @@ def _fail(kind: str, folder: Path, settings: dict[str, Any], error: Exception) -
 
 
 def _is_anothers(folder: Path, settings: dict[str, Any]) -> bool:
-    """The folder has an unfinished run that is not known to be this job's."""
+    """What the folder holds is not known to be this job's."""
     try:
-        _check_unfinished(settings, folder, str(folder))
-    except ValueError:
+        check_folder(folder, settings, str(folder))
+    except (OSError, ValueError):
         return True
     return False
 

@@ -72,6 +72,8 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
         trained: Mapping[str, Any] = WITHOUT_RUN
     else:
         folder = Path(cfg.run) if cfg.run else newest_run()
+        if "${" in str(folder.absolute()):  # Hydra would resolve it in the name of the evaluation's folder
+            raise schema.ConfigError(f"run={folder}: its folder has ${{ in its name; rename it")
         trained = _training_record(folder).config
         cfg.run = os.path.relpath(folder)
     chosen = "_target_" in cfg.dataset
@@ -89,6 +91,8 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
     settings["dataset"] = dataset if chosen else _of_run(trained["dataset"], dataset, settings["data_dir"])
     settings["weights"] = _file_digest(Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
     if cfg.run:
+        if foreign := sorted(settings["model"].keys() - {"weight_bits", "activation_bits"}):
+            raise schema.ConfigError(f"there is no setting model.{foreign[0]}; the network is the run's, or net=")
         bits = {key: value for key, value in settings["model"].items() if value is not None}
         settings["model"] = {**trained["model"], **bits}
     return settings

@@ -167,11 +167,15 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.fast_dev_run: leaves no checkpoint; say dataset.limit=100 trainer.max_epochs=1")
     for part in ("train", "val", "test"):
         share = trainer.get(f"limit_{part}_batches")
-        if share is not None and not share > 0:
+        if share is not None and not (_is_number(share) and share > 0):
             raise ConfigError(f"trainer.limit_{part}_batches={share}: must be above 0; a run trains and tests")
     every = trainer.get("check_val_every_n_epoch")
-    if every is not None and every > epochs:
+    if every is not None and not (_is_number(every) and 1 <= every <= epochs):
         raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

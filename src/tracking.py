@@ -28,6 +28,8 @@ def loggers(chosen: Mapping[str, Any], folder: Path) -> list[Logger]:
 
     found = []
     for name, logger in chosen.items():
+        if logger is None:
+            continue
         shown = {}
         if name == "wandb":
             _offline_unless_logged_in()

@@ -54,20 +54,26 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         seed=cfg["seed"],
     )
 
-    terminal = sys.stderr.isatty()
+    terminal = bool(sys.stderr and sys.stderr.isatty())
     files = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
     best = MovableCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
     last = MovableCheckpoint(**files, filename=LAST.stem, save_on_train_epoch_end=True)
     timer = Timer()
     callbacks = [callback for callback in instantiate(cfg["callbacks"]).values() if callback is not None]
-    at_test = next((callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)), None)
-    if at_test is None:
-        raise ValueError("callbacks: a run needs a worstcase.callbacks.WorstCaseAtTest for its record")
+    at_tests = [callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)]
+    if len(at_tests) != 1:
+        raise ValueError("callbacks: a run needs one worstcase.callbacks.WorstCaseAtTest for its record")
+    at_test = at_tests[0]
     if not at_test.attacks:
         raise ValueError("callbacks.worst_case_at_test: a run needs at least one attack for its record")
+    for thg in at_test.thgs or ():
+        with crossbar.bounded_by(thg):  # refuses what its full scale does not allow
+            pass
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_test.attacks, *per_epoch]:
         attack.check_classes(datamodule.num_classes)
+    _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch))
+    _check_batches(datamodule, cfg["trainer"])
     loggers = tracking.loggers(cfg["logger"], folder)
     trainer = L.Trainer(
         **cfg["trainer"],
@@ -109,6 +115,33 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     )
     at_test.evaluation.save(folder, record)
     return record
+
+
+def _check_metrics(callbacks: list, monitor: str, *, attacked: bool) -> None:
+    """Refuse to watch a metric that nobody logs; a callback of the user's own may log any.
+
+    Raises:
+        ValueError: naming it.
+    """
+    known = {"val/accuracy", "train/loss"} | ({"val/attacked_accuracy"} if attacked else set())
+    homes = [type(callback).__module__.split(".")[0] for callback in callbacks]
+    watched = [monitor, *(c.monitor for c in callbacks if isinstance(getattr(c, "monitor", None), str))]
+    unknown = [name for name in watched if name not in known]
+    if unknown and set(homes) <= {"worstcase", "lightning"}:
+        allowed = " or ".join(sorted(known - {"train/loss"}))
+        raise ValueError(f"method.monitor={unknown[0]}: must be {allowed}; each is logged by a callback")
+
+
+def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
+    """Make sure that each part has a batch left.
+
+    Raises:
+        ValueError: a part has none.
+    """
+    for part in ("train", "val", "test"):
+        share = trainer.get(f"limit_{part}_batches")
+        if isinstance(share, float) and int(share * len(getattr(datamodule, f"{part}_dataloader")())) < 1:
+            raise ValueError(f"trainer.limit_{part}_batches={share}: leaves no batch; raise it")
 
 
 def _unfinished(folder: Path) -> Path | None:

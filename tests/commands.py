@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.process
 import os
 import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
 
 REPOSITORY = Path(__file__).parent.parent
 _forked = multiprocessing.get_context("forkserver")
@@ -26,58 +33,128 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WORSTCASE_DATA": "no-such-folder"}
 
 
-def run(
+@dataclass
+class Running:
+    """A command at work."""
+
+    process: multiprocessing.process.BaseProcess
+    out: Path
+    err: Path
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """It must not end before."""
+        until = time.monotonic() + 300
+        while not condition():
+            assert self.process.exitcode is None and time.monotonic() < until, self.err.read_text()
+            time.sleep(0.02)
+
+    def wait(self) -> int | None:
+        """Its exit code, None if it has none after 300 s."""
+        self.process.join(timeout=300)
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+@contextmanager
+def running(
     *arguments: object,
-    fails: bool = False,
+    at: Path = REPOSITORY,
     before: tuple | None = None,
-    killed_by: tuple | None = None,
     variables: dict[str, str] | None = None,
-) -> subprocess.CompletedProcess[str]:
-    """Run a command from the repository; it must succeed, or fail, as said.
+) -> Iterator[Running]:
+    """Start a command, and end it with the block.
 
     Args:
         arguments: the module and its words.
-        fails: it must end with a non-zero exit code.
+        at: the folder of `src/` and `conf/` in which it runs.
         before: a function, with its arguments, that is called in the process before the command.
-        killed_by: the same of one that has it killed.
         variables: of its environment besides those of `environment`.
 
     Its process is forked from one that has imported the large packages, which takes longer than most commands.
     """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _forked.Process(
-            target=_become, args=([str(a) for a in arguments], out, err, before or killed_by, variables or {})
-        )
+        out.touch(), err.touch()
+        words = [str(argument) for argument in arguments]
+        process = _forked.Process(target=_become, args=(words, out, err, at, before, variables or {}))
         process.start()
-        process.join(timeout=300)
-        if process.exitcode is None:
-            process.kill()
-        done = subprocess.CompletedProcess(arguments, process.exitcode or 0, out.read_text(), err.read_text())
-    assert process.exitcode is not None, f"not done after 300 s: {done.stderr}"
+        started = Running(process, out, err)
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def run(
+    *arguments: object, fails: bool = False, killed_by: tuple | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command; it must succeed, or fail, as said.
+
+    Args:
+        arguments: the module and its words.
+        fails: it must end with a non-zero exit code.
+        killed_by: a function, with its arguments, that is called before it and has it killed.
+        options: of `running`.
+    """
+    if killed_by:
+        options["before"] = killed_by
+    with running(*arguments, **options) as started:
+        code = started.wait()
+        done = subprocess.CompletedProcess(arguments, code or 0, started.out.read_text(), started.err.read_text())
+    assert code is not None, f"not done after 300 s: {done.stderr}"
     assert (done.returncode != 0) == (fails or killed_by is not None), done.stdout + done.stderr
     return done
 
 
-def _become(arguments: list[str], out: Path, err: Path, before: tuple | None, variables: dict[str, str]) -> None:
+def _become(
+    arguments: list[str], out: Path, err: Path, at: Path, before: tuple | None, variables: dict[str, str]
+) -> None:
     for number, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-    os.chdir(REPOSITORY)
+        os.dup2(os.open(file, os.O_WRONLY), number)
+    os.chdir(at)
     os.environ.update(environment() | variables)
     import torch
 
     torch.set_num_threads(1)
     sys.argv = arguments
-    sys.path.insert(0, str(REPOSITORY))
+    sys.path.insert(0, str(at))
     if before:
         before[0](*before[1:])
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def refusal(config: str, *overrides: str) -> str | None:
+    """What the command that has this configuration says of settings before it makes a folder, in this process."""
+    # not above, as the processes of `run` import this file and begin without them
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from src import cli, identity, schema
+
+    with initialize_config_dir(cli.CONF, version_base="1.3"), patch.object(sys, "argv", [config, *overrides]):
+        try:
+            schema.check(identity.completed(compose(config, list(overrides), return_hydra_config=True)))
+        except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+            return cli.in_one_line(error)
+    return None
 
 
 def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """Content and time of every file below a folder."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+QUICK = [  # a training of a moment
+    "trainer.max_epochs=1",
+    "dataset.limit=200",
+    "attack@test_attack=flwc",
+    "callbacks.worst_case_at_test.besides=null",
+]
 
 
 def without_times(content: dict) -> dict:

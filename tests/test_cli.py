@@ -4,25 +4,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
-from pathlib import Path
 
 import pytest
-import torch
-from commands import REPOSITORY, command, environment, run, without_times
+from commands import QUICK, REPOSITORY, files, run, running, without_times
 
 ONE_EPOCH = "trainer.max_epochs=1"
 
 
 def record(folder):
     return json.loads((folder / "results.json").read_text())
-
-
-def files(folder):
-    """Content and time of every file below a folder."""
-    paths = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
 # ---- what a run leaves
@@ -40,7 +30,7 @@ def test_training_leaves_a_record_a_checkpoint_a_perturbation_and_a_log(trained)
     assert [found["attack"] for found in content["attacks"]] == ["lwc", "ensemble"]
     for found in content["attacks"]:
         assert found["feasible"] and 0 < found["max_relative_perturbation"] <= found["thg"] == 0.03
-    assert {path.name for path in trained.iterdir()} - {"evaluations"} == {  # of other tests
+    assert {path.name for path in trained.iterdir()} == {
         "checkpoints",
         *(found["perturbation"] for found in content["attacks"]),
         "hparams.yaml",
@@ -91,60 +81,11 @@ def test_same_seed_same_record_other_seed_another(tmp_path):
     assert first["attacks"] != other["attacks"]
 
 
-def test_a_killed_run_goes_on_from_its_last_epoch_to_the_same_result(tmp_path):
-    """The method with the most state of its own; weights and record as of a run that was not killed."""
-    settings = ["method=universal_at", "trainer.max_epochs=6", "dataset.limit=1000"]
-    settings += [f"attack@{place}=flwc" for place in ("val_attack", "test_attack")]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run("src.train", *settings, f"hydra.run.dir={whole}")
-    process = subprocess.Popen(
-        command("src.train", *settings, f"hydra.run.dir={killed}"),
-        cwd=REPOSITORY,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("epoch 2 of 6"):
-            break
-    process.kill()
-    process.communicate()
-    assert (killed / "checkpoints" / "last.ckpt").exists() and not (killed / "results.json").exists()
-    done = run("src.train", *settings, f"hydra.run.dir={killed}")
-    assert "going on from" in done.stderr and "epoch 1 of 6" not in done.stderr
-    first, second = without_times(record(whole)), without_times(record(killed))
-    for differing in ("command", "git_commit"):
-        first.pop(differing), second.pop(differing)
-    assert first == second
-    for name in ("best.ckpt", "last.ckpt"):
-        states = [
-            torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
-            for folder in (whole, killed)
-        ]
-        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys())
-    assert (whole / "metrics.csv").read_text() == (killed / "metrics.csv").read_text()
-    assert (killed / "run.log").read_text().count("epoch 1 of 6") == 1  # the log tells of both parts
-    for folder in (whole, killed):
-        assert 0 < record(folder)["train_seconds"] < 60
-
-
-def test_a_checkpoint_that_was_cut_off_is_trained_anew(tmp_path):
-    small = ["src.train", "method=vanilla", "dataset.limit=100", "trainer.max_epochs=1", "attack@test_attack=flwc"]
-    run(*small, f"hydra.run.dir={tmp_path}")
-    first = without_times(record(tmp_path))
-    (tmp_path / "results.json").unlink()
-    last = tmp_path / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:-100])
-    done = run(*small, f"hydra.run.dir={tmp_path}")
-    assert "was cut off" in done.stderr and "epoch 1 of 1" in done.stderr
-    assert without_times(record(tmp_path)) == first
-
-
 def test_two_processes_leave_one_record_of_the_whole_test_set(tmp_path):
     processes = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"]
-    settings = ["method=universal_at", ONE_EPOCH, "attack@val_attack=flwc", "dataset.limit=1000"]
+    settings = ["method=universal_at", "attack@val_attack=flwc", *QUICK]
     done = run("src.train", *settings, *processes, f"hydra.run.dir={tmp_path}")
-    assert record(tmp_path)["samples"] == 1000
+    assert record(tmp_path)["samples"] == 200
     assert done.stderr.count("epoch 1 of 1") == 1 and done.stdout.count("results.json") == 1
 
 
@@ -159,17 +100,17 @@ def test_an_unfinished_run_is_neither_overwritten_nor_gone_on_with_by_another_co
 # ---- evaluate
 
 
-def test_evaluation_takes_from_the_run_what_is_not_said_and_lies_in_its_folder(trained):
-    run("src.evaluate", f"run={trained}", "attack=flwc", "thg=0.01")
-    (folder,) = (trained / "evaluations").glob("flwc-thg0.01-*")
-    content, source = record(folder), record(trained)
-    assert content["kind"] == "evaluate" and (folder / content["source_run"]).resolve() == trained.resolve()
+def test_evaluation_takes_from_the_run_what_is_not_said_and_lies_in_its_folder(mine):
+    run("src.evaluate", f"run={mine}", "attack=flwc", "thg=0.01")
+    (folder,) = (mine / "evaluations").glob("flwc-thg0.01-*")
+    content, source = record(folder), record(mine)
+    assert content["kind"] == "evaluate" and (folder / content["source_run"]).resolve() == mine.resolve()
     assert content["thg"] == 0.01 and content["seed"] == source["seed"]
     assert content["clean_accuracy"] == pytest.approx(source["clean_accuracy"], abs=0.002)
     assert content["config"]["dataset"] == source["config"]["dataset"]
     assert [found["attack"] for found in content["attacks"]] == ["flwc"]
     before = files(folder)
-    assert "finished already" in run("src.evaluate", f"run={trained}", "attack=flwc", "thg=0.01").stderr
+    assert "finished already" in run("src.evaluate", f"run={mine}", "attack=flwc", "thg=0.01").stderr
     assert files(folder) == before
 
 
@@ -180,19 +121,11 @@ def test_evaluation_defaults_to_the_newest_training_run(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "outputs" / "older")
     shutil.copytree(trained, tmp_path / "multirun" / "deep" / "newer")
     os.utime(tmp_path / "outputs" / "older" / "results.json", (1, 1))
-    done = subprocess.run(
-        command("src.evaluate", "attack=flwc"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run("src.evaluate", "attack=flwc", "dataset.limit=50", at=tmp_path)
     assert list((tmp_path / "multirun" / "deep" / "newer" / "evaluations").glob("flwc-thg0.03-*/results.json"))
     shutil.rmtree(tmp_path / "outputs")
     shutil.rmtree(tmp_path / "multirun")
-    done = subprocess.run(command("src.evaluate"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode != 0
+    done = run("src.evaluate", at=tmp_path, fails=True)
     assert (
         "no finished training run below outputs/ or multirun/; make one with: python -m src.train" in done.stderr
     )
@@ -214,7 +147,7 @@ def test_the_users_own_network_and_weights_need_no_run(trained, tmp_path):
 def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path):
     """The record of a run must not make a later command import code that its user did not name."""
     folder = tmp_path / "run"
-    run("src.train", "net=worstcase.models:LeNet", "method=vanilla", ONE_EPOCH, f"hydra.run.dir={folder}")
+    run("src.train", "net=worstcase.models:LeNet", "method=vanilla", *QUICK, f"hydra.run.dir={folder}")
     assert record(folder)["model"] == "worstcase.models:LeNet"
     done = run("src.evaluate", f"run={folder}", "attack=flwc", fails=True)
     assert "if you trust it, say run=FOLDER net=worstcase.models:LeNet" in done.stderr
@@ -223,7 +156,7 @@ def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path
 
 def test_quantised_training_and_evaluation(tmp_path, trained):
     bits = ["model.weight_bits=4", "model.activation_bits=4"]
-    run("src.train", "method=atrice", ONE_EPOCH, "dataset.limit=500", *bits, f"hydra.run.dir={tmp_path}")
+    run("src.train", "method=atrice", *QUICK, *bits, f"hydra.run.dir={tmp_path}")
     content = record(tmp_path)
     assert (content["weight_bits"], content["activation_bits"]) == (4, 4)
     run("src.evaluate", f"run={tmp_path}", "attack=flwc")
@@ -238,7 +171,8 @@ def test_quantised_training_and_evaluation(tmp_path, trained):
 
 def test_training_starts_from_given_weights(trained, tmp_path):
     given = f"init_from={trained / 'checkpoints' / 'best.ckpt'}"
-    run("src.train", "method=vanilla", ONE_EPOCH, given, f"hydra.run.dir={tmp_path}")
+    few = [words for words in QUICK if "limit" not in words]
+    run("src.train", "method=vanilla", *few, given, f"hydra.run.dir={tmp_path}")
     assert record(tmp_path)["clean_accuracy"] > record(trained)["clean_accuracy"] - 0.03
 
 
@@ -247,8 +181,8 @@ def test_evaluation_on_another_limit(trained, tmp_path):
     assert record(tmp_path)["samples"] == 50
 
 
-def test_an_evaluation_looks_for_another_data_set_where_it_is_told(trained):
-    done = run("src.evaluate", f"run={trained}", "attack=flwc", "dataset=mnist", fails=True)
+def test_an_evaluation_looks_for_another_data_set_where_it_is_told(mine):
+    done = run("src.evaluate", f"run={mine}", "attack=flwc", "dataset=mnist", fails=True)
     assert "no MNIST below no-such-folder" in done.stderr  # of WORSTCASE_DATA
 
 
@@ -256,65 +190,17 @@ def test_an_evaluation_looks_for_another_data_set_where_it_is_told(trained):
 def test_a_run_ends_when_it_is_told_to(tmp_path, signalled):
     """SIGTERM, as kill and cluster schedulers send it, or Ctrl-C, in an attack that would take an hour."""
     attack = ["attack@test_attack=lwc", "test_attack.epochs=100000", "dataset.limit=100"]
-    long = command("src.train", "method=vanilla", ONE_EPOCH, *attack, f"hydra.run.dir={tmp_path}")
-    process = subprocess.Popen(
-        long,
-        cwd=REPOSITORY,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where the tests run in background
-    )
-    assert process.stderr
-    assert any("lwc: pass" in line for line in process.stderr)
-    process.send_signal(signalled)
-    _, last = process.communicate(timeout=60)
-    # Lightning ends a training that Ctrl-C stops with 1
-    assert process.returncode == (1 if signalled == signal.SIGINT else 128 + signalled)
-    assert "Traceback" not in last
+    long = ["src.train", "method=vanilla", ONE_EPOCH, *attack, f"hydra.run.dir={tmp_path}"]
+    # where the tests run in background, Ctrl-C is ignored
+    with running(*long, before=(signal.signal, signal.SIGINT, signal.default_int_handler)) as process:
+        process.wait_until(lambda: "lwc: pass" in process.err.read_text())
+        os.kill(process.process.pid, signalled)
+        # Lightning ends a training that Ctrl-C stops with 1
+        assert process.wait() == (1 if signalled == signal.SIGINT else 128 + signalled)
+        assert "Traceback" not in process.err.read_text()
     assert not (tmp_path / "results.json").exists()
     begun = run("src.report", "status=true", f"folders=[{tmp_path}]").stdout
     assert f"begun     {tmp_path}\n          python -m src.train method=vanilla" in begun
-
-
-# ---- sweeps
-
-
-def test_a_killed_sweep_runs_only_what_is_missing(tmp_path):
-    sweep = command(
-        "src.train",
-        "-m",
-        "method=vanilla,atrice",
-        "seed=0,1",
-        "thg=0.01,0.03",
-        ONE_EPOCH,
-        "dataset.limit=100",
-        "callbacks.worst_case_at_test.besides=null",
-        f"hydra.sweep.dir={tmp_path}",
-    )
-    process = subprocess.Popen(sweep, cwd=REPOSITORY, env=environment(), stderr=subprocess.DEVNULL)
-    while len(list(tmp_path.rglob("results.json"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = list(tmp_path.rglob("results.json"))
-    assert 3 <= len(finished) < 8
-    before = {path: content for done in finished for path, content in files(done.parent).items()}
-
-    again = subprocess.run(sweep, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("finished already") == len(finished)
-    after = files(tmp_path)
-    assert {path: after[path] for path in before} == before
-    records = {path.parent: record(path.parent) for path in tmp_path.rglob("results.json")}
-    assert len(records) == 8
-    for folder, content in records.items():
-        method, name = folder.relative_to(tmp_path).parts[-2:]
-        assert method == content["method"]
-        assert name.startswith(f"thg{content['thg']:g}-seed{content['seed']}-")
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails(tmp_path):
@@ -322,7 +208,8 @@ def test_a_sweep_goes_on_after_a_job_that_fails(tmp_path):
         "src.train",
         "-m",
         "method=vanilla",
-        ONE_EPOCH,
+        *QUICK,
+        "dataset.limit=500",
         "model.optimizer.lr=1e30,1e-3",
         f"hydra.sweep.dir={tmp_path}",
         fails=True,
@@ -355,7 +242,7 @@ def test_th_g_presets_set_thg_and_the_command_line_wins():
 
 
 def test_wandb_is_offline_unless_logged_in_and_groups_a_sweep(tmp_path):
-    run("src.train", "-m", "logger=wandb", "method=vanilla", ONE_EPOCH, f"hydra.sweep.dir={tmp_path}")
+    run("src.train", "-m", "logger=wandb", "method=vanilla", *QUICK, f"hydra.sweep.dir={tmp_path}")
     (record,) = tmp_path.rglob("results.json")
     (offline,) = record.parent.glob("wandb/offline-run-*/*.wandb")
     for shown in (str(tmp_path), record.parent.name, "vanilla", "val/accuracy"):

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from commands import REPOSITORY, command, environment, run
+from commands import REPOSITORY, command, environment, refusal, run
 
 from worstcase.models import LeNet
 
@@ -40,11 +40,21 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("override", "message"), BAD.items(), ids=BAD.keys())
-def test_bad_settings_are_one_line_before_anything_is_written(override, message, tmp_path):
+AS_COMMANDS = ("thg=-0.1", "seed=abc", "method.alhpa=0.5", "method=[vanilla,va]")
+"""One of each kind: a range, a type, a name, a group."""
+
+
+@pytest.mark.parametrize("override", [words for words in BAD if words not in AS_COMMANDS])
+def test_bad_settings_are_named_in_one_line(override):
+    assert BAD[override] in (said := refusal("train", *override.split()))
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("override", AS_COMMANDS)
+def test_bad_settings_are_one_line_before_anything_is_written(override, tmp_path):
     folder = tmp_path / "run"
-    done = run("src.train", *override.split(), f"hydra.run.dir={folder}", fails=True)
-    assert message in done.stderr
+    done = run("src.train", override, f"hydra.run.dir={folder}", fails=True)
+    assert BAD[override] in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not folder.exists()
 
@@ -70,7 +80,7 @@ def test_what_only_the_job_can_tell_stops_it_before_training(overrides, message,
     done = run("src.train", *overrides, f"hydra.run.dir={tmp_path}", fails=True)
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error
-    assert {path.name for path in tmp_path.iterdir()} == {"run.log", "job.json", ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.log", "job.json", ".worstcase.lock"}
     assert "Traceback" in (tmp_path / "run.log").read_text()
 
 

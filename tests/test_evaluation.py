@@ -101,6 +101,18 @@ def test_an_attack_that_finds_less_than_a_random_vertex_is_flagged():
     assert any("is worse than a random vertex" in flag for flag in result.flags)
 
 
+def test_an_answer_that_is_no_number_is_wrong():
+    net = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(2))
+    x = torch.tensor([[2.0, 1.0], [3.0, 1.0]])
+    chip = {"weight": torch.tensor([[torch.nan, 0.0], [0.0, 0.0]])}
+    result = worstcase.evaluate(
+        Crossbar(net, 0.1), [(x, torch.tensor([0, 0]))], [attacks.FLWC()], chip=chip, progress=False
+    )
+    assert result.clean_accuracy == 1.0 and result.chip.accuracy == 0.0 and result.chip.failed == 1
+
+
 def test_th_g_are_gone_through_in_rising_order_and_the_crossbars_own_stays(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.1)
     result = worstcase.evaluate(

@@ -203,7 +203,7 @@ def test_a_job_that_another_process_holds_is_left_to_it_and_free_after_its_death
     small = ["method=vanilla", "dataset.limit=100", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}"]
     hold = "import filelock, sys; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); input()"
     holder = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", hold, str(tmp_path / ".worstcase.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     holder.stdout.readline()
     done = run("src.train", *small)

@@ -206,3 +206,63 @@ def test_what_pretrained_weights_change_besides_weights_is_kept():
     pretrained = {"_target_": "torchvision.models.get_model", "name": "googlenet", "weights": "DEFAULT"}
     net = build(pretrained | {"init_weights": False}, nn.Module)
     assert net.transform_input and net.aux1 is None
+
+
+# ---- links and odd files
+
+
+def kept(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
+
+
+@pytest.mark.parametrize(
+    "name", ["run.log", "confusion.png", "perturbation.safetensors", "job.json", "instances.csv"]
+)
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_nothing_is_written_through_what_a_foreign_folder_holds(trained, tmp_path, name, kind):
+    """The name of an evaluation's folder can be known beforehand."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("evaluations"))
+    planted = folder / "evaluations" / "planted"
+    planted.mkdir(parents=True)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    if kind == "link":
+        (planted / name).symlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(planted / name)
+    else:
+        (planted / name).mkdir()
+    words = [f"run={folder}", "attack=monte_carlo", "attack.instances=2", "dataset.limit=20"]
+    done = run("src.evaluate", *words, f"hydra.run.dir={planted}", fails=True)
+    (error,) = done.stderr.strip().splitlines()
+    assert str(planted / name) in error and "choose another hydra.run.dir" in error
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("linked", ["evaluations", "evaluations/planted"])
+def test_an_evaluation_follows_no_linked_folder(trained, tmp_path, linked):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("evaluations"))
+    (elsewhere / "planted").mkdir(parents=True)
+    (folder / linked).parent.mkdir(exist_ok=True)
+    (folder / linked).symlink_to(elsewhere / ("" if linked == "evaluations" else "planted"))
+    place = folder / "evaluations" / "planted"
+    done = run(
+        "src.evaluate", f"run={folder}", "attack=flwc", "dataset.limit=20", f"hydra.run.dir={place}", fails=True
+    )
+    assert f"{folder / linked} is a link, so nothing is written there" in done.stderr
+    assert not kept(elsewhere)
+
+
+def test_a_folder_that_is_named_like_a_variable_leaks_none(trained, tmp_path):
+    folder = tmp_path / "${oc.env:PATH}"
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("evaluations"))
+    done = run("src.evaluate", "run='" + str(folder).replace("${", "\\${") + "'", "attack=flwc", fails=True)
+    assert "its folder has ${ in its name; rename it" in done.stderr
+    assert os.environ["PATH"] not in done.stderr and not list(tmp_path.rglob("run.log"))[1:]
+
+
+def test_only_bits_of_the_model_are_an_evaluations_to_set(trained):
+    done = run("src.evaluate", f"run={trained}", "attack=flwc", "+model.net=x", fails=True)
+    assert "there is no setting model.net; the network is the run's, or net=" in done.stderr

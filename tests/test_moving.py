@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from worstcase.callbacks import MovableCheckpoint
 
+EPOCHS, ALL = 2, 5  # so many of the stages
 STAGES = {  # what is called at each stage, and the call of it, within its process, at which the run is killed
     "in epoch 2": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
     "in epoch 3": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
@@ -50,33 +51,37 @@ def kill_at(place: str, call: int) -> None:
     setattr(of, name, counted)
 
 
-def comparable(folder):
-    content = without_times(json.loads((folder / "results.json").read_text()))
-    return {key: value for key, value in content.items() if key not in ("command", "git_commit")}
+def record(folder):
+    return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["vanilla", "atrice", "universal_at"])
-def test_killed_at_each_stage_and_moved_each_time(method, tmp_path):
+@pytest.mark.parametrize(("method", "stages"), [("vanilla", EPOCHS), ("atrice", EPOCHS), ("universal_at", ALL)])
+def test_killed_at_each_stage_and_moved_each_time(method, stages, tmp_path):
+    """What a method keeps is lost or not while it trains; its test and attacks are those of every method."""
     settings = [f"method={method}", *SETTINGS]
     whole, folder = tmp_path / "whole", tmp_path / "run0"
     run("src.train", *settings, f"hydra.run.dir={whole}")
-    for number, (stage, (place, call)) in enumerate(STAGES.items(), 1):
+    for number, (stage, (place, call)) in enumerate(list(STAGES.items())[:stages], 1):
         done = run("src.train", *settings, f"hydra.run.dir={folder}", killed_by=(kill_at, place, call))
         assert done.returncode == -signal.SIGKILL and not (folder / "results.json").exists(), stage
         assert ("going on from" in done.stderr) == (number > 1), stage
+        assert ("epoch 1 of 3" in done.stderr) == (number == 1), stage
+        assert (folder / "checkpoints" / "last.ckpt").exists(), stage
         moved = tmp_path / f"run{number}"
-        if number == len(STAGES):
+        if number == stages:
             shutil.copytree(folder, moved)  # and the original is there still
         else:
             folder.rename(moved)
         folder = moved
     run("src.train", *settings, f"hydra.run.dir={folder}")
-    assert comparable(folder) == comparable(whole)
-    states = [
-        torch.load(at / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"] for at in (folder, whole)
-    ]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys())
+    assert without_times(record(folder)) == without_times(record(whole))
+    for name in ("best.ckpt", "last.ckpt"):
+        states = [torch.load(at / "checkpoints" / name, weights_only=True)["state_dict"] for at in (folder, whole)]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys())
     assert (folder / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert (folder / "run.log").read_text().count("epoch 1 of 3") == 1  # the log tells of all parts
+    for at in (folder, whole):
+        assert 0 < record(at)["train_seconds"] < 60
 
 
 def test_a_moved_checkpoint_remembers_how_good_the_best_was(tmp_path):

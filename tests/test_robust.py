@@ -54,9 +54,22 @@ def test_a_terminal_that_knows_ascii_alone(small):
     assert b"standard deviation" in done.stdout and done.stdout.isascii()
 
 
-@pytest.mark.parametrize("variable", ["LOCAL_RANK", "RANK", "SLURM_PROCID"])
-def test_a_rank_that_a_scheduler_set_is_not_ours(tmp_path, variable):
-    done = run("src.train", *SMALL, f"hydra.run.dir={tmp_path}", variables={variable: "1"})
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_NAME": "x",
+}
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"RANK": "1"}, SLURM], ids=["local", "rank", "slurm"])
+@pytest.mark.parametrize("devices", ["1", "auto"])
+def test_a_rank_that_a_scheduler_set_is_not_ours(tmp_path, variables, devices):
+    if devices == "auto":
+        variables = {key: value for key, value in variables.items() if not key.startswith("SLURM")}
+    words = [f"trainer.devices={devices}", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}"]
+    done = run("src.train", *SMALL, *words, variables=variables)
     assert "results.json" in done.stdout and (tmp_path / "results.json").exists()
 
 
@@ -154,6 +167,19 @@ def test_garbage_in_the_metrics_is_said_and_no_hindrance(killed, small):
     done = run("src.train", *SMALL, f"hydra.run.dir={killed}")
     assert f"{killed / 'metrics.csv'} is no table of metrics any more" in done.stderr
     assert as_undisturbed(killed, small)
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "perturbation.safetensors", "checkpoints/best.ckpt", "job.json", "layers.png"]
+)
+def test_a_folder_with_files_of_the_users_is_left_as_it_is(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    done = run("src.train", *SMALL, f"hydra.run.dir={tmp_path}", fails=True)
+    (error,) = done.stderr.strip().splitlines()
+    assert str(file) in error and "choose another hydra.run.dir" in error
+    assert file.read_text() == "mine" and not (tmp_path / "run.log").exists()
 
 
 # ---- folders of runs
@@ -259,6 +285,14 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
         (["trainer.max_epochs=null"], "trainer.max_epochs=null: must be a whole number"),
         (["+trainer.limit_test_batches=0"], "trainer.limit_test_batches=0: must be above 0"),
         (["+trainer.limit_val_batches=0.0"], "trainer.limit_val_batches=0.0: must be above 0"),
+        (["+trainer.limit_test_batches=0.0001"], "trainer.limit_test_batches=0.0001: leaves no batch"),
+        (["+trainer.limit_test_batches=x"], "trainer.limit_test_batches=x: must be above 0"),
+        (["+trainer.check_val_every_n_epoch=x"], "trainer.check_val_every_n_epoch=x: must be at most"),
+        (["callbacks.worst_case_at_test.thgs=[2]"], "thg=2: must be"),
+        (["callbacks.worst_case_at_test.thgs=[-1]"], "thgs=-1: must be 0 or more"),
+        (["callbacks.worst_case_at_test.thgs=x"], "thgs=x: must be a list"),
+        (["method.monitor=foo"], "method.monitor=foo: must be val/accuracy or val/attacked_accuracy"),
+        (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run: leaves no checkpoint"),
         (["+trainer.check_val_every_n_epoch=9"], "must be at most trainer.max_epochs=1"),
         (["test_attack.objective=into_class:10"], "into_class:10: there are 10 classes"),

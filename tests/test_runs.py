@@ -117,6 +117,45 @@ def test_weights_of_another_kind_of_number_are_named(tmp_path, dtype):
         load_weights(Crossbar(LeNet(), 0.1), tmp_path / "other.pt")
 
 
+STRANGE = {
+    "a list": lambda state: {"state_dict": [1, 2]},
+    "nothing": lambda state: {"state_dict": None},
+    "a number as a name": lambda state: {**state, 3: torch.zeros(1)},
+    "bytes as a name": lambda state: {**state, b"x": torch.zeros(1)},
+    "sparse": lambda state: {**state, "fc1.weight": state["fc1.weight"].to_sparse()},
+    "meta": lambda state: {**state, "fc1.weight": state["fc1.weight"].to("meta")},
+    "a word": lambda state: {**state, "fc1.weight": "x"},
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_state_of_dense_tensors_is_refused_in_one_line(tmp_path, kind):
+    torch.save(STRANGE[kind](LeNet().state_dict()), tmp_path / "strange.pt")
+    with pytest.raises(ValueError, match=r"strange.pt") as error:
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "strange.pt")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "ranges", ["x", [1], torch.tensor(1.0), torch.full((5,), -1.0), torch.full((5,), torch.inf)]
+)
+def test_ranges_of_outputs_that_cannot_be_are_refused(tmp_path, ranges):
+    crossbar = Crossbar(LeNet(), 0.1, activation_bits=4)
+    state = {f"crossbar.net.{key}": value for key, value in crossbar.net.state_dict().items()}
+    torch.save({"state_dict": {**state, "crossbar.outputs.ranges": ranges}}, tmp_path / "strange.pt")
+    with pytest.raises(ValueError, match=r"strange.pt holds no ranges of this network's outputs"):
+        load_weights(crossbar, tmp_path / "strange.pt")
+
+
+def test_a_run_of_quantised_outputs_needs_their_ranges(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluations"))
+    content = json.loads((copy / "results.json").read_text())
+    content["config"]["model"]["activation_bits"] = 4
+    (copy / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="holds no ranges of this network's outputs"):
+        load_run(copy)
+
+
 class Harmful:
     def __reduce__(self):
         return print, ("executed",)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Loader, on_its_device
+from worstcase.attacks.base import Loader, on_its_device, right_answers
 from worstcase.crossbar import Crossbar, Perturbation, evaluating
 from worstcase.sensitivity import BUDGET, damage_by_layer, selective_write_verify
 
@@ -97,16 +97,13 @@ def diagnose(
 
 
 class _Answers(NamedTuple):
-    """Of each sample: its class, the answer, the largest softmax output."""
+    """Of each sample: its class, the answer, whether it is right, the largest softmax output."""
 
     labels: Tensor
     answers: Tensor
+    right: Tensor
     confidence: Tensor
     classes: int
-
-    @property
-    def right(self) -> Tensor:
-        return self.answers == self.labels
 
     @property
     def accuracy(self) -> float:
@@ -119,12 +116,13 @@ def _answers(crossbar: Crossbar, loader: Loader, perturbation: Perturbation) -> 
     with evaluating(crossbar):
         for images, labels in on_its_device(crossbar, loader):
             logits = crossbar(images, perturbation)
-            confidence = logits.float().softmax(1).amax(1)
-            batches.append((labels.cpu(), logits.argmax(1).cpu(), confidence.cpu()))
+            confidence = logits.float().softmax(1).amax(1).nan_to_num(0.0)
+            right = right_answers(logits, labels)
+            batches.append((labels.cpu(), logits.argmax(1).cpu(), right.cpu(), confidence.cpu()))
     if not batches:
         raise ValueError("the reference set has no samples")
-    labels, answers, confidence = map(torch.cat, zip(*batches, strict=True))
-    return _Answers(labels, answers, confidence, logits.shape[1])
+    labels, answers, right, confidence = map(torch.cat, zip(*batches, strict=True))
+    return _Answers(labels, answers, right, confidence, logits.shape[1])
 
 
 def _confusion(clean: _Answers, worst: _Answers) -> dict[str, Any]:

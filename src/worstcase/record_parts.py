@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import ConfigDict, GetCoreSchemaHandler
+from pydantic import ConfigDict, GetCoreSchemaHandler, StringConstraints
 from pydantic_core import CoreSchema
 from typing_extensions import TypedDict
 
@@ -16,6 +16,8 @@ Share = Annotated[float, Ge(0), Le(1)]
 Number = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[^$]*$", max_length=200)]
+"""Shown in figures, where a dollar sign begins a formula."""
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 
 
@@ -55,7 +57,7 @@ class HistoryEntry(_MayHave):
 class Member(_Open):
     """One of an ensemble's attacks."""
 
-    member: str
+    member: Name
     accuracy: Share | None
     """On its own, in the first round."""
     lowest: Share | None
@@ -76,7 +78,7 @@ class Distribution(_Open):
 
     instances: Positive
     first: Count
-    sampler: str
+    sampler: Name
     mean: Share
     deviation: Number | None
     minimum: Share
@@ -146,7 +148,7 @@ class AttackedAlone(Moved, total=False):
 
 
 class MovedInLayer(AttackedAlone):
-    array: str
+    array: Name
 
 
 class Selected(_Open):

@@ -27,6 +27,7 @@ from worstcase.record_parts import (
     Distribution,
     HistoryEntry,
     Member,
+    Name,
     Number,
     Parameters,
     Positive,
@@ -69,7 +70,7 @@ class Found:
 
     __pydantic_config__: ClassVar = _CHECKED
 
-    attack: str
+    attack: Name
     parameters: Annotated[dict[str, Any], Shape(Parameters)]
     """The attack's settings."""
     thg: Number
@@ -128,11 +129,11 @@ class Record:
     command: str
     config: Annotated[dict[str, Any], Shape(Config)]
     seed: Seed
-    method: str | None
+    method: Name | None
     """Of training; None where this project did not train the network."""
-    model: str
-    dataset: str
-    reference: str
+    model: Name
+    dataset: Name
+    reference: Name
     """The split that was attacked and scored."""
     samples: Positive
     """Of the reference set."""
@@ -176,8 +177,17 @@ class Record:
             raise RuntimeError(f"diagnosis.{wrong}")
 
     def save(self, folder: Path) -> None:
-        """Write the record into a folder, atomically."""
-        write_json(folder / RECORD, asdict(self))
+        """Write the record into a folder, atomically.
+
+        Raises:
+            ValueError: it could not be read again.
+        """
+        content = asdict(self)
+        try:
+            _read(content)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"the record of {folder} would be none: {_first_of(error)}") from None
+        write_json(folder / RECORD, content)
 
     @classmethod
     def load(cls, folder: Path) -> Record:
@@ -194,17 +204,9 @@ class Record:
             content = json.loads(path.read_text())
             if not isinstance(content, dict):
                 raise ValueError("it is no JSON object")
-            if content.get("schema_version") != SCHEMA_VERSION:
-                raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
-            lowest = content.pop("attacked_accuracy", None)
-            record = _checked().validate_json(json.dumps(content))
-            if record.attacked_accuracy != lowest:
-                raise ValueError("its attacked_accuracy is not the lowest of its attacks")
-            if record.kind == "train":
-                _checked_training().validate_python({"config": record.config}, strict=True)
+            return _read(content)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is no record of a run: {_first_of(error)}") from None
-        return record
 
     @classmethod
     def load_training(cls, folder: Path) -> Record:
@@ -218,6 +220,19 @@ class Record:
         if record.kind != "train":
             raise ValueError(f"{folder} holds an evaluation, not a training run")
         return record
+
+
+def _read(content: dict[str, Any]) -> Record:
+    """The record of a file's content, each field checked; of a training, what builds its network again too."""
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
+    rest = {key: value for key, value in content.items() if key != "attacked_accuracy"}
+    record = _checked().validate_json(json.dumps(rest))
+    if record.attacked_accuracy != content.get("attacked_accuracy"):
+        raise ValueError("its attacked_accuracy is not the lowest of its attacks")
+    if record.kind == "train":
+        _checked_training().validate_python({"config": record.config}, strict=True)
+    return record
 
 
 @cache
@@ -235,7 +250,7 @@ def _first_of(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         fields = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-        return f"{'.'.join(fields)}: {first['msg']}"
+        return ": ".join(filter(None, [".".join(fields), first["msg"]]))
     return str(error)
 
 

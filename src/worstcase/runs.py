@@ -48,7 +48,10 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
     folder = Path(folder)
     record = Record.load_training(folder)
     crossbar = make_crossbar(network(record.config, net), record.config)
-    load_weights(crossbar, Path(checkpoint) if checkpoint else folder / CHECKPOINT)
+    file = Path(checkpoint) if checkpoint else folder / CHECKPOINT
+    load_weights(crossbar, file)
+    if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
+        raise ValueError(f"the checkpoint {file} holds no ranges of this network's outputs")
     return Run(crossbar.eval(), build(without_download(record.config["dataset"]), ImageDataModule), record)
 
 
@@ -210,6 +213,8 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
             f"cannot read the checkpoint {file}: it is truncated or holds more than tensors ({reason})"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"cannot read the checkpoint {file}: it holds no tensors by name")
     ranges = state.get("crossbar.outputs.ranges")
     for prefix in ("crossbar.net.", "module."):  # of a run, of a network in DataParallel
         if any(str(key).startswith(prefix) for key in state):
@@ -221,6 +226,8 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
         raise ValueError(f"the checkpoint {file} holds values that are not finite: {_cut(', '.join(broken))}")
     net.load_state_dict(state, strict=False)
     if crossbar.outputs is not None and ranges is not None:
+        if not _are_ranges(ranges, crossbar.outputs.ranges):
+            raise ValueError(f"the checkpoint {file} holds no ranges of this network's outputs")
         crossbar.outputs.load_state_dict({"ranges": ranges})
 
 
@@ -231,17 +238,31 @@ def _mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
         problems.append(f"missing {', '.join(sorted(missing))}")
     if unexpected := given.keys() - expected.keys():
         problems.append(f"unexpected {', '.join(sorted(map(str, unexpected)))}")
+    problems += [f"{key} is no dense tensor" for key in expected if key in given and not _is_dense(given[key])]
+    dense = {key: tensor for key, tensor in given.items() if _is_dense(tensor)}
     problems += [
-        f"{key} is {tuple(getattr(given[key], 'shape', ()))}, not {tuple(tensor.shape)}"
+        f"{key} is {tuple(dense[key].shape)}, not {tuple(tensor.shape)}"
         for key, tensor in expected.items()
-        if key in given and getattr(given[key], "shape", None) != tensor.shape
+        if key in dense and dense[key].shape != tensor.shape
     ]
     problems += [
-        f"{key} is {given[key].dtype}, not {tensor.dtype}"
+        f"{key} is {dense[key].dtype}, not {tensor.dtype}"
         for key, tensor in expected.items()
-        if isinstance(given.get(key), Tensor) and _kind(given[key]) != _kind(tensor)
+        if key in dense and _kind(dense[key]) != _kind(tensor)
     ]
     return _cut("; ".join(problems))
+
+
+def _is_dense(tensor: Any) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return plain and not tensor.is_nested and not tensor.is_quantized and tensor.device.type == "cpu"
+
+
+def _are_ranges(given: Any, expected: Tensor) -> bool:
+    """One for each layer's outputs: not negative, finite; or NaN, where they are not known."""
+    if not _is_dense(given) or given.shape != expected.shape or not given.is_floating_point():
+        return False
+    return bool((given.isnan() | (given.isfinite() & (given >= 0))).all())
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

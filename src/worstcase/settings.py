@@ -22,7 +22,9 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
 
 
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without where its data lie, unless that tells which they are: the same job elsewhere.
+    """The configuration without where its data and its run lie, unless that tells which they are.
+
+    It is equal for the same job elsewhere. An evaluation's weights are identified by their digest.
 
     Example:
         >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
@@ -31,7 +33,8 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     dataset = config.get("dataset") or {}
     place = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
-    kept = {key: value for key, value in config.items() if key != "data_dir"}
+    places = ("data_dir", "run", "checkpoint") if config.get("weights") else ("data_dir",)
+    kept = {key: value for key, value in config.items() if key not in places}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 
 

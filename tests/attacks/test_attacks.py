@@ -282,11 +282,11 @@ def test_gradients_that_are_not_finite_are_no_sign_of_safety(attack):
 
 @every_attack
 def test_batches_of_one_sample_and_one_batch_of_all(attack, small_net, small_batches):
-    images, labels = (torch.cat(part) for part in zip(*small_batches, strict=True))
-    for size in (1, 40):
+    images, labels = (torch.cat(part)[:12] for part in zip(*small_batches, strict=True))
+    for size in (1, 12):
         batches = list(zip(images.split(size), labels.split(size), strict=True))
         found = attack(Crossbar(small_net, 0.05), batches, progress=False)
-        assert found.feasible and found.samples == 40
+        assert found.feasible and found.samples == 12
 
 
 def test_a_reference_set_that_can_be_gone_through_once_is_refused(small_net, small_batches):

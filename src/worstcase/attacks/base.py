@@ -84,6 +84,11 @@ def check_answers(outputs: Any, labels: Tensor) -> None:
         )
 
 
+def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which answers are right, of (N, classes) and (N,); one that is no number is wrong."""
+    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+
+
 @torch.no_grad()
 def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | None = None) -> float:
     """The accuracy 0..1 of a crossbar, as programmed or perturbed, over some data. Cost: one pass.
@@ -96,7 +101,7 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
         for images, labels in on_its_device(crossbar, loader):
             logits = crossbar(images, perturbation)
             check_answers(logits, labels)
-            correct += int((logits.argmax(1) == labels).sum())
+            correct += int(right_answers(logits, labels).sum())
             samples += len(labels)
     if not samples:
         raise ValueError("there are no samples to score")
@@ -181,7 +186,7 @@ class Search:
             logits = self.crossbar(images, perturbation)
             if not self.history:  # once for all passes, since looking at the labels waits for the device
                 check_answers(logits, labels)
-            correct += (logits.argmax(1) == labels).sum()
+            correct += right_answers(logits, labels).sum()
             samples += len(labels)
             mini_batches += 1
         if not samples:
@@ -234,7 +239,7 @@ class Search:
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         self._forwards += len(images)
         self._backwards += len(images)
-        right = int((logits.detach().argmax(1) == labels).sum())
+        right = int(right_answers(logits.detach(), labels).sum())
         finite = all(bool(g.isfinite().all()) for g in gradients)
         if right:
             self._gradients += 1

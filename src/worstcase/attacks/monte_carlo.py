@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.base import Attack, Search, right_answers
 from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.checks import number, whole
 from worstcase.crossbar import Crossbar, Perturbation
@@ -212,7 +212,7 @@ def _correct(run: Search, chips: Sequence[Perturbation]) -> list[int]:
         for x, y in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
             x = run.crossbar.laid_out(x)  # once for all chips
             for i, chip in enumerate(weights):
-                correct[i] += (run.crossbar.compute(x, chip).argmax(1) == y).sum()
+                correct[i] += right_answers(run.crossbar.compute(x, chip), y).sum()
     return [int(c) for c in correct]
 
 

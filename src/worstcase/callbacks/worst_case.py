@@ -9,6 +9,7 @@ import lightning as L
 
 from worstcase.attacks import Attack
 from worstcase.attacks.base import Loader
+from worstcase.checks import number
 from worstcase.evaluation import Evaluation, check_diagnosis, evaluate
 from worstcase.methods import Method
 
@@ -55,6 +56,10 @@ class WorstCaseAtTest(L.Callback):
         besides: Attack | None = None,
     ) -> None:
         check_diagnosis(diagnosis)
+        if thgs is not None and (isinstance(thgs, str) or not isinstance(thgs, Sequence) or not thgs):
+            raise ValueError(f"thgs={thgs}: must be a list of one or more, or None for the crossbar's own")
+        for thg in thgs or ():
+            number("thgs", thg, low=0)
         kinds = {type(attack) for attack in attacks}
         self.attacks = [*attacks, *([besides] if besides is not None and type(besides) not in kinds else [])]
         self.seed, self.thgs, self.diagnosis = seed, thgs, diagnosis

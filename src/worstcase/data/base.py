@@ -90,8 +90,14 @@ class InMemoryDataModule(ImageDataModule):
         if hasattr(self, "_train"):
             return
         (images, labels), (test_images, test_labels) = self.load()
-        check_labels(labels, len(images), self.num_classes, f"the training data of {type(self).__name__}")
-        check_labels(test_labels, len(test_images), self.num_classes, f"the test data of {type(self).__name__}")
+        name = type(self).__name__
+        for part, x, y in (("training", images, labels), ("test", test_images, test_labels)):
+            if x.dtype != torch.uint8 or x.shape[1:] != images.shape[1:] or y.dtype != torch.long:
+                raise ValueError(
+                    f"the {part} data of {name} are {x.dtype} {tuple(x.shape)} with {y.dtype} labels, but must be "
+                    f"uint8 images of {tuple(images.shape[1:])} with int64 labels; lay them out again"
+                )
+            check_labels(y, len(x), self.num_classes, f"the {part} data of {name}")
         train, val = self.cut(len(images))
         test = self.test_subset(len(test_images))
         self._train = TrainingBatches(images[train], labels[train], self)

@@ -154,6 +154,8 @@ class Listed(Dataset):
                     f"dataset.num_classes={num_classes}, but {table} has label {label} for {name}; "
                     f"labels are 0 to {num_classes - 1}"
                 )
+        if outside := next((name for name, _ in self.files if not _is_below(name)), None):
+            raise ValueError(f"{table} lists {outside}, which is not below {self.folder}")
         if missing := next((name for name, _ in self.files if not (self.folder / name).is_file()), None):
             raise FileNotFoundError(f"{table} lists {missing}, which is not in {self.folder}")
 
@@ -163,6 +165,10 @@ class Listed(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name, label = self.files[index]
         return self.transform(read_image(self.folder / name)), label
+
+
+def _is_below(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def read_image(path: str | Path) -> Any:

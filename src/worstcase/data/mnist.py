@@ -53,7 +53,7 @@ class MNISTDataModule(InMemoryDataModule):
         try:
             MNIST(self.data_dir, train=True, download=self.download)
             MNIST(self.data_dir, train=False, download=self.download)
-        except (AssertionError, ValueError, EOFError):
+        except (AssertionError, ValueError, EOFError, TypeError):
             raise ValueError(
                 f"cannot read the MNIST files below {self.data_dir}: they are truncated or something else; "
                 "remove them and lay them out, or download them, again"

@@ -39,6 +39,8 @@ class TinyImageNetDataModule(InMemoryDataModule):
 
     def load(self) -> tuple[Split, Split]:
         classes = sorted((self.folder / "wnids.txt").read_text().split())
+        if len(set(classes)) != len(classes) or len(classes) > self.num_classes:
+            raise ValueError(f"{self.folder / 'wnids.txt'} is not the archive's; unpack it again")
         index = {wnid: label for label, wnid in enumerate(classes)}
         train = [
             (path, label)
@@ -67,7 +69,10 @@ def _read(files: list[tuple[Path, int]]) -> Split:
     images = torch.empty(len(files), 3, 64, 64, dtype=torch.uint8)
     for image, (path, _) in zip(images, files, strict=True):
         try:
-            image.copy_(decode_image(path, ImageReadMode.RGB))
+            decoded = decode_image(path, ImageReadMode.RGB)
         except RuntimeError as error:
             raise ValueError(f"{path} is no 64x64 JPEG: {str(error).splitlines()[0]}") from None
+        if decoded.shape != image.shape:
+            raise ValueError(f"{path} is no 64x64 JPEG: it is {tuple(decoded.shape[1:])}")
+        image.copy_(decoded)
     return images, torch.tensor([label for _, label in files], dtype=torch.long)

@@ -16,7 +16,7 @@ from worstcase.lock import locked
 
 LIST = ".report.json"
 """Names the report's files in its folder, each with the SHA-256 of what it may contain."""
-LOCK = ".report.lock"
+LOCK = ".worstcase-report.lock"
 _KIND = "worstcase report"
 _START = json.dumps({_KIND: 1})[:-1].encode()
 _MOST_BYTES = 1_000_000  # of a list

@@ -1,0 +1,88 @@
+"""A job's folder: whether it is the job's to write into."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from src.begun import JOB, Begun
+from src.schema import ConfigError
+from worstcase.results import CHECKPOINT, LAST
+from worstcase.settings import without_place
+
+LEFT = (  # by a job, besides what is below its own subfolders
+    JOB,
+    "run.log",
+    "metrics.csv",
+    "hparams.yaml",
+    "perturbation*.safetensors",
+    "confusion.png",
+    "confidence.png",
+    "perturbation.png",
+    "layers.png",
+    "selective_write_verify.png",
+    "accuracy_over_thg.png",
+    "search_for_c*.png",
+    "monte_carlo*.png",
+)
+INSTANCES = "instances.csv"  # may be put together by a user
+ANOTHER = "choose another hydra.run.dir"
+
+
+def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
+    """Leave what is not this job's as it is, and follow no link out of the folder.
+
+    Args:
+        folder: of the job; it exists.
+        settings: of the job.
+        shown: the folder, as it is shown.
+
+    Raises:
+        ValueError: it holds links, what is no plain file, files that no job left, or another job's unfinished run.
+    """
+    within = (folder, folder.parent) if folder.parent.name == "evaluations" else ()
+    for path in within:
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, so nothing is written there; {ANOTHER}")
+    for path in _entries(folder):
+        mode = path.lstat().st_mode
+        is_folder = stat.S_ISDIR(mode) and not _is_left(path.name) and path.name != INSTANCES
+        if not (stat.S_ISREG(mode) or is_folder):
+            raise ValueError(f"{path} is no plain file, so nothing is written there; {ANOTHER}")
+    begun = _begun(folder, shown)
+    if begun is None:
+        left = [path for path in folder.iterdir() if _is_left(path.name)]
+        left += [folder / name for name in (CHECKPOINT, LAST) if (folder / name).exists()]
+        if left:
+            remedy = _remedy(shown) if (folder / LAST).is_file() else ANOTHER
+            raise ValueError(f"{left[0]} is there, but no {JOB} that tells of which run it is; {remedy}")
+    elif (folder / LAST).is_file() and without_place(begun.config) != without_place(settings):
+        raise ConfigError(f"{shown} holds an unfinished run of another configuration; {_remedy(shown)}")
+
+
+def _begun(folder: Path, shown: str) -> Begun | None:
+    try:
+        return Begun.load(folder)
+    except ValueError as error:
+        if (folder / LAST).is_file():
+            reason = f"{error}; so its unfinished run cannot be gone on with"
+            raise ValueError(f"{reason}: {_remedy(shown)}") from None
+        raise ValueError(f"{error}; {ANOTHER}") from None
+
+
+def _remedy(shown: str) -> str:
+    return f"{ANOTHER}, or delete {Path(shown, LAST.parent)} to train anew"
+
+
+def _is_left(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in LEFT)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What a job may write to or through."""
+    for pattern in ("*", f"{LAST.parent}/*", f"*/{INSTANCES}", f"*/*/{INSTANCES}"):
+        yield from (path for path in folder.glob(pattern) if os.path.lexists(path))
