@@ -72,8 +72,8 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
         sys.argv[1:] = words(sys.argv[1:])
         main()
     except JobFailed:
-        for folder in _failures_of_sweep():
-            if told := Begun.load(folder):
+        for folder, told in sweeps.begun(_failures_of_sweep()):
+            if told.error:
                 print(*sweeps.failure(folder, told), sep="\n", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # whoever read the output has stopped
