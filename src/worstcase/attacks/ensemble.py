@@ -110,7 +110,7 @@ class Ensemble(Attack):
         for round_ in range(1, self.rounds) if self.budget is None else count(1):
             share = min(1.0, (budget - run.passes) / _passes_of_later_round(run, plan))
             if share * plan.steps_of_restart < plan.steps:  # what is left of a budget
-                worst = partial(dict, run.worst)
+                worst: Callable[[], Perturbation] = partial(dict, run.worst)
                 team.attack(FINISH, worst, plan.steps_of_finish, plan.samples_later, team.step_of_finish)
             else:
                 team.later_round(share, is_second=round_ == 1)
