@@ -162,7 +162,9 @@ def _over_thg(found: Iterable[Result]) -> dict[str, Figure]:
         drawn = {}
         for kind in HARDENED:
             records = [
-                dataclasses.replace(r.run.record, method=name, seed=r.run.seed, thg=r.thg, attacks=[r.found])
+                dataclasses.replace(
+                    r.run.record, method=name, seed=r.run.seed, thg=r.thg, attacks=[r.found], diagnosis=None
+                )
                 for name, own in group.items()
                 for r in lowest(own, lambda r: (r.attack, r.run.seed, r.thg)).values()
                 if r.attack == kind and r.found
