@@ -32,19 +32,24 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     Each override has one value; those of an experiment's own sweep may have several. Hydra must be initialised
     with this project's configuration.
     """
+    found: dict[Path, Job] = {}
+    for combination in combinations(overrides):
+        job = compose("train", combination, return_hydra_config=True)
+        schema.check(identity.completed(job))
+        folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir)
+        found.setdefault(folder, Job(folder, shlex.join(["python", "-m", "src.train", *combination])))
+    return list(found.values())
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep, of which several may come to the same."""
     cfg = compose("train", list(overrides), return_hydra_config=True)
     params = {key: str(value) for key, value in (cfg.hydra.sweeper.params or {}).items()}
     parser = OverridesParser.create()
     said = {parsed.key_or_group for parsed in parser.parse_overrides(list(overrides))}
     every = [f"{key}={value}" for key, value in params.items() if key not in said] + list(overrides)
-    ((*combinations,),) = BasicSweeper.split_arguments(parser.parse_overrides(every), max_batch_size=None)
-    found: dict[Path, Job] = {}
-    for combination in combinations:
-        job = compose("train", list(combination), return_hydra_config=True)
-        schema.check(identity.completed(job))
-        folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir)
-        found.setdefault(folder, Job(folder, shlex.join(["python", "-m", "src.train", *combination])))
-    return list(found.values())
+    ((*found,),) = BasicSweeper.split_arguments(parser.parse_overrides(every), max_batch_size=None)
+    return found
 
 
 def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]:
@@ -52,7 +57,7 @@ def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]
     if wanted:
         finished = failed = 0
         for job in wanted:
-            told = dict(_begun([job.folder])).get(job.folder.resolve())
+            told = dict(begun([job.folder])).get(job.folder.resolve())
             if (job.folder / RECORD).is_file():
                 finished += 1
                 yield f"finished  {job.folder}"
@@ -65,19 +70,19 @@ def status(folders: Iterable[Path], wanted: Sequence[Job] = ()) -> Iterator[str]
         return
     folders = list(folders)
     done = sorted(folder for folder, _ in finished_runs(folders))
-    begun = dict(_begun(folders))
-    failed = [folder for folder, told in begun.items() if told.error]
+    unfinished = dict(begun(folders))
+    failed = [folder for folder, told in unfinished.items() if told.error]
     for folder in done:
         yield f"finished  {visible(str(folder))}"
     for folder in failed:
-        yield from failure(folder, begun[folder])
-    at_work = [folder for folder in begun if folder not in failed]
+        yield from failure(folder, unfinished[folder])
+    at_work = [folder for folder in unfinished if folder not in failed]
     for folder in at_work:
-        yield f"begun     {shown(folder)}\n          {visible(begun[folder].command)}"
+        yield f"begun     {shown(folder)}\n          {visible(unfinished[folder].command)}"
     yield f"{len(done)} finished, {len(failed)} failed, {len(at_work)} begun (at work, or killed)"
 
 
-def _begun(folders: Iterable[Path]) -> Iterator[tuple[Path, Begun]]:
+def begun(folders: Iterable[Path]) -> Iterator[tuple[Path, Begun]]:
     """The jobs at or below some folders that have no record; of a file that cannot be read it is warned."""
     for path in sorted(files_named(JOB, folders)):
         if (path.parent / RECORD).exists():

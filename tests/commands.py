@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.process
 import os
@@ -18,8 +19,8 @@ from typing import Any
 from unittest.mock import patch
 
 REPOSITORY = Path(__file__).parent.parent
-_forked = multiprocessing.get_context("forkserver")
-_forked.set_forkserver_preload(
+forked = multiprocessing.get_context("forkserver")
+forked.set_forkserver_preload(
     ["lightning", "torchvision", "matplotlib.figure", "hydra", "wandb", "safetensors.torch"]
 )
 
@@ -79,7 +80,7 @@ def running(
         out, err = Path(folder, "out"), Path(folder, "err")
         out.touch(), err.touch()
         words = [str(argument) for argument in arguments]
-        process = _forked.Process(target=_become, args=(words, out, err, at, before, variables or {}))
+        process = forked.Process(target=_become, args=(words, out, err, at, before, variables or {}))
         process.start()
         started = Running(process, out, err)
         try:
@@ -114,6 +115,7 @@ def _become(
 ) -> None:
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY), number)
+    gc.freeze()  # what has been imported is not looked through again and again
     os.chdir(at)
     os.environ.update(environment() | variables)
     import torch
@@ -124,6 +126,15 @@ def _become(
     if before:
         before[0](*before[1:])
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def shorten_ensembles() -> None:
+    """They have all their parts, but of a few steps each: what they find is not as low as it could be."""
+    from worstcase.attacks import Ensemble
+    from worstcase.attacks.ensemble import Schedule
+
+    few = {"steps": 3, "steps_of_restart": 8, "steps_of_finish": 10, "steps_of_lwc": 10, "steps_after_lwc": 4}
+    Ensemble.schedule = Schedule(**few)
 
 
 def refusal(config: str, *overrides: str) -> str | None:
@@ -158,7 +169,7 @@ QUICK = [  # a training of a moment
 
 
 def without_times(content: dict) -> dict:
-    """A record but for what differs from run to run: durations."""
-    content = {key: value for key, value in content.items() if key != "train_seconds"}
+    """A record but for what differs from run to run: durations, and the commit where somebody is at work on it."""
+    content = {key: value for key, value in content.items() if key not in ("train_seconds", "git_commit")}
     content["attacks"] = [{k: v for k, v in found.items() if k != "seconds"} for found in content["attacks"]]
     return content

@@ -9,43 +9,49 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import files, run
+from commands import files, run, shorten_ensembles
 from filelock import FileLock
 from torch import nn
 from torch.utils.data import DataLoader
 
 from worstcase.attacks import Ensemble
-from worstcase.attacks.ensemble import Schedule
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores
     torch.set_num_threads(1)
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that the first test process to need it makes, for all of them; no test may write to it.
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder of a name in the first test process that needs it, for all of them; no test may write to it.
 
     As pytest-xdist's documentation has it, under "Making session-scoped fixtures execute only once".
     """
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    whole = folder.with_suffix(".whole")
-    with FileLock(folder.with_suffix(".lock")):
-        if not whole.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # what another process failed to make
-            folder.mkdir()
-            make(folder)
-            whole.touch()
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, whole = root / "shared" / name, root / "shared" / f"{name}.whole"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not whole.exists():
+                shutil.rmtree(folder)  # what another process failed to make
+                folder.mkdir()
+                fill(folder)
+                whole.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def trained(made_once: Callable) -> Iterator[Path]:
     """The folder of a vanilla LeNet, trained on the real digits for three epochs; `mine` may be written to."""
 
     def train(folder: Path) -> None:
-        run("src.train", "method=vanilla", "trainer.max_epochs=3", f"hydra.run.dir={folder / 'run'}")
+        words = ["method=vanilla", "trainer.max_epochs=3", f"hydra.run.dir={folder / 'run'}"]
+        run("src.train", *words, before=(shorten_ensembles,))
 
-    folder = made_once(tmp_path_factory, "trained", train) / "run"
+    folder = made_once("trained", train) / "run"
     before = files(folder)
     yield folder
     assert files(folder) == before, "a test wrote to what all tests share"
@@ -59,9 +65,9 @@ def mine(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def short_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ensembles have all their parts, but of a few steps each: what they find is not as low as it could be."""
-    few = {"steps": 3, "steps_of_restart": 8, "steps_of_finish": 10, "steps_of_lwc": 10, "steps_after_lwc": 4}
-    monkeypatch.setattr(Ensemble, "schedule", Schedule(**few))
+    """Ensembles of a few steps, where it is not the point how low they get."""
+    monkeypatch.setattr(Ensemble, "schedule", Ensemble.schedule)  # that it comes back
+    shorten_ensembles()
 
 
 @pytest.fixture

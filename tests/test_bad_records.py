@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from commands import run
+from commands import run, shorten_ensembles
 
 from src.sweeps import status
 from worstcase.report import write_report
@@ -45,13 +45,15 @@ def mutated(content, path, value):
     return changed
 
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory):
+@pytest.fixture(scope="session")
+def record(made_once):
     """Of a training with every kind of attack and its worst chip explained."""
-    folder = tmp_path_factory.mktemp("good")
-    small = ["method=vanilla", "trainer.max_epochs=1", "dataset.limit=100", "callbacks=compared"]
-    run("src.train", *small, f"hydra.run.dir={folder}")
-    return json.loads((folder / "results.json").read_text())
+
+    def train(folder):
+        small = ["method=vanilla", "trainer.max_epochs=1", "dataset.limit=100", "callbacks=compared"]
+        run("src.train", *small, f"hydra.run.dir={folder / 'run'}", before=(shorten_ensembles,))
+
+    return json.loads((made_once("compared", train) / "run" / "results.json").read_text())
 
 
 def test_each_is_read_or_skipped_with_a_line_that_names_file_and_field(record, tmp_path, caplog):

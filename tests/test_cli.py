@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from commands import QUICK, REPOSITORY, files, run, running, without_times
+from commands import QUICK, REPOSITORY, files, run, running, shorten_ensembles, without_times
 
 ONE_EPOCH = "trainer.max_epochs=1"
 
@@ -75,7 +75,8 @@ def test_a_record_of_another_configuration_is_never_overwritten(trained):
 
 def test_same_seed_same_record_other_seed_another(tmp_path):
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
-        run("src.train", ONE_EPOCH, "dataset.limit=100", f"seed={seed}", f"hydra.run.dir={tmp_path / name}")
+        words = [ONE_EPOCH, "dataset.limit=100", f"seed={seed}", f"hydra.run.dir={tmp_path / name}"]
+        run("src.train", *words, before=(shorten_ensembles,))
     first, again, other = (without_times(record(tmp_path / name)) for name in ("first", "again", "other"))
     assert first == again
     assert first["attacks"] != other["attacks"]
@@ -186,13 +187,20 @@ def test_an_evaluation_looks_for_another_data_set_where_it_is_told(mine):
     assert "no MNIST below no-such-folder" in done.stderr  # of WORSTCASE_DATA
 
 
+def to_be_told() -> None:
+    """Where the tests run in background, Ctrl-C is ignored; and attacks say more often how far they are."""
+    from worstcase import progress
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    progress.SECONDS_BETWEEN_LINES = 0.1
+
+
 @pytest.mark.parametrize("signalled", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_ends_when_it_is_told_to(tmp_path, signalled):
     """SIGTERM, as kill and cluster schedulers send it, or Ctrl-C, in an attack that would take an hour."""
     attack = ["attack@test_attack=lwc", "test_attack.epochs=100000", "dataset.limit=100"]
     long = ["src.train", "method=vanilla", ONE_EPOCH, *attack, f"hydra.run.dir={tmp_path}"]
-    # where the tests run in background, Ctrl-C is ignored
-    with running(*long, before=(signal.signal, signal.SIGINT, signal.default_int_handler)) as process:
+    with running(*long, before=(to_be_told,)) as process:
         process.wait_until(lambda: "lwc: pass" in process.err.read_text())
         os.kill(process.process.pid, signalled)
         # Lightning ends a training that Ctrl-C stops with 1

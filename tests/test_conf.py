@@ -121,10 +121,8 @@ def test_attacks(name):
 
 
 @pytest.mark.parametrize("name", options("th_g"))
-def test_th_g_presets_have_a_source(name):
+def test_th_g_presets(name):
     assert 0 < composed(f"th_g={name}").thg <= 0.1
-    head = (CONF / "th_g" / f"{name}.yaml").read_text().splitlines()[1]
-    assert head.startswith("# ") and len(head) > 20
 
 
 @pytest.mark.parametrize("name", options("logger"))

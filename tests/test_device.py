@@ -1,9 +1,8 @@
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import run
 from scipy.stats import ks_2samp, kstest, truncnorm
 
 from worstcase.device import conductances, device_weights, perturbation_bound, weight_of, write_verify
@@ -182,8 +181,7 @@ def test_same_generator_same_devices():
 
 
 def test_the_table_is_printed_and_bad_input_named():
-    command = [sys.executable, "-m", "worstcase.device"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shown = run("worstcase.device").stdout
     rows = [line.split() for line in shown.splitlines()[2:-1]]
     assert ["4", "2", "2", "0.3", "0.02"] in [row[:5] for row in rows]
     assert ["8", "2", "4", "5.1", "0.02"] in [row[:5] for row in rows]
@@ -192,8 +190,7 @@ def test_the_table_is_printed_and_bad_input_named():
         "--weight-bits 1024": "weight_bits=1024: must be a whole number from 1 to 32",
         "--seed -1": "seed=-1: must be a whole number from 0 to 4294967295",
     }.items():
-        done = subprocess.run([*command, *said.split()], capture_output=True, text=True)
+        done = run("worstcase.device", *said.split(), fails=True)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and message in done.stderr
-    endless = [*command, "--max-pulses", "100000000000", "--tolerance", "0"]
-    shown = subprocess.run(endless, capture_output=True, text=True, check=True, timeout=60).stdout
+    shown = run("worstcase.device", "--max-pulses", "100000000000", "--tolerance", "0").stdout
     assert "100,000 of 100,000 devices did not verify in 100000000000 pulses" in shown

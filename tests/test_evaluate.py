@@ -17,20 +17,17 @@ def record(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def evaluated(trained, tmp_path_factory):
-    """Of the trained network: the default attack over three th_g, with a held-out half."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    done = run(
-        "src.evaluate",
-        f"run={trained}",
-        "thg=[0.02,0,0.01]",
-        "attack.budget=150",
-        "heldout=true",
-        "dataset.limit=100",
-        f"hydra.run.dir={folder}",
-    )
-    return folder, done.stdout
+@pytest.fixture(scope="session")
+def evaluated(trained, made_once):
+    """Of the trained network: the default attack over three th_g, with a held-out half; shared as that is."""
+
+    def evaluate(folder):
+        words = ["thg=[0.02,0,0.01]", "attack.budget=150", "heldout=true", "dataset.limit=100"]
+        done = run("src.evaluate", f"run={trained}", *words, f"hydra.run.dir={folder / 'evaluation'}")
+        (folder / "shown").write_text(done.stdout)
+
+    folder = made_once("evaluated", evaluate)
+    return folder / "evaluation", (folder / "shown").read_text()
 
 
 def test_the_ensemble_is_the_default_and_goes_up_through_a_list_of_th_g(evaluated):
@@ -100,9 +97,9 @@ def test_other_weights_in_the_same_file_are_another_evaluation(trained, tmp_path
     assert "holds the record of another configuration" in run(*evaluation, fails=True).stderr
 
 
-def test_a_single_attack_that_an_earlier_evaluation_beat_is_flagged(trained):
-    run("src.evaluate", f"run={trained}", "attack=lwc", "thg=0.025")
-    done = run("src.evaluate", f"run={trained}", "attack=pgd", "attack.steps=1", "thg=0.025")
+def test_a_single_attack_that_an_earlier_evaluation_beat_is_flagged(mine):
+    run("src.evaluate", f"run={mine}", "attack=lwc", "thg=0.025", "dataset.limit=100")
+    done = run("src.evaluate", f"run={mine}", "attack=pgd", "attack.steps=1", "thg=0.025", "dataset.limit=100")
     assert "but lwc found" in " ".join(done.stdout.split())
-    (folder,) = (trained / "evaluations").glob("pgd-thg0.025-*")
+    (folder,) = (mine / "evaluations").glob("pgd-thg0.025-*")
     assert any("at th_g 0.025 in another run" in flag for flag in record(folder)["flags"])

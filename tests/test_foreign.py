@@ -62,7 +62,7 @@ def planted(config, pwned):
     yield "a data set of another kind", {"dataset": {"_target_": LENET}}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hostile(trained, tmp_path_factory):
     """Folders of runs with what is planted in each, and the file that would tell that something ran."""
     root = tmp_path_factory.mktemp("hostile")

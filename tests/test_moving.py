@@ -23,7 +23,7 @@ STAGES = {  # what is called at each stage, and the call of it, within its proce
 }
 SETTINGS = [
     "trainer.max_epochs=3",
-    "dataset.limit=300",
+    "dataset.limit=100",
     "attack@val_attack=flwc",
     "attack@test_attack=monte_carlo",
     "test_attack.instances=40",

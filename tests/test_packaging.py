@@ -10,10 +10,3 @@ def test_every_package_of_the_library_is_installed():
         for path in (REPOSITORY / "src" / "worstcase").rglob("__init__.py")
     }
     assert set(listed) == found
-
-
-def test_ci_runs_the_test_command_of_the_readme():
-    readme = (REPOSITORY / "README.md").read_text()
-    (command,) = [line.strip() for line in readme.splitlines() if line.strip().endswith("-m pytest")]
-    assert command.startswith("python3 -m venv .venv && ")
-    assert 'grep -- "-m pytest$" README.md' in (REPOSITORY / ".ci" / "run").read_text()

@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from commands import environment
+from commands import forked
 from torch import nn
 
 from worstcase import Crossbar
@@ -67,7 +64,8 @@ CLOSED = {
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_percentiles_of_one_weight(name):
+def test_percentiles_of_one_weight(name, monkeypatch):
+    monkeypatch.setattr("worstcase.attacks.monte_carlo.BATCH", STEPS)  # in one piece, which is faster
     options, quantile = CLOSED[name]
     found = sample(
         Crossbar(OneWeight(), 0.2), REFERENCE, instances=2000, sampler=name.split(",")[0], **options
@@ -231,44 +229,43 @@ def test_a_line_torn_before_others_were_appended_is_named(small_net, small_batch
         sample(Crossbar(small_net, 0.1), small_batches, tmp_path)
 
 
-KILLED = """
-import sys, time, torch
-from pathlib import Path
-from worstcase import Crossbar
-from worstcase.attacks import MonteCarlo
-
 class Slow(list):
     def __iter__(self):
         time.sleep(0.05)
         return super().__iter__()
 
-torch.manual_seed(0)
-net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
-batches = Slow((torch.randn(20, 8), torch.randint(3, (20,))) for _ in range(2))
-found = MonteCarlo(instances=400)(Crossbar(net, 0.5), batches, folder=Path(sys.argv[1]), seed=7, progress=False)
-import json
-print(json.dumps([found.distribution, found.accuracy, found.passes, found.history,
-                  {name: d.tolist() for name, d in found.perturbation.items()}]))
-"""
+
+def slowly(folder, out):
+    """Sample chips in a process of its own, and say what was found."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 3))
+    batches = Slow((torch.randn(20, 8), torch.randint(3, (20,))) for _ in range(2))
+    found = sample(Crossbar(net, 0.5), batches, folder, seed=7, instances=400)
+    perturbation = {name: d.tolist() for name, d in found.perturbation.items()}
+    out.write_text(json.dumps([found.distribution, found.accuracy, found.passes, found.history, perturbation]))
 
 
 def test_killed_and_resumed_it_is_the_uninterrupted_run(tmp_path):
-    def start(folder):
-        command = [sys.executable, "-c", KILLED, str(folder)]
-        return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    def start(folder, out):
+        process = forked.Process(target=slowly, args=(tmp_path / folder, tmp_path / out))
+        process.start()
+        return process
 
-    whole, _ = start(tmp_path / "whole").communicate(timeout=120)
+    start("whole", "whole.json").join(timeout=120)
     file = tmp_path / "killed" / FILE
-    process = start(tmp_path / "killed")
+    process = start("killed", "killed.json")
     until = time.monotonic() + 120
     while not file.exists() or file.read_text().count("\n") < 30:
-        assert process.poll() is None and time.monotonic() < until
+        assert process.exitcode is None and time.monotonic() < until
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "killed.json").exists()
     assert 30 <= file.read_text().count("\n") < 400
-    resumed, _ = start(tmp_path / "killed").communicate(timeout=120)
-    assert json.loads(resumed) == json.loads(whole)
+    start("killed", "killed.json").join(timeout=120)
+    whole, resumed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "killed"))
+    assert resumed == whole
     assert without_seconds(tmp_path / "killed") == without_seconds(tmp_path / "whole")
 
 

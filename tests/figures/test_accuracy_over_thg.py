@@ -1,9 +1,7 @@
 import dataclasses
-import subprocess
-import sys
 
 import pytest
-from commands import REPOSITORY, environment
+from commands import run
 
 from worstcase.figures import accuracy_over_thg
 from worstcase.results import Record
@@ -69,12 +67,11 @@ def test_records_that_cannot_share_a_figure_are_refused(records):
 
 
 def test_the_example_draws_a_sweep(records, tmp_path):
-    example = [sys.executable, str(REPOSITORY / "examples" / "accuracy_over_thg.py"), str(tmp_path)]
     picture = tmp_path / "picture.png"
-    done = subprocess.run([*example, str(picture)], env=environment(), capture_output=True, text=True)
-    assert done.returncode != 0 and "no finished runs below" in done.stderr
+    done = run("examples.accuracy_over_thg", tmp_path, picture, fails=True)
+    assert "no finished runs below" in done.stderr
     for number, record in enumerate(records):
         (tmp_path / str(number)).mkdir()
         record.save(tmp_path / str(number))
-    subprocess.run([*example, str(picture)], env=environment(), check=True)
+    run("examples.accuracy_over_thg", tmp_path, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")

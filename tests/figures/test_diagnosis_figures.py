@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 
 from worstcase import load_run
 from worstcase.diagnosis import diagnose
+from worstcase.evaluation import PERTURBATION
 from worstcase.figures import diagnosis, diagnosis_figures
-from worstcase.results import PERTURBATION
 
 
 @pytest.fixture(scope="module")

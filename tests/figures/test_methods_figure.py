@@ -1,9 +1,7 @@
 import dataclasses
-import subprocess
-import sys
 
 import pytest
-from commands import REPOSITORY, environment
+from commands import run
 from test_results import attack_record, record
 
 from worstcase.figures.methods import markdown, methods
@@ -53,15 +51,9 @@ def test_table_and_figure_say_the_same(sweep):
 
 
 def test_example(sweep, tmp_path):
-    script = [sys.executable, "examples/compare_methods.py", str(sweep), str(tmp_path / "methods.png")]
-
-    def example():
-        return subprocess.run(script, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
-
-    done = example()
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("| method | seeds | clean | flwc | ensemble |")
+    example = ["examples.compare_methods", sweep, tmp_path / "methods.png"]
+    assert run(*example).stdout.startswith("| method | seeds | clean | flwc | ensemble |")
     assert (tmp_path / "methods.png").stat().st_size > 10_000
     (sweep / "other").mkdir()
     record(samples=500).save(sweep / "other")
-    assert "one network, scale and th_g is compared, not: LeNet" in example().stderr
+    assert "one network, scale and th_g is compared, not: LeNet" in run(*example, fails=True).stderr

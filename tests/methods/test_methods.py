@@ -1,8 +1,6 @@
 """Training steps against their algorithms computed by hand, and what holds for every method."""
 
 import copy
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import run
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
@@ -30,10 +29,12 @@ METHODS = {
     "pgd_at": PGDAT,
     "universal_at": UniversalAT,
 }
-NOISELESS = {  # settings that leave nothing of a method's noise once th_g is 0
+NOISELESS = {  # settings that leave nothing of a method's noise and clipping once th_g is 0
     "va": {"sigma": 0.0},
     "trice": {"sigma": 0.0},
     "atrice": {"sigma": 0.0},
+    "pgd_at": {"weight_clip": None},
+    "universal_at": {"weight_clip": None},
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 QUIET = {
@@ -317,9 +318,7 @@ def test_quantised_networks_train(method, small_net, small_loader):
 
 def test_two_processes_train_the_same_weights_on_the_same_chips(tmp_path):
     """Each has its own batches; what they perturb and what they learn must be the same."""
-    script = Path(__file__).with_name("two_processes.py")
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run("two_processes", tmp_path, at=Path(__file__).parent)
     for name in METHODS:
         first, second = (torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1))
         assert first["parameters"].keys() == second["parameters"].keys()

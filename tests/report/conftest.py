@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from worstcase.results import Record
 
 
 @pytest.fixture(scope="session")
-def explained(trained: Path) -> Record:
+def explained(trained: Path, made_once: Callable) -> Record:
     """A real evaluation by LWC in its free form, with its diagnosis."""
-    folder = trained / "evaluations" / "explained"
-    free = ["attack=lwc", "attack.project=end", "attack.trials=3", "attack.epochs=2"]
-    run("src.evaluate", f"run={trained}", *free, f"hydra.run.dir={folder}")
-    return Record.load(folder)
+
+    def evaluate(folder: Path) -> None:
+        free = ["attack=lwc", "attack.project=end", "attack.trials=3", "attack.epochs=2"]
+        run("src.evaluate", f"run={trained}", *free, f"hydra.run.dir={folder / 'evaluation'}")
+
+    return Record.load(made_once("explained", evaluate) / "evaluation")
 
 
 @pytest.fixture(scope="session")
