@@ -25,10 +25,6 @@ forked.set_forkserver_preload(
 )
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", *map(str, arguments)]
-
-
 def environment() -> dict[str, str]:
     """One thread, so that results do not depend on the machine's cores; no login, no data folder."""
     return os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WORSTCASE_DATA": "no-such-folder"}

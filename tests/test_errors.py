@@ -55,7 +55,7 @@ def test_bad_settings_are_named_in_one_line(override):
 @pytest.mark.parametrize("override", AS_COMMANDS)
 def test_bad_settings_are_one_line_before_anything_is_written(override, tmp_path):
     folder = tmp_path / "run"
-    done = run("src.train", override, f"hydra.run.dir={folder}", fails=True)
+    done = run("src.train", *override.split(), f"hydra.run.dir={folder}", fails=True)
     assert BAD[override] in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not folder.exists()
