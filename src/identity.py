@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -139,8 +140,9 @@ def naming_the_newest_run(words: Sequence[str]) -> list[str]:
     run = str(newest_run())
     if "${" in run:
         raise ValueError(f"the newest training run lies in {run}: rename the folder, or say run=FOLDER of another")
-    quoted = run.replace("\\", "\\\\").replace("'", "\\'")
-    return [*words, f"run='{quoted}'"]
+    if not re.fullmatch(r"[\w./-]+", run):
+        run = "'" + run.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return [*words, f"run={run}"]
 
 
 def newest_run() -> Path:
