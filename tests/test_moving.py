@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from worstcase.callbacks import MovableCheckpoint
 
-EPOCHS, ALL = 2, 5  # so many of the stages
 STAGES = {  # what is called at each stage, and the call of it, within its process, at which the run is killed
     "in epoch 2": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
     "in epoch 3": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
@@ -23,7 +22,7 @@ STAGES = {  # what is called at each stage, and the call of it, within its proce
 }
 SETTINGS = [
     "trainer.max_epochs=3",
-    "dataset.limit=100",
+    "dataset.limit=300",
     "attack@val_attack=flwc",
     "attack@test_attack=monte_carlo",
     "test_attack.instances=40",
@@ -55,20 +54,19 @@ def record(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize(("method", "stages"), [("vanilla", EPOCHS), ("atrice", EPOCHS), ("universal_at", ALL)])
-def test_killed_at_each_stage_and_moved_each_time(method, stages, tmp_path):
-    """What a method keeps is lost or not while it trains; its test and attacks are those of every method."""
+@pytest.mark.parametrize("method", ["vanilla", "atrice", "universal_at"])
+def test_killed_at_each_stage_and_moved_each_time(method, tmp_path):
     settings = [f"method={method}", *SETTINGS]
     whole, folder = tmp_path / "whole", tmp_path / "run0"
     run("src.train", *settings, f"hydra.run.dir={whole}")
-    for number, (stage, (place, call)) in enumerate(list(STAGES.items())[:stages], 1):
+    for number, (stage, (place, call)) in enumerate(STAGES.items(), 1):
         done = run("src.train", *settings, f"hydra.run.dir={folder}", killed_by=(kill_at, place, call))
         assert done.returncode == -signal.SIGKILL and not (folder / "results.json").exists(), stage
         assert ("going on from" in done.stderr) == (number > 1), stage
         assert ("epoch 1 of 3" in done.stderr) == (number == 1), stage
         assert (folder / "checkpoints" / "last.ckpt").exists(), stage
         moved = tmp_path / f"run{number}"
-        if number == stages:
+        if number == len(STAGES):
             shutil.copytree(folder, moved)  # and the original is there still
         else:
             folder.rename(moved)
@@ -82,6 +80,20 @@ def test_killed_at_each_stage_and_moved_each_time(method, stages, tmp_path):
     assert (folder / "run.log").read_text().count("epoch 1 of 3") == 1  # the log tells of all parts
     for at in (folder, whole):
         assert 0 < record(at)["train_seconds"] < 60
+
+
+def test_an_evaluation_goes_on_where_its_run_was_moved_to(mine, tmp_path):
+    words = ["attack=monte_carlo", "attack.instances=40", "dataset.limit=20"]
+    run("src.evaluate", f"run={mine}", *words, killed_by=(kill_at, "worstcase.attacks.monte_carlo:_correct", 3))
+    (file,) = mine.glob("evaluations/monte_carlo*/instances.csv")
+    before = file.read_text().splitlines()
+    assert len(before) == 2 + 32
+    moved = mine.rename(tmp_path / "moved")
+    run("src.evaluate", f"run={moved}", *words)
+    (record,) = moved.glob("evaluations/monte_carlo*/results.json")
+    after = (record.parent / "instances.csv").read_text().splitlines()
+    assert after[: len(before)] == before and len(after) == 2 + 40
+    assert "finished already" in run("src.evaluate", f"run={moved}", *words).stderr
 
 
 def test_a_moved_checkpoint_remembers_how_good_the_best_was(tmp_path):
