@@ -24,8 +24,9 @@ def locked(file: Path) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except OSError as error:
-        log.warning("%s cannot be locked (%s): start no second process there", file.parent, error.strerror)
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        log.warning("%s cannot be locked (%s): start no second process there", file.parent, reason)
     try:
         yield True
     finally:
