@@ -28,7 +28,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from src import identity, schema, sweeps
 from src.begun import Begun
-from src.folders import check_folder
+from src.folders import check_folder, check_place
 from src.summary import print_summary
 from worstcase.lock import locked
 from worstcase.results import RECORD, Record, git_commit, visible
@@ -98,7 +98,7 @@ class CheckBeforeRun(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
             schema.check(identity.completed(config))
-            _check_folder(Path(config.hydra.run.dir))
+            check_place(Path(config.hydra.run.dir))
         except Exception as error:  # Hydra would go on
             sys.exit(f"error: {in_one_line(error)}")
 
@@ -109,12 +109,6 @@ def _failures_of_sweep() -> list[Path]:
     folders = [Path(line) for line in listed.read_text().splitlines()] if listed.is_file() else []
     listed.unlink(missing_ok=True)
     return sorted(set(folders))
-
-
-def _check_folder(folder: Path) -> None:
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path} is a file, not a folder; choose another hydra.run.dir")
 
 
 def run_job(kind: str, work: Callable[[dict[str, Any], Path], Record | None], cfg: DictConfig) -> None:

@@ -33,6 +33,17 @@ INSTANCES = "instances.csv"  # may be put together by a user
 ANOTHER = "choose another hydra.run.dir"
 
 
+def check_place(folder: Path) -> None:
+    """Make sure that a folder can be made, or is there.
+
+    Raises:
+        NotADirectoryError: there is a file in its place.
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path} is a file, not a folder; {ANOTHER}")
+
+
 def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
     """Leave what is not this job's as it is, and follow no link out of the folder.
 
