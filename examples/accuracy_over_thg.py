@@ -8,8 +8,8 @@ python examples/accuracy_over_thg.py multirun/first_look accuracy_over_thg.png
 import sys
 from pathlib import Path
 
-from worstcase.figures import accuracy_over_thg
-from worstcase.results import finished_runs
+from worstcase.evaluation.figures import accuracy_over_thg
+from worstcase.evaluation.record import finished_runs
 
 
 def main(sweep: str, picture: str) -> None:

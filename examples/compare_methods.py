@@ -10,8 +10,9 @@ python examples/compare_methods.py multirun/methods methods.png
 import sys
 from pathlib import Path
 
-from worstcase.figures.methods import markdown, methods
-from worstcase.report import method_tables, read_runs
+from worstcase.evaluation.figures.methods import markdown, methods
+from worstcase.report.rows import read_runs
+from worstcase.report.training import method_tables
 
 
 def main(sweep: str, picture: str) -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from worstcase import load_run
-from worstcase.results import finished_runs
+from worstcase.chip.noise import gaussian
+from worstcase.evaluation.record import finished_runs
 from worstcase.runs import CHECKPOINT
 from worstcase.seeds import seeded
-from worstcase.variation import gaussian
 
 
 def quartile_points(low, high):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from worstcase.results import write_json
+from worstcase.evaluation.record import write_json
 
 JOB = "job.json"
 

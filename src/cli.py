@@ -30,9 +30,9 @@ from src import identity, schema, sweeps
 from src.begun import Begun
 from src.folders import check_folder, check_place
 from src.summary import print_summary
+from worstcase.evaluation.record import RECORD, Record, git_commit, visible
+from worstcase.evaluation.settings import without_place
 from worstcase.lock import locked
-from worstcase.results import RECORD, Record, git_commit, visible
-from worstcase.settings import without_place
 
 CONF = str(Path(__file__).parent.parent / "conf")
 LOG = "run.log"

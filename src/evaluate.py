@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src import cli, identity, schema
-from worstcase.results import Record, finished_runs
+from worstcase.evaluation.record import Record, finished_runs
 
 
 @hydra.main(version_base="1.3", config_path=cli.CONF, config_name="evaluate")
@@ -26,7 +26,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
 
     import worstcase
     from worstcase.data import ImageDataModule
-    from worstcase.flags import lower_elsewhere
+    from worstcase.evaluation.flags import lower_elsewhere
     from worstcase.runs import CHECKPOINT, build, check_fit, load_weights, make_crossbar, network
 
     record = Record.load_training(Path(cfg["run"])) if cfg["run"] else None

@@ -11,8 +11,8 @@ from typing import Any
 
 from src.begun import JOB, Begun
 from src.schema import ConfigError
-from worstcase.results import CHECKPOINT, LAST
-from worstcase.settings import without_place
+from worstcase.evaluation.record import CHECKPOINT, LAST
+from worstcase.evaluation.settings import without_place
 
 LEFT = (  # by a job, besides what is below its own subfolders
     JOB,

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import schema
 from src.begun import Begun
-from worstcase.results import CHECKPOINT, Record, finished_runs
-from worstcase.settings import trains_without_thg, without_download, without_place
+from worstcase.evaluation.record import CHECKPOINT, Record, finished_runs
+from worstcase.evaluation.settings import trains_without_thg, without_download, without_place
 
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
 ONLY_SHOWN = (

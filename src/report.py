@@ -31,7 +31,7 @@ def report(cfg: DictConfig) -> None:
         wanted = sweeps.jobs([f"experiment={cfg.status}", f"scale={cfg.scale}"]) if named else []
         print(*sweeps.status(folders, wanted), sep="\n")
         return
-    from worstcase.report import PAGE, write_report
+    from worstcase.report.write import PAGE, write_report
 
     sections = write_report(folders, Path(cfg.out))
     for section in sections:

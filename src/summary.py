@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from worstcase.results import RECORD, Record, visible
+from worstcase.evaluation.record import RECORD, Record, visible
 
 
 def print_summary(record: Record, folder: str) -> None:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src import identity, schema
 from src.begun import JOB, Begun
-from worstcase.results import RECORD, files_named, finished_runs, visible
+from worstcase.evaluation.record import RECORD, files_named, finished_runs, visible
 
 log = logging.getLogger(__name__)
 

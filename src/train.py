@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from src import cli, tracking
-from worstcase.results import CHECKPOINT, LAST, Record
+from worstcase.evaluation.record import CHECKPOINT, LAST, Record
 
 log = logging.getLogger("src.train")  # also where this file is __main__
 

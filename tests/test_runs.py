@@ -187,7 +187,7 @@ def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
     [
         {"_target_": "os.system", "command": "true"},
         {"_target_": "worstcase.runs.torch.load"},
-        {"_target_": "worstcase.results.write_json"},
+        {"_target_": "worstcase.evaluation.record.write_json"},
         {"_target_": "worstcase.data.MNIST5k"},
         {"_target_": "worstcase.models.LeNet", "num_classes": {"_target_": "os.getpid"}},
         {"_target_": "torchvision.models.torch.load"},

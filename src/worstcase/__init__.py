@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worstcase import attacks as attacks
     from worstcase.attacks import AttackResult as AttackResult
-    from worstcase.crossbar import Crossbar as Crossbar
-    from worstcase.evaluation import Evaluation as Evaluation
-    from worstcase.evaluation import evaluate as evaluate
-    from worstcase.frame import results_frame as results_frame
+    from worstcase.chip.crossbar import Crossbar as Crossbar
+    from worstcase.evaluation.evaluation import Evaluation as Evaluation
+    from worstcase.evaluation.evaluation import evaluate as evaluate
+    from worstcase.report.frame import results_frame as results_frame
     from worstcase.runs import load_run as load_run
 
 _MODULE_OF = {
-    "Crossbar": "worstcase.crossbar",
+    "Crossbar": "worstcase.chip.crossbar",
     "AttackResult": "worstcase.attacks",
-    "Evaluation": "worstcase.evaluation",
-    "evaluate": "worstcase.evaluation",
+    "Evaluation": "worstcase.evaluation.evaluation",
+    "evaluate": "worstcase.evaluation.evaluation",
     "load_run": "worstcase.runs",
-    "results_frame": "worstcase.frame",
+    "results_frame": "worstcase.report.frame",
 }
 
 __all__ = ["AttackResult", "Crossbar", "Evaluation", "attacks", "evaluate", "load_run", "results_frame"]

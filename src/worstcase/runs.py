@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_builder, list_models
 
-from worstcase.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.data import ImageDataModule
-from worstcase.results import CHECKPOINT, Record
-from worstcase.settings import without_download
+from worstcase.evaluation.record import CHECKPOINT, Record
+from worstcase.evaluation.settings import without_download
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from worstcase.attacks import FLWC, LWC, PGD, Ensemble
 from worstcase.attacks.base import Search, accuracy
 from worstcase.attacks.ensemble import LWC as LWC_MEMBER
 from worstcase.attacks.ensemble import MEMBERS
-from worstcase.variation import vertex
+from worstcase.chip.noise import vertex
 
 
 def tiny_network(seed):

@@ -8,8 +8,8 @@ import pytest
 from commands import run
 from studies import record_of
 
-from worstcase.report import write_report
-from worstcase.results import Record
+from worstcase.evaluation.record import Record
+from worstcase.report.write import write_report
 
 
 @pytest.fixture(scope="session")

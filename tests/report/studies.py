@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from worstcase.report import SECTIONS, read_runs
+from worstcase.evaluation.record import AttackRecord, Record
+from worstcase.report.rows import read_runs
 from worstcase.report.section import Section
-from worstcase.results import AttackRecord, Record
+from worstcase.report.write import SECTIONS
 
 TARGETS = {"vanilla": "worstcase.methods.Vanilla", "va": "worstcase.methods.VariationAware"}
 

@@ -12,8 +12,8 @@ import pytest
 from studies import add, own_network
 
 from worstcase.lock import locked
-from worstcase.report import write_report
 from worstcase.report.files import LIST, LOCK, replace_files
+from worstcase.report.write import write_report
 
 OWN = re.compile(r"index\.html|(a|b|c)\.(csv|png)")
 OLD = {"a.csv": b"old a", "b.png": b"old b", "index.html": b"the old page"}

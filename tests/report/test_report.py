@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from commands import run
 
-from worstcase.report import SECTIONS, paper, write_report
+from worstcase.report import paper
 from worstcase.report.rows import Run
+from worstcase.report.write import SECTIONS, write_report
 
 
 def lines(folder, name):

@@ -9,9 +9,9 @@ import shutil
 import pytest
 from studies import add, labels, record_of, sections
 
-from worstcase.report import paper, read_runs
-from worstcase.report.rows import Run, results
-from worstcase.results import Record
+from worstcase.evaluation.record import Record
+from worstcase.report import paper
+from worstcase.report.rows import Run, read_runs, results
 
 
 def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made):

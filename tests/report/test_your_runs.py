@@ -11,11 +11,11 @@ import re
 import pytest
 from studies import add, own_network
 
-from worstcase.report import SECTIONS, read_runs, write_report
-from worstcase.report.rows import Row, Run, as_csv
+from worstcase.evaluation.record import Record
+from worstcase.report.rows import Row, Run, as_csv, read_runs
 from worstcase.report.section import Section
+from worstcase.report.write import SECTIONS, write_report
 from worstcase.report.your_runs import your_runs
-from worstcase.results import Record
 
 HOSTILE = "\"></td></section><script>alert(1)</script>'\n\r\t\x00\x1b[31m\u202e{{ 7*7 }}$\\frac{$"
 NAME = HOSTILE.replace("$", "")  # in which a record refuses it

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from worstcase.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.chip.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.evaluation.record import Found
 from worstcase.objectives import Objective
 from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
-from worstcase.results import Found
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.updates import PlainSignSteps, ProjectedAdam, SignSteps, TanhAdam
 from worstcase.checks import number, whole
-from worstcase.crossbar import Perturbation
+from worstcase.chip.crossbar import Perturbation
+from worstcase.chip.noise import uniform, vertex
 from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
-from worstcase.variation import uniform, vertex
 
 PIECE = 128  # samples of a mini-batch at most
 BUFFER = 2**28  # bytes of inputs that are shuffled together

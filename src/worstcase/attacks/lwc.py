@@ -11,7 +11,7 @@ from torch import Tensor
 from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.updates import FreeAdam, ProjectedAdam
 from worstcase.checks import number, whole
-from worstcase.crossbar import Perturbation
+from worstcase.chip.crossbar import Perturbation
 from worstcase.objectives import objective as find_objective
 
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search, right_answers
+from worstcase.attacks.distribution import describe
 from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.checks import number, whole
-from worstcase.crossbar import Crossbar, Perturbation
-from worstcase.device import PULSES
-from worstcase.distribution import describe
-from worstcase.variation import (
+from worstcase.chip.crossbar import Crossbar, Perturbation
+from worstcase.chip.noise import (
     gaussian,
     per_device,
     programmed,
@@ -27,6 +26,7 @@ from worstcase.variation import (
     uniform,
     vertex,
 )
+from worstcase.chip.write_verify import PULSES
 
 # each with the settings that it has
 SAMPLERS: dict[str, tuple[Callable[..., Any], set[str]]] = {
@@ -47,9 +47,9 @@ BATCH = 100  # images at a time, about: what they leave of each layer stays in a
 class MonteCarlo(Attack):
     """The accuracies of independently sampled chips: their distribution, and the lowest.
 
-    `AttackResult.distribution` is what `worstcase.distribution.describe` gives, with ``instances``, ``first``,
-    ``sampler``, how many were ``infeasible``, and the ``accuracies`` in the order of the instances. It covers
-    every instance; the perturbation reported is the worst feasible one.
+    `AttackResult.distribution` is what `worstcase.attacks.distribution.describe` gives, with ``instances``,
+    ``first``, ``sampler``, how many were ``infeasible``, and the ``accuracies`` in the order of the instances. It
+    covers every instance; the perturbation reported is the worst feasible one.
 
     Instance i depends on the seed and i alone, is drawn on the CPU, and is the same in any range of instances. In
     a folder, ``instances.csv`` keeps what is done: a run that was killed goes on from there. Several
@@ -58,7 +58,7 @@ class MonteCarlo(Attack):
     Args:
         instances: how many chips, 1 or more.
         first: index of the first one, 0 or more.
-        sampler: a function of `worstcase.variation`. ``truncated_gaussian``, ``uniform`` and ``vertex`` stay
+        sampler: a function of `worstcase.chip.noise`. ``truncated_gaussian``, ``uniform`` and ``vertex`` stay
             inside the box; ``gaussian``, ``right_censored_gaussian`` and ``programmed`` may leave it.
         sigma: standard deviation of the Gaussian that a sampler is made of, before write-verify, in units of the
             full scale; None: th_g.

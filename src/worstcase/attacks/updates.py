@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worstcase.crossbar import Perturbation
+from worstcase.chip.crossbar import Perturbation
 
 
 class SignSteps:

@@ -10,7 +10,7 @@ import lightning as L
 from worstcase.attacks import Attack
 from worstcase.attacks.base import Loader
 from worstcase.checks import number
-from worstcase.evaluation import Evaluation, check_diagnosis, evaluate
+from worstcase.evaluation.evaluation import Evaluation, check_diagnosis, evaluate
 from worstcase.methods import Method
 
 

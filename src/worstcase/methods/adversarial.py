@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worstcase.attacks import Attack
 from worstcase.checks import number
-from worstcase.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method
 
 

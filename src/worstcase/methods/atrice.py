@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.checks import number
-from worstcase.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.methods.base import Method
 from worstcase.objectives import p2
 

@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from worstcase.checks import check_seed, number, whole
-from worstcase.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.chip.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective
 from worstcase.seeds import derived_seed, seeded
-from worstcase.variation import right_censored_gaussian
 
 CALMER = "lower the learning rate (model.optimizer.lr) or clip gradients (+trainer.gradient_clip_val=1)"
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from worstcase.checks import number, whole
-from worstcase.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.methods.base import Method
 from worstcase.objectives import cross_entropy
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worstcase.checks import number, whole
-from worstcase.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method, sum_over_processes
 from worstcase.seeds import seeded
 

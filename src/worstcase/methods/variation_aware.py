@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.checks import number
-from worstcase.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.noise import gaussian
 from worstcase.methods.base import Method
-from worstcase.variation import gaussian
 
 
 class VariationAware(Method):

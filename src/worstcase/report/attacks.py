@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from worstcase.figures.monte_carlo import monte_carlo
+from worstcase.evaluation.figures.monte_carlo import monte_carlo
 from worstcase.report import paper
 from worstcase.report.rows import CLEAN, Result, Row, Run, gather
 from worstcase.report.section import THG, Section, at, bars, in_default_form, is_papers, row, section

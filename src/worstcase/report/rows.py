@@ -14,9 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from worstcase.evaluation.record import AttackRecord, Record, runs_and_trainings
+from worstcase.evaluation.settings import trains_without_thg, without_place
 from worstcase.report import paper
-from worstcase.results import AttackRecord, Record, runs_and_trainings
-from worstcase.settings import trains_without_thg, without_place
 
 CLEAN = "clean"
 """In the place of an attack: the accuracy as programmed."""

@@ -11,9 +11,9 @@ from textwrap import shorten
 
 from matplotlib.figure import Figure
 
+from worstcase.evaluation.settings import trains_without_thg
 from worstcase.report import paper
 from worstcase.report.rows import CLEAN, Result, Row, Run, results
-from worstcase.settings import trains_without_thg
 
 THG = 0.03  # of the paper's tables and figures but Fig. 8 and Table VI
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from matplotlib.figure import Figure
 
-from worstcase.figures.accuracy_over_thg import accuracy_over_thg
-from worstcase.figures.methods import Accuracies, methods
+from worstcase.evaluation.figures.accuracy_over_thg import accuracy_over_thg
+from worstcase.evaluation.figures.methods import Accuracies, methods
 from worstcase.report import paper
 from worstcase.report.rows import CLEAN, Result, Run, Settings, differing, gather, lowest, results, rounded
 from worstcase.report.section import THG, Section, attack, bars, in_default_form, is_papers, section

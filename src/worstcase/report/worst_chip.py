@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worstcase.figures import diagnosis
+from worstcase.evaluation.figures import diagnosis
 from worstcase.report import paper
 from worstcase.report.rows import Run, rounded
 from worstcase.report.section import THG, Section, row

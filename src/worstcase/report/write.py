@@ -14,12 +14,12 @@ from typing import Any
 
 import jinja2
 
+from worstcase.evaluation.record import visible
 from worstcase.report import attacks, training, worst_chip
 from worstcase.report.files import replace_files
 from worstcase.report.rows import Run, as_csv, columns, cut, read_runs
 from worstcase.report.section import Section
 from worstcase.report.your_runs import your_runs
-from worstcase.results import visible
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from worstcase.evaluation.record import visible
 from worstcase.report.rows import CLEAN, Finding, Result, Run, cut, results
 from worstcase.report.section import Section, section
-from worstcase.results import visible
 
 NAMED = 19
 """Methods with a colour and shape of their own; the others share one."""

@@ -1,0 +1,282 @@
+"""What can be said of one network on its devices, and the one function that says it."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
+from worstcase.attacks.base import Loader, accuracy
+from worstcase.chip.crossbar import Crossbar, Perturbation
+from worstcase.evaluation.diagnosis import diagnose
+from worstcase.evaluation.flags import red_flags
+from worstcase.evaluation.heldout import attack_one_half
+from worstcase.evaluation.record import AttackRecord, Record
+
+PERTURBATION = "perturbation.safetensors"
+RANDOM_VERTICES = 4  # of the box, that attacks are compared with
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A chip that was read back."""
+
+    accuracy: float
+    """0..1, over the reference set."""
+    failed: int
+    """Weights that are outside the box: programmed, but not verified."""
+
+
+@dataclass
+class Evaluation:
+    """What attacks found of one network; `print` shows it, `save` keeps it."""
+
+    crossbar: Crossbar = field(repr=False)
+    attacks: list[AttackResult]
+    """In the order of the attacks, and of each in rising order of th_g."""
+    flags: list[str]
+    """What speaks against believing them; see `worstcase.evaluation.flags`."""
+    diagnosis: dict[str, Any] | None = field(repr=False)
+    """Of the worst chip at the largest th_g; see `worstcase.evaluation.diagnosis.diagnose`."""
+    chip: Chip | None = None
+
+    @property
+    def clean_accuracy(self) -> float:
+        """As programmed."""
+        return max(found.clean_accuracy for found in self.attacks)
+
+    @property
+    def worst(self) -> AttackResult:
+        """Of all attacks the one that found least."""
+        return min(self.attacks, key=lambda found: found.accuracy)
+
+    @property
+    def attacked_accuracy(self) -> float:
+        """The lowest that was found: an upper bound of the worst case."""
+        return self.worst.accuracy
+
+    @property
+    def certified_accuracy(self) -> float | None:
+        """What no chip in the box is below; None: nothing is proven."""
+        return None
+
+    @property
+    def samples(self) -> int:
+        return self.attacks[0].samples
+
+    @property
+    def thg(self) -> float:
+        """The largest that was attacked."""
+        return max(found.thg for found in self.attacks)
+
+    def worst_chip(self) -> dict[str, Tensor]:
+        """The network's state dict with the weights of the worst chip, which plain PyTorch loads.
+
+        It computes what that chip does unless outputs are quantised, which no state dict holds.
+        """
+        net = self.crossbar.net
+        weights = {name: w.detach().clone() for name, w in self.crossbar.weights(self.worst.perturbation).items()}
+        owners = {id(net.get_parameter(name)): weight for name, weight in weights.items()}
+        shared = {name: owners.get(id(p)) for name, p in net.named_parameters(remove_duplicate=False)}
+        return {
+            name: tensor.clone() if (weight := shared.get(name)) is None else weight
+            for name, tensor in net.state_dict().items()
+        }
+
+    def record(self, **described: Any) -> Record:
+        """All of it in plain types.
+
+        Args:
+            described: fields of `Record` that only the caller knows, such as its command, network and data set.
+        """
+        crossbar = self.crossbar
+        said: dict[str, Any] = {
+            "kind": "evaluate",
+            "source_run": None,
+            "command": "worstcase.evaluate",
+            "config": {"thg": self.thg, "full_scale": crossbar.full_scale},
+            "seed": self.attacks[0].seed,
+            "method": None,
+            "model": type(crossbar.net).__name__,
+            "dataset": "its own",
+            "reference": "test",
+            "train_seconds": None,
+            "epochs": None,
+        }
+        return Record(
+            **(said | described),
+            attacks=[
+                AttackRecord.of(found, file) for found, file in zip(self.attacks, self._files(), strict=True)
+            ],
+            flags=self.flags,
+            diagnosis=self.diagnosis,
+            clean_accuracy=self.clean_accuracy,
+            certified_accuracy=self.certified_accuracy,
+            samples=self.samples,
+            decisions=self.samples,
+            thg=self.thg,
+            dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
+            full_scale=crossbar.full_scale,
+            weight_bits=crossbar.weight_bits,
+            activation_bits=crossbar.activation_bits,
+            parameters=sum(p.numel() for p in crossbar.net.parameters()),
+            parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
+            threads=torch.get_num_threads(),
+        )
+
+    def save(self, folder: str | Path, record: Record | None = None) -> None:
+        """Leave the perturbations, the figures, and at last the record in a folder.
+
+        Args:
+            folder: made if it is not there.
+            record: of this evaluation; None: as `record` makes it.
+        """
+        from safetensors.torch import save_file
+
+        from worstcase.evaluation.figures import evaluation_figures
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = record or self.record()
+        for found, file in zip(self.attacks, self._files(), strict=True):
+            save_file({key: d.contiguous() for key, d in found.perturbation.items()}, folder / file)
+        try:
+            for name, figure in evaluation_figures(record).items():
+                figure.savefig(folder / f"{name}.png", dpi=150)
+        except Exception:  # the record matters more, and holds all that they show
+            log.exception("figures could not be drawn")
+        record.save(folder)
+
+    def _files(self) -> list[str]:
+        """Of the attacks' perturbations; the worst one's is always named the same."""
+        return [
+            PERTURBATION
+            if found is self.worst
+            else f"perturbation-{i}-{found.attack}-thg{found.thg:g}.safetensors"
+            for i, found in enumerate(self.attacks, 1)
+        ]
+
+    def __str__(self) -> str:
+        found = f"{self.attacked_accuracy:.2%} (found by {self.worst.attack})"
+        bracket = f"between {self.certified_accuracy:.2%} (proven) and" if self.certified_accuracy else "at most"
+        unit = "of each layer's largest weight" if self.crossbar.full_scale == "layer_max" else "in weight units"
+        lines = [f"clean {self.clean_accuracy:.2%}; worst chip {bracket} {found}", f"th_g {self.thg:g} {unit}"]
+        lines += [
+            f"{one.attack} at th_g {one.thg:g}: {one.accuracy:.2%}, {one.passes:.0f} passes, {one.seconds:.1f} s"
+            for one in self.attacks
+        ]
+        if self.chip:
+            lines.append(f"this chip: {self.chip.accuracy:.2%}, {self.chip.failed:,} weights outside the box")
+        return "\n".join([*lines, *(f"flag: {flag}" for flag in self.flags)])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def evaluate(
+    crossbar: Crossbar,
+    loader: Loader,
+    attacks: Sequence[Attack] | None = None,
+    *,
+    thgs: Sequence[float] | None = None,
+    chip: Perturbation | None = None,
+    heldout: bool = False,
+    diagnosis: str | None = "short",
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Find how low the accuracy of a network can be on a chip that passed write-verify.
+
+    The training's test, ``python -m src.evaluate`` and a notebook all ask this function.
+
+    Args:
+        crossbar: the network; its th_g bounds the attacks, and is the same afterwards.
+        loader: the reference set, batches (inputs, labels), the same in each pass; attacks minimise the accuracy
+            over all of them.
+        attacks: each is run at each th_g; None: the ensemble.
+        thgs: in any order; each attack starts at a th_g from what it found at the next smaller one. None: the
+            crossbar's own.
+        chip: deviations that were read back from a real chip, by array, in weight units: scored too, wherever they
+            are.
+        heldout: also attack one half of the reference set and score the other.
+        diagnosis: of the worst chip at the largest th_g: ``short``, ``full`` (which also attacks some of the
+            weights alone), or None.
+        seed: of what attacks draw.
+        folder: where an attack that can be resumed keeps its state.
+        progress: a bar on a terminal, a line now and then elsewhere.
+
+    Raises:
+        ValueError: a setting, the reference set or the network cannot be right; see the attacks.
+
+    Cost: the attacks' passes, 6 for random vertices, and 2 for a short diagnosis.
+
+    Example:
+        >>> import torch
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> images, labels = torch.tensor([[1.0, 0.9], [5.0, 0.0]]), torch.tensor([0, 0])
+        >>> result = evaluate(crossbar, [(images, labels)], progress=False)
+        >>> result.clean_accuracy, result.attacked_accuracy
+        (1.0, 0.5)
+    """
+    attacks = list(attacks) if attacks is not None else [Ensemble()]
+    if not attacks:
+        raise ValueError("attacks=[]: must be one or more, or None for the ensemble")
+    check_diagnosis(diagnosis)
+    bounds = sorted(set(thgs)) if thgs is not None else [crossbar.thg]
+    if not bounds:
+        raise ValueError("thgs=[]: must be one or more, or None for the crossbar's own")
+    found: list[AttackResult] = []
+    for number, attack in enumerate(attacks, 1):
+        state = folder / f"{number}-{attack.name}" if folder and len(attacks) > 1 else folder
+        start = None
+        for thg in bounds:
+            with crossbar.bounded_by(thg):
+                place = state / f"thg{thg:g}" if state and len(bounds) > 1 else state
+                one = attack(crossbar, loader, start=start, seed=seed, folder=place, progress=progress)
+                if heldout:
+                    halves = attack_one_half(attack, crossbar, loader, seed=seed, progress=progress)
+                    one.attacked_half_accuracy, one.heldout_accuracy = halves
+            found.append(one)
+            start = one.perturbation
+    with crossbar.bounded_by(bounds[-1]):
+        vertex = None
+        if not all(isinstance(attack, MonteCarlo) for attack in attacks):
+            vertices = MonteCarlo(instances=RANDOM_VERTICES, sampler="vertex")
+            vertex = vertices(crossbar, loader, seed=seed, progress=False).accuracy
+        explained = None
+        if diagnosis:
+            worst = min((one for one in found if one.thg == bounds[-1]), key=lambda one: one.accuracy)
+            full = diagnosis == "full"
+            explained = diagnose(crossbar, loader, worst.perturbation, full=full, progress=progress)
+        read = None
+        if chip is not None:
+            read = Chip(accuracy(crossbar, loader, chip), _outside(crossbar, chip))
+    return Evaluation(crossbar, found, red_flags(found, vertex, explained), explained, read)
+
+
+def check_diagnosis(diagnosis: str | None) -> None:
+    """Short, full, and None are fine.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if diagnosis not in (None, "short", "full"):
+        raise ValueError(f"diagnosis={diagnosis}: must be short, full, or None")
+
+
+def _outside(crossbar: Crossbar, chip: Perturbation) -> int:
+    """Weights of a chip that are not within their bound."""
+    bound = crossbar.bound()
+    return sum(int((~(d.to(bound[name].device).abs() <= bound[name])).sum()) for name, d in chip.items())

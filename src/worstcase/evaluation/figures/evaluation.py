@@ -1,0 +1,21 @@
+"""All figures that the record of one evaluation allows."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from worstcase.evaluation.figures.accuracy_over_thg import accuracy_over_thg
+from worstcase.evaluation.figures.diagnosis import diagnosis_figures
+from worstcase.evaluation.figures.monte_carlo import monte_carlo
+from worstcase.evaluation.record import Record
+
+
+def evaluation_figures(record: Record) -> dict[str, Figure]:
+    """By file name: of the worst chip, of several th_g as a curve, of Monte Carlo's chips."""
+    figures = diagnosis_figures(record)
+    if len({found.thg for found in record.attacks}) > 1:
+        figures["accuracy_over_thg"] = accuracy_over_thg([record])
+    for found in record.attacks:
+        if found.distribution:
+            figures[f"monte_carlo-thg{found.thg:g}"] = monte_carlo(record, found)
+    return figures

@@ -1,0 +1,46 @@
+"""Whether a worst chip is one for data that the attack never saw, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from worstcase.attacks.base import Attack, Loader, accuracy
+from worstcase.chip.crossbar import Crossbar
+
+
+def attack_one_half(
+    attack: Attack, crossbar: Crossbar, loader: Loader, *, seed: int = 0, progress: bool = True
+) -> tuple[float, float]:
+    """Attack every second sample of a reference set in fixed order, and score the others on the chip found.
+
+    Returns:
+        The accuracies 0..1 on the attacked half and on the held-out one.
+
+    Example:
+        >>> import torch
+        >>> from worstcase.attacks import FLWC
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> attack_one_half(FLWC(), crossbar, [(torch.tensor([[1.0, 0.9], [5.0, 0.0]]), torch.tensor([0, 0]))])
+        (0.0, 1.0)
+    """
+    found = attack(crossbar, Half(loader, 0), seed=seed, progress=progress)
+    return found.accuracy, accuracy(crossbar, Half(loader, 1), found.perturbation)
+
+
+class Half:
+    """Every second sample, from the first or the second on."""
+
+    def __init__(self, loader: Loader, first: int) -> None:
+        self.loader, self.first = loader, first
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        seen = 0
+        for images, labels in self.loader:
+            first = (self.first - seen) % 2
+            seen += len(images)
+            if len(images) > first:
+                yield images[first::2], labels[first::2]

@@ -1,0 +1,343 @@
+"""The record of a run, ``results.json``: its schema, and writing it so that it is whole or absent.
+
+Needs no PyTorch, so that finished runs are found and shown at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import MinLen
+from pydantic import TypeAdapter, ValidationError
+
+from worstcase.evaluation.record_parts import (
+    Config,
+    Count,
+    Diagnosis,
+    Distribution,
+    HistoryEntry,
+    Member,
+    Name,
+    Number,
+    Parameters,
+    Positive,
+    Seed,
+    Shape,
+    Share,
+    Training,
+    contradiction,
+)
+
+SCHEMA_VERSION = 1
+_CHECKED = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # by pydantic, when a record is read
+RECORD = "results.json"
+CHECKPOINT = Path("checkpoints", "best.ckpt")
+LAST = Path("checkpoints", "last.ckpt")
+"""Of the newest epoch, from which a run that was killed goes on."""
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def git_commit() -> str | None:
+    """The commit that the library's own checkout is at, '-dirty' if changed; None if it is in none.
+
+    It is looked up once: a process goes on with the code that it began with.
+    """
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], check=True, capture_output=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What one attack found. Accuracies are fractions 0..1; a pass is one forward or one backward."""
+
+    __pydantic_config__: ClassVar = _CHECKED
+
+    attack: Name
+    parameters: Annotated[dict[str, Any], Shape(Parameters)]
+    """The attack's settings."""
+    thg: Number
+    accuracy: Share
+    """The lowest of all feasible perturbations that the attack scored, the zero one included."""
+    final_accuracy: Share
+    """Of the last iterate, as the paper would report it."""
+    heldout_accuracy: Share | None = None
+    """On one half of the reference set, of a chip found by a separate attack on the other half."""
+    attacked_half_accuracy: Share | None = None
+    """Of that chip on the half that was attacked."""
+    max_relative_perturbation: Number
+    """The largest absolute deviation in units of the full scale: at most thg."""
+    feasible: bool
+    seconds: Number
+    passes: Number
+    seed: Seed
+    history: Annotated[list[dict[str, Any]], Shape(Annotated[list[HistoryEntry], MinLen(1)])]
+    """Accuracy against passes, one entry a scored perturbation."""
+    vanished: Share = 0.0
+    """Share of the gradients, one a mini-batch with right answers, that were zero for all that may move, or not
+    finite."""
+    members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
+    """Of an ensemble: each member's accuracy on its own, its lowest, its passes."""
+    distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None
+    """Of Monte Carlo: what the sampled chips say of all chips, see `worstcase.attacks.MonteCarlo`."""
+
+
+@dataclass(kw_only=True)
+class AttackRecord(Found):
+    """What a record says of one attack."""
+
+    __pydantic_config__: ClassVar = _CHECKED
+
+    perturbation: str
+    """File of the perturbation, relative to the record."""
+
+    @classmethod
+    def of(cls, found: Found, file: str) -> AttackRecord:
+        return cls(**{f.name: getattr(found, f.name) for f in fields(Found)}, perturbation=file)
+
+
+@dataclass(kw_only=True)
+class Record:
+    """Everything that a finished run says of itself; its presence in a folder means 'finished'.
+
+    Raises:
+        RuntimeError: an accuracy contradicts another: certified <= each attack's <= clean must hold.
+    """
+
+    __pydantic_config__: ClassVar = _CHECKED
+
+    kind: Literal["train", "evaluate"]
+    source_run: str | None
+    """Of an evaluation: the training run's folder, relative to this record's."""
+    command: str
+    config: Annotated[dict[str, Any], Shape(Config)]
+    seed: Seed
+    method: Name | None
+    """Of training; None where this project did not train the network."""
+    model: Name
+    dataset: Name
+    reference: Name
+    """The split that was attacked and scored."""
+    samples: Positive
+    """Of the reference set."""
+    decisions: Positive
+    """Right-or-wrong answers that an accuracy is the share of: one a sample."""
+    dtype: str
+    thg: Number
+    """The largest that was attacked."""
+    full_scale: Annotated[str, Shape(Literal["layer_max", "unit"])]
+    weight_bits: Positive | None = None
+    activation_bits: Positive | None = None
+    clean_accuracy: Share
+    attacks: Annotated[list[AttackRecord], MinLen(1)]
+    certified_accuracy: Share | None = None
+    flags: list[str] = field(default_factory=list)
+    diagnosis: Annotated[Any, Shape(Diagnosis | None)] = None
+    """Of the worst chip at the largest th_g; None: it was not explained."""
+    train_seconds: Number | None
+    epochs: Count | None
+    parameters: Count
+    parameters_perturbed: Count
+    threads: Positive
+    """Of PyTorch on the CPU; with another number the last digits may differ."""
+    attacked_accuracy: float = field(init=False)
+    """The lowest that this run's attacks found."""
+    schema_version: int = SCHEMA_VERSION
+    git_commit: str | None = field(default_factory=git_commit)
+    versions: dict[str, str] = field(default_factory=lambda: installed_versions())
+
+    def __post_init__(self) -> None:
+        self.attacked_accuracy = min(found.accuracy for found in self.attacks)
+        for found in self.attacks:
+            if not (self.certified_accuracy or 0.0) <= found.accuracy <= self.clean_accuracy:
+                raise RuntimeError(
+                    f"{found.attack} found {found.accuracy}, which is not between the certified accuracy "
+                    f"({self.certified_accuracy}) and the clean one ({self.clean_accuracy})"
+                )
+            if not found.feasible or found.max_relative_perturbation > found.thg:
+                raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
+        if self.diagnosis and (wrong := contradiction(self.diagnosis, {found.thg for found in self.attacks})):
+            raise RuntimeError(f"diagnosis.{wrong}")
+
+    def save(self, folder: Path) -> None:
+        """Write the record into a folder, atomically.
+
+        Raises:
+            ValueError: it could not be read again.
+        """
+        content = asdict(self)
+        try:
+            _read(content)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"the record of {folder} would be none: {_first_of(error)}") from None
+        write_json(folder / RECORD, content)
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Read a folder's record.
+
+        Raises:
+            FileNotFoundError: the folder has none, so no run finished there.
+            ValueError: the file is no record of this schema.
+        """
+        path = folder / RECORD
+        if not path.is_file():
+            raise FileNotFoundError(f"no finished run in {folder}: it has no {RECORD}")
+        try:
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("it is no JSON object")
+            return _read(content)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is no record of a run: {_first_of(error)}") from None
+
+    @classmethod
+    def load_training(cls, folder: Path) -> Record:
+        """Read the record of a training run.
+
+        Raises:
+            FileNotFoundError: the folder has none, so no run finished there.
+            ValueError: the file is no record, or one of an evaluation.
+        """
+        record = cls.load(folder)
+        if record.kind != "train":
+            raise ValueError(f"{folder} holds an evaluation, not a training run")
+        return record
+
+
+def _read(content: dict[str, Any]) -> Record:
+    """The record of a file's content, each field checked; of a training, what builds its network again too."""
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
+    rest = {key: value for key, value in content.items() if key != "attacked_accuracy"}
+    record = _checked().validate_json(json.dumps(rest))
+    if record.attacked_accuracy != content.get("attacked_accuracy"):
+        raise ValueError("its attacked_accuracy is not the lowest of its attacks")
+    if record.kind == "train":
+        _checked_training().validate_python({"config": record.config}, strict=True)
+    return record
+
+
+@cache
+def _checked() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
+
+
+@cache
+def _checked_training() -> TypeAdapter[Any]:
+    return TypeAdapter(Training)
+
+
+def _first_of(error: Exception) -> str:
+    """On one line; of a validation the first field that is wrong."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        fields = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+        return ": ".join(filter(None, [".".join(fields), first["msg"]]))
+    return str(error)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that the file is whole or absent, also after a crash: beside it, fsync, rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w") as file:
+            json.dump(content, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:  # of a full disk it would not say where
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
+    """The finished runs below some folders, newest first; of each file that is no record it is said why."""
+    for path in sorted(files_named(RECORD, roots), key=_time, reverse=True):
+        try:
+            yield path.parent, Record.load(path.parent)
+        except FileNotFoundError:  # it vanished, or is no plain file
+            if path.exists():
+                log.warning("skipped: %s is no file", path)
+        except (OSError, ValueError) as error:
+            log.warning("skipped: %s", visible(str(error)))
+
+
+def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Record | None]]:
+    """The finished runs below some folders, oldest first: folder, record, and the record of its training.
+
+    The last is None where the network's weights were given, or where its training is gone.
+    """
+    found = {folder.resolve(): (folder, record) for folder, record in finished_runs(folders)}
+
+    @cache
+    def outside(folder: Path) -> Record | None:
+        return Record.load(folder) if (folder / RECORD).is_file() else None
+
+    def training(folder: Path, record: Record) -> Record | None:
+        if record.source_run is None:
+            return record if record.kind == "train" else None
+        try:
+            source = (folder / record.source_run).resolve()
+            return found[source][1] if source in found else outside(source)
+        except (OSError, ValueError, RuntimeError) as error:  # no path, or no record there
+            log.warning("the training of %s is not known: %s", folder, visible(str(error)))
+            return None
+
+    return [(folder, record, training(folder, record)) for folder, record in reversed(found.values())]
+
+
+def visible(text: str) -> str:
+    """Control characters, ends of lines and what UTF-8 has not as escapes.
+
+    Example:
+        >>> visible("a\\n\\x1b[1mb")
+        'a\\\\n\\\\x1b[1mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def files_named(name: str, roots: Iterable[Path]) -> Iterator[Path]:
+    """Every file of a name at or below some folders, once; links to folders are followed, loops are not."""
+    seen: set[str] = set()
+    for root in roots:
+        for folder, below, files in os.walk(root, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            if name in files or name in below:
+                yield Path(folder, name)
+
+
+def _time(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def installed_versions() -> dict[str, str]:
+    packages = ("worstcase", "torch", "torchvision", "lightning", "hydra-core")
+    return {"python": sys.version.split()[0], **{package: version(package) for package in packages}}

@@ -1,0 +1,157 @@
+"""What the accuracy of the worst chip hangs on: attacks on one layer, or on some of the weights, alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks import AttackResult, Ensemble
+from worstcase.attacks.base import Loader, accuracy, on_its_device
+from worstcase.chip.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.objectives import margin
+from worstcase.progress import progress_bar
+
+BUDGET = 20.0
+"""Passes of each attack."""
+SHARES = (0.001, 0.01, 0.03, 0.1, 0.3)
+
+
+def damage_by_layer(
+    crossbar: Crossbar,
+    loader: Loader,
+    perturbation: Perturbation,
+    *,
+    budget: float = BUDGET,
+    progress: bool = True,
+) -> dict[str, dict[str, float]]:
+    """What each array alone can do to the accuracy, the others programmed exactly.
+
+    Returns:
+        By array: ``accuracy_of_its_part``, with only the array's part of the perturbation; and
+        ``lowest_alone``, the lowest that the ensemble finds when only this array may move, starting there.
+
+    Cost: at most ``budget`` passes an array.
+    """
+    damage = {}
+    with progress_bar("one layer at a time", enabled=progress) as show:
+        lowest = 1.0
+        for name in perturbation:
+            only = {other: torch.tensor(other == name) for other in perturbation}
+            found = _attack(crossbar, loader, only, _part(perturbation, only), budget)
+            damage[name] = {
+                "accuracy_of_its_part": found.history[1]["accuracy"],
+                "lowest_alone": found.accuracy,
+            }
+            lowest = min(lowest, found.accuracy)
+            show(len(damage) * budget, len(perturbation) * budget, lowest)
+    return damage
+
+
+def selective_write_verify(
+    crossbar: Crossbar,
+    loader: Loader,
+    perturbation: Perturbation,
+    *,
+    shares: Sequence[float] = SHARES,
+    budget: float = BUDGET,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """What the most important weights can do on their own, and what is left to do once they are exact.
+
+    Importance is that of `importance`. Sets are nested, and an attack starts from the better of the given
+    perturbation's part and what the next smaller set found, so more movable weights never mean more accuracy.
+
+    Args:
+        shares: of the weights, in rising order, 0..1.
+
+    Returns:
+        For each share: ``share``, ``weights``, and the lowest accuracies that the ensemble finds when
+        ``only_these_move`` and when ``all_others_move``, these being verified until exact.
+
+    Cost: 2 passes for the importance, and at most 2 (``budget`` + 1) a share.
+    """
+    order = torch.cat([i.flatten() for i in importance(crossbar, loader).values()])
+    order = order.argsort(descending=True, stable=True)
+    numbers = [max(1, round(share * len(order))) for share in shares]
+    only = (_movable(order[:number], perturbation) for number in numbers)
+    others = (_movable(order[number:], perturbation) for number in reversed(numbers))
+    lowest: list[float] = []
+    with progress_bar("selective write-verify", enabled=progress) as show:
+        for growing in (only, others):
+            for accuracy in _nested(crossbar, loader, growing, perturbation, budget):
+                lowest.append(accuracy)
+                show(len(lowest) * budget, 2 * len(numbers) * budget, min(lowest))
+    return [
+        {"share": share, "weights": number, "only_these_move": of_these, "all_others_move": of_others}
+        for share, number, of_these, of_others in zip(shares, numbers, lowest, reversed(lowest), strict=False)
+    ]
+
+
+def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
+    """How far each weight at its bound moves the mean margin of logits, to first order.
+
+    The absolute gradient, at the programmed weights, of the mean over the samples of O_t - max over i != t of O_i,
+    times the weight's bound: by array, in units of logits, 0 or more. The margin, not a hinge on it or on
+    probabilities, so that certain answers count as well.
+
+    Cost: 2 passes.
+
+    Example:
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> importance(crossbar, [(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))])
+        {'weight': tensor([[0.5000, 0.0000],
+                [0.5000, 0.0000]])}
+    """
+    bound = crossbar.bound()
+    samples = 0
+    with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
+        total = crossbar.zero_perturbation()
+        leaves = {name: d.requires_grad_() for name, d in crossbar.zero_perturbation().items()}
+        for images, labels in on_its_device(crossbar, loader):
+            loss = margin(crossbar(images, leaves), labels).sum()
+            samples += len(images)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            for name, gradient in zip(total, gradients, strict=True):
+                total[name] += gradient
+    return {name: (gradient / samples * bound[name]).abs() for name, gradient in total.items()}
+
+
+def _nested(
+    crossbar: Crossbar,
+    loader: Loader,
+    sets: Iterable[dict[str, Tensor]],
+    perturbation: Perturbation,
+    budget: float,
+) -> Iterator[float]:
+    """The lowest accuracy found for each set of movable weights, each of which contains the one before."""
+    before: AttackResult | None = None
+    for movable in sets:
+        start = _part(perturbation, movable)
+        if before is not None and before.accuracy < accuracy(crossbar, loader, start):
+            start = before.perturbation
+        before = _attack(crossbar, loader, movable, start, budget)
+        yield before.accuracy
+
+
+def _attack(
+    crossbar: Crossbar, loader: Loader, movable: dict[str, Tensor], start: dict[str, Tensor], budget: float
+) -> AttackResult:
+    """What the ensemble finds if only some weights may move."""
+    with crossbar.movable(movable):
+        return Ensemble(budget=budget)(crossbar, loader, start=start, progress=False)
+
+
+def _part(perturbation: Perturbation, movable: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: d * movable[name].to(d.device) for name, d in perturbation.items()}
+
+
+def _movable(places: Tensor, like: Perturbation) -> dict[str, Tensor]:
+    """True for the weights at some places of all arrays laid end to end."""
+    mask = torch.zeros(sum(d.numel() for d in like.values()), dtype=torch.bool, device=places.device)
+    mask[places] = True
+    parts = mask.split([d.numel() for d in like.values()])
+    return {name: part.view_as(d) for (name, d), part in zip(like.items(), parts, strict=True)}

@@ -1,8 +1,0 @@
-"""Figures, from records alone."""
-
-from worstcase.figures.accuracy_over_thg import accuracy_over_thg
-from worstcase.figures.diagnosis import diagnosis_figures
-from worstcase.figures.evaluation import evaluation_figures
-from worstcase.figures.monte_carlo import monte_carlo
-
-__all__ = ["accuracy_over_thg", "diagnosis_figures", "evaluation_figures", "monte_carlo"]

@@ -1,0 +1,108 @@
+"""Samplers against their closed moments, and the box."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from worstcase.chip.noise import (
+    gaussian,
+    per_device,
+    programmed,
+    right_censored_gaussian,
+    truncated_gaussian,
+    uniform,
+    vertex,
+)
+
+SAMPLES = 200_000
+SCALE = 0.2
+
+
+def density(x):
+    return math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def distribution(x):
+    return (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+def truncated_variance(t):
+    z = 2 * distribution(t) - 1
+    return (1 - 2 * t * density(t) / z) / t**2
+
+
+CENSORED_MEAN = 0.7 * (1 - distribution(0.7)) - density(0.7)
+CENSORED_SQUARE = distribution(0.7) - 0.7 * density(0.7) + 0.49 * (1 - distribution(0.7))
+
+# sampler, mean and variance in units of the scale
+SAMPLERS = {
+    "gaussian": (gaussian, 0.0, 1.0),
+    "truncated": (partial(truncated_gaussian, tolerance=0.6), 0.0, truncated_variance(0.6)),
+    "censored": (
+        partial(right_censored_gaussian, threshold=0.7),
+        CENSORED_MEAN,
+        CENSORED_SQUARE - CENSORED_MEAN**2,
+    ),
+    "uniform": (uniform, 0.0, 1 / 3),
+    "vertex": (vertex, 0.0, 1.0),
+    "programmed": (partial(programmed, tolerance=0.6), 0.0, truncated_variance(0.6)),
+}
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+
+
+def draw(sampler, shape=(SAMPLES,), dtype=torch.float32, seed=0):
+    scale = {"w": torch.tensor(SCALE, dtype=dtype)}
+    return sampler({"w": torch.empty(shape, dtype=dtype)}, scale, torch.Generator().manual_seed(seed))["w"]
+
+
+@every_sampler
+@pytest.mark.parametrize("bits", [None, (4, 2), (8, 1)])
+def test_moments(name, bits):
+    sampler, mean, variance = SAMPLERS[name]
+    if bits:
+        weights = torch.tensor([2.0 ** (i * bits[1]) for i in range(bits[0] // bits[1])])
+        variance *= (weights.square().sum() / weights.sum() ** 2).item()
+        sampler = per_device(sampler, *bits)
+    sample = draw(sampler).double() / SCALE
+    assert sample.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(variance / SAMPLES))
+    assert sample.var().item() == pytest.approx(variance, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["truncated", "uniform", "vertex", "programmed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bits", [None, (4, 2), (8, 1)])
+def test_bounded_samplers_never_leave_the_box(name, dtype, bits):
+    sampler = per_device(SAMPLERS[name][0], *bits) if bits else SAMPLERS[name][0]
+    for seed in range(5):
+        assert draw(sampler, dtype=dtype, seed=seed).abs().max() <= torch.tensor(SCALE, dtype=dtype)
+
+
+@every_sampler
+def test_shape_dtype_and_generator(name):
+    sampler = SAMPLERS[name][0]
+    sample = draw(sampler, shape=(3, 4), dtype=torch.float64)
+    assert sample.shape == (3, 4) and sample.dtype == torch.float64
+    assert torch.equal(sample, draw(sampler, shape=(3, 4), dtype=torch.float64))
+    assert not torch.equal(sample, draw(sampler, shape=(3, 4), dtype=torch.float64, seed=1))
+
+
+def test_right_censored_gaussian_follows_eq_11():
+    noise = draw(partial(right_censored_gaussian, threshold=0.7))
+    cut = 0.7 * torch.tensor(SCALE)
+    above = 1 - distribution(0.7)
+    assert noise.max() == cut
+    assert abs((noise == cut).double().mean().item() - above) < 4 * math.sqrt(above / SAMPLES)
+    below = noise[noise < 0].double()  # the left half is a plain Gaussian's
+    assert below.square().mean().sqrt().item() / SCALE == pytest.approx(1, abs=0.01)
+
+
+def test_devices_that_fail_to_verify_leave_the_box():
+    assert draw(partial(programmed, tolerance=0.05, max_pulses=2)).abs().max() > SCALE
+
+
+@pytest.mark.parametrize("sampler", [truncated_gaussian, programmed])
+def test_tolerance_out_of_range(sampler):
+    with pytest.raises(ValueError, match=r"tolerance=0\.0: must be above 0"):
+        draw(partial(sampler, tolerance=0.0))

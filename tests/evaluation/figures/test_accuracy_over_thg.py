@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+from commands import run
+
+from worstcase.evaluation.figures import accuracy_over_thg
+from worstcase.evaluation.record import Record
+
+
+@pytest.fixture
+def records(trained):
+    """A sweep of two methods, two bounds and two seeds, made of one real record."""
+    record = Record.load(trained)
+    return [
+        dataclasses.replace(
+            record,
+            method=method,
+            thg=thg,
+            seed=seed,
+            clean_accuracy=0.9 + 0.02 * seed,
+            attacks=[
+                dataclasses.replace(found, thg=thg, max_relative_perturbation=0.0) for found in record.attacks
+            ],
+        )
+        for method in ("vanilla", "atrice")
+        for thg in (0.01, 0.02)
+        for seed in (0, 1)
+    ]
+
+
+def test_means_and_deviations_over_seeds_are_drawn(records):
+    (axes,) = accuracy_over_thg(records).axes
+    drawn = {container.get_label(): container for container in axes.containers}
+    assert set(drawn) == {
+        f"{method}, {what}"
+        for method in ("vanilla", "atrice")
+        for what in ("without perturbation", "lowest found (lwc, ensemble)")
+    }
+    line, _, (bars,) = drawn["vanilla, without perturbation"]
+    assert line.get_xdata().tolist() == [0.01, 0.02]
+    assert line.get_ydata() == pytest.approx([91.0, 91.0])
+    (low, high), _ = (segment[:, 1] for segment in bars.get_segments())
+    assert (high - low) / 2 == pytest.approx(2**0.5)  # of 90 and 92
+    assert "th_g" in axes.get_xlabel() and "%" in axes.get_ylabel()
+
+
+def test_the_band_between_certified_and_found_is_drawn_where_records_have_one(records):
+    (axes,) = accuracy_over_thg(records).axes
+    assert not any("certified" in drawn.get_label() for drawn in axes.collections)
+    certified = [
+        dataclasses.replace(r, certified_accuracy=0.5 * r.attacked_accuracy if r.method == "atrice" else None)
+        for r in records
+    ]
+    (axes,) = accuracy_over_thg(certified).axes
+    (band,) = [drawn for drawn in axes.collections if "certified" in drawn.get_label()]
+    assert band.get_label() == "atrice, between certified and found"
+    found = 100 * records[-1].attacked_accuracy
+    heights = {y for x, y in band.get_paths()[0].vertices if x == 0.01}
+    assert sorted(heights) == pytest.approx([found / 2, found])
+
+
+def test_records_that_cannot_share_a_figure_are_refused(records):
+    with pytest.raises(ValueError, match="not 2"):
+        accuracy_over_thg([*records, dataclasses.replace(records[0], dataset="mnist")])
+    with pytest.raises(ValueError, match="not 0"):
+        accuracy_over_thg([])
+
+
+def test_the_example_draws_a_sweep(records, tmp_path):
+    picture = tmp_path / "picture.png"
+    done = run("examples.accuracy_over_thg", tmp_path, picture, fails=True)
+    assert "no finished runs below" in done.stderr
+    for number, record in enumerate(records):
+        (tmp_path / str(number)).mkdir()
+        record.save(tmp_path / str(number))
+    run("examples.accuracy_over_thg", tmp_path, picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")

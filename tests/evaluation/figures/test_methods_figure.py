@@ -1,0 +1,60 @@
+import dataclasses
+
+import pytest
+from commands import run
+from records import attack_record, record
+
+from worstcase.evaluation.figures.methods import markdown, methods
+from worstcase.report.rows import read_runs
+from worstcase.report.training import method_tables
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two methods of two seeds, trained with a short ensemble at the end, and evaluated by a longer one."""
+    for method, lowest in (("vanilla", 0.1), ("universal_at", 0.8)):
+        for seed in (0, 1):
+            trained = record(
+                attack_record(attack="flwc", accuracy=lowest + 0.05),
+                attack_record(attack="ensemble", accuracy=lowest + 0.02 * seed, parameters={"rounds": 1}),
+                method=method,
+                seed=seed,
+            )
+            longer = attack_record(attack="ensemble", accuracy=lowest + 0.01, parameters={"rounds": 9})
+            folder = tmp_path / "sweep" / f"{method}{seed}"
+            (folder / "evaluation").mkdir(parents=True)
+            trained.save(folder)
+            evaluated = dataclasses.replace(trained, kind="evaluate", source_run="..", seed=7, attacks=[longer])
+            evaluated.save(folder / "evaluation")
+    return tmp_path / "sweep"
+
+
+def test_the_lowest_of_each_attack_counts_for_each_seed(sweep):
+    ((title, table),) = method_tables(read_runs([sweep]))
+    assert table["vanilla"]["clean"] == pytest.approx([0.9, 0.9])
+    assert table["vanilla"]["ensemble"] == pytest.approx([0.1, 0.11])
+    assert table["vanilla"]["flwc"] == pytest.approx([0.15, 0.15])
+    assert set(table) == {"vanilla", "universal_at"}
+    assert title == "LeNet, MNIST, mnist5k for mnist, float, 2 epochs, th_g 0.03"
+
+
+def test_table_and_figure_say_the_same(sweep):
+    ((_, table),) = method_tables(read_runs([sweep]))
+    assert markdown(table).splitlines()[2:] == [
+        "| `universal_at` | 2 | 90.00 ± 0.00 | 85.00 ± 0.00 | 80.50 ± 0.71 |",
+        "| `vanilla` | 2 | 90.00 ± 0.00 | 15.00 ± 0.00 | 10.50 ± 0.71 |",
+    ]
+    (axes,) = methods(table, "LeNet").axes
+    drawn = {c.get_label(): c[0].get_xdata().tolist() for c in axes.containers}
+    assert drawn["lowest found (ensemble)"] == pytest.approx([10.5, 80.5])
+    assert drawn["as programmed"] == pytest.approx([90, 90])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["vanilla", "universal_at"]
+
+
+def test_example(sweep, tmp_path):
+    example = ["examples.compare_methods", sweep, tmp_path / "methods.png"]
+    assert run(*example).stdout.startswith("| method | seeds | clean | flwc | ensemble |")
+    assert (tmp_path / "methods.png").stat().st_size > 10_000
+    (sweep / "other").mkdir()
+    record(samples=500).save(sweep / "other")
+    assert "one network, scale and th_g is compared, not: LeNet" in run(*example, fails=True).stderr

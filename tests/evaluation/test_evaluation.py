@@ -1,0 +1,180 @@
+"""One evaluation for every door: its numbers, its flags, what it says and what it leaves."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from commands import run
+from safetensors.torch import load_file
+from torch import nn
+
+import worstcase
+from worstcase import Crossbar, attacks, load_run
+from worstcase.evaluation.record import Record
+from worstcase.models import LeNet
+
+
+def numbers(record):
+    """Of a record, what does not depend on who asked."""
+    kept = ("attack", "thg", "accuracy", "final_accuracy", "passes", "seed", "parameters")
+    return {
+        "clean": record["clean_accuracy"],
+        "attacked": record["attacked_accuracy"],
+        "flags": record["flags"],
+        "attacks": [{key: found[key] for key in kept} for found in record["attacks"]],
+    }
+
+
+def test_a_training_a_command_and_python_say_the_same(tmp_path):
+    small = ["method=vanilla", "trainer.max_epochs=1", "attack@test_attack=flwc", "dataset.limit=300"]
+    run("src.train", *small, "callbacks.worst_case_at_test.besides=null", f"hydra.run.dir={tmp_path}")
+    run("src.evaluate", f"run={tmp_path}", "attack=flwc")
+    (evaluation,) = tmp_path.glob("evaluations/*/results.json")
+    trained = json.loads((tmp_path / "results.json").read_text())
+
+    torch.set_num_threads(1)
+    loaded = load_run(tmp_path)
+    result = worstcase.evaluate(
+        loaded.crossbar, loaded.datamodule.test_dataloader(), [attacks.FLWC()], progress=False
+    )
+    result.save(tmp_path / "python")
+    python = json.loads((tmp_path / "python" / "results.json").read_text())
+    assert numbers(trained) == numbers(json.loads(evaluation.read_text())) == numbers(python)
+    assert (trained["kind"], python["kind"], python["model"]) == ("train", "evaluate", "LeNet")
+    assert Record.load(tmp_path / "python").diagnosis["accuracy"] == python["attacked_accuracy"]
+    assert {path.name for path in (tmp_path / "python").iterdir()} == {
+        "results.json",
+        "perturbation.safetensors",
+        *(f"{name}.png" for name in ("confusion", "confidence", "perturbation", "layers")),
+    }
+
+
+def accuracy(net, loader):
+    with torch.no_grad():
+        return sum(int((net.eval()(x).argmax(1) == y).sum()) for x, y in loader) / sum(len(y) for _, y in loader)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_plain_pytorch_loads_the_worst_chip(small_net, small_batches, bits):
+    result = worstcase.evaluate(
+        Crossbar(small_net, 0.3, weight_bits=bits), small_batches, [attacks.FLWC()], progress=False
+    )
+    before = {name: tensor.clone() for name, tensor in small_net.state_dict().items()}
+    state = result.worst_chip()
+    assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
+    small_net.load_state_dict(state)
+    assert accuracy(small_net, small_batches) == result.attacked_accuracy < result.clean_accuracy
+
+
+def test_a_tensor_that_two_layers_share_is_one_in_the_worst_chip():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
+    net[2].weight = net[0].weight
+    x = torch.randn(64, 4)
+    result = worstcase.evaluate(Crossbar(net, 0.3), [(x, net(x).argmax(1))], [attacks.FLWC()], progress=False)
+    state = result.worst_chip()
+    assert torch.equal(state["0.weight"], state["2.weight"])
+    assert not torch.equal(state["0.weight"], net[0].weight)
+
+
+def test_vanished_gradients_and_weak_attacks_are_flagged_in_python_too():
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    with torch.no_grad():
+        net[2].weight.zero_()
+        net[2].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    loader = [(torch.randn(32, 8), torch.zeros(32, dtype=torch.long))]
+    result = worstcase.evaluate(Crossbar(net, 0.05), loader, [attacks.FLWC()], progress=False)
+    assert any("gradients vanish" in flag for flag in result.flags)
+    assert f"flag: {result.flags[0]}" in str(result)
+
+
+def test_an_attack_that_finds_less_than_a_random_vertex_is_flagged():
+    class Lazy(attacks.FLWC):
+        def search(self, run):
+            return None
+
+    torch.manual_seed(0)
+    net = nn.Linear(8, 4)
+    x = torch.randn(200, 8)
+    result = worstcase.evaluate(Crossbar(net, 0.9), [(x, net(x).argmax(1))], [Lazy()], progress=False)
+    assert any("is worse than a random vertex" in flag for flag in result.flags)
+
+
+def test_an_answer_that_is_no_number_is_wrong():
+    net = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(2))
+    x = torch.tensor([[2.0, 1.0], [3.0, 1.0]])
+    chip = {"weight": torch.tensor([[torch.nan, 0.0], [0.0, 0.0]])}
+    result = worstcase.evaluate(
+        Crossbar(net, 0.1), [(x, torch.tensor([0, 0]))], [attacks.FLWC()], chip=chip, progress=False
+    )
+    assert result.clean_accuracy == 1.0 and result.chip.accuracy == 0.0 and result.chip.failed == 1
+
+
+def test_th_g_are_gone_through_in_rising_order_and_the_crossbars_own_stays(small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.1)
+    result = worstcase.evaluate(
+        crossbar, small_batches, [attacks.FLWC(), attacks.PGD()], thgs=[0.3, 0.2], heldout=True, progress=False
+    )
+    assert [(one.attack, one.thg) for one in result.attacks] == [
+        ("flwc", 0.2),
+        ("flwc", 0.3),
+        ("pgd", 0.2),
+        ("pgd", 0.3),
+    ]
+    for small, large in (result.attacks[:2], result.attacks[2:]):
+        assert large.accuracy <= small.accuracy
+        assert small.heldout_accuracy is not None and small.attacked_half_accuracy is not None
+    assert crossbar.thg == 0.1 and result.thg == result.diagnosis["thg"] == 0.3
+
+
+def test_a_chip_that_was_read_back_is_scored_wherever_it_is(small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.1)
+    chip = crossbar.zero_perturbation()
+    exact = worstcase.evaluate(crossbar, small_batches, [attacks.FLWC()], chip=chip, progress=False)
+    assert (exact.chip.accuracy, exact.chip.failed) == (exact.clean_accuracy, 0)
+    bound = crossbar.bound()["5.weight"]
+    chip["5.weight"][0, :3] = 2 * bound
+    chip["5.weight"][1, :5] = bound
+    read = worstcase.evaluate(crossbar, small_batches, [attacks.FLWC()], chip=chip, progress=False)
+    assert read.chip.failed == 3
+    assert "3 weights outside the box" in str(read)
+
+
+def test_it_says_what_it_found_by_what(small_net, small_batches):
+    result = worstcase.evaluate(Crossbar(small_net, 0.1), small_batches, [attacks.FLWC()], progress=False)
+    first = str(result).splitlines()[0]
+    assert first == (
+        f"clean {result.clean_accuracy:.2%}; worst chip at most {result.attacked_accuracy:.2%} (found by flwc)"
+    )
+    assert result.certified_accuracy is None
+    assert first in result._repr_html_()
+
+
+def test_each_saved_chip_is_the_attacks(small_net, small_batches, tmp_path):
+    result = worstcase.evaluate(
+        Crossbar(small_net, 0.3), small_batches, [attacks.FLWC(), attacks.PGD()], progress=False
+    )
+    result.save(tmp_path / "new" / "folder")
+    record = Record.load(tmp_path / "new" / "folder")
+    for found, saved in zip(result.attacks, record.attacks, strict=True):
+        perturbation = load_file(tmp_path / "new" / "folder" / saved.perturbation)
+        assert all(torch.equal(found.perturbation[name], d) for name, d in perturbation.items())
+    shutil.rmtree(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attacks": []}, "attacks="),
+        ({"thgs": []}, "thgs="),
+        ({"thgs": [0.1, -1]}, "thg=-1"),
+        ({"diagnosis": "long"}, "diagnosis=long: must be short, full, or None"),
+    ],
+)
+def test_bad_settings(small_batches, options, message):
+    net = LeNet()
+    with pytest.raises(ValueError, match=message):
+        worstcase.evaluate(Crossbar(net, 0.1), small_batches, progress=False, **options)

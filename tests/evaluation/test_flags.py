@@ -1,0 +1,112 @@
+import pytest
+from records import attack_record, record
+
+from worstcase.evaluation.flags import lower_elsewhere, red_flags
+
+
+def history(*accuracies, start=None):
+    entries = [{"passes": 1.0 + 3 * i, "accuracy": a} for i, a in enumerate(accuracies)]
+    if start is not None:
+        entries.insert(1, {"passes": 2.0, "accuracy": start, "start": True})
+    return entries
+
+
+def found(attack, thg, *accuracies, start=None, **changes):
+    lowest = min([*accuracies, start if start is not None else 1.0])
+    return attack_record(
+        attack=attack,
+        thg=thg,
+        accuracy=lowest,
+        final_accuracy=accuracies[-1],
+        max_relative_perturbation=thg,
+        history=history(*accuracies, start=start),
+        **changes,
+    )
+
+
+def test_nothing_to_say_of_attacks_that_agree():
+    attacks = [found("flwc", 0.01, 0.9, 0.5), found("flwc", 0.02, 0.9, 0.3), found("lwc", 0.02, 0.9, 0.2)]
+    assert red_flags(attacks, random_vertex=0.89) == []
+
+
+def test_attacks_that_disagree_unless_one_is_sampling():
+    weak, strong = found("flwc", 0.02, 0.9, 0.9), found("lwc", 0.02, 0.9, 0.6)
+    assert red_flags([weak, strong]) == ["attacks disagree at th_g 0.02 (masking?): flwc finds 90.00%, lwc 60.00%"]
+    assert red_flags([found("monte_carlo", 0.02, 0.9, 0.9, distribution={"chips": 10}), strong]) == []
+
+
+def test_worse_than_a_random_vertex():
+    (flag,) = red_flags([found("flwc", 0.02, 0.9, 0.89)], random_vertex=0.7)
+    assert flag == "flwc at th_g 0.02: 89.00% is worse than a random vertex (70.00%)"
+
+
+def test_accuracy_that_rises_with_th_g_although_the_result_is_monotone():
+    attacks = [found("flwc", 0.01, 0.9, 0.5), found("flwc", 0.02, 0.9, 0.6, start=0.5)]
+    assert attacks[1].accuracy == 0.5
+    (flag,) = [flag for flag in red_flags(attacks) if "th_g," in flag]
+    assert flag == "flwc: the accuracy that it finds rises with th_g, 50.00% at 0.01 and 60.00% at 0.02"
+
+
+def test_of_several_rises_with_th_g_the_largest_is_told():
+    attacks = [found("flwc", thg, 0.9, own) for thg, own in ((0.01, 0.5), (0.02, 0.4), (0.03, 0.55), (0.04, 0.45))]
+    (flag,) = [flag for flag in red_flags(attacks) if "th_g," in flag]
+    assert flag == "flwc: the accuracy that it finds rises with th_g, 40.00% at 0.02 and 55.00% at 0.03"
+
+
+def test_settings_of_one_attack_at_one_th_g_are_neither_a_rise_with_it_nor_a_disagreement():
+    attacks = [found("flwc", 0.02, 0.9, own) for own in (0.5, 0.8)]
+    assert red_flags(attacks) == []
+
+
+def test_accuracy_that_rises_within_an_attack():
+    (flag,) = red_flags([found("lwc", 0.02, 0.9, 0.4, 0.6)])
+    assert "the accuracy rises with the budget, 40.00% after 4 passes and 60.00% at the end" in flag
+
+
+def test_what_an_attack_was_given_or_clamped_says_nothing_of_its_budget():
+    given = found("flwc", 0.02, 0.9, 0.7, 0.7, start=0.5)
+    free = found("lwc", 0.02, 0.9, 0.3, 0.8)
+    free.history[1]["magnitude"] = 2.5
+    assert red_flags([given]) == red_flags([free]) == []
+
+
+def test_members_of_unlike_speed_are_not_called_masked():
+    members = [
+        {"member": name, "accuracy": a, "lowest": a, "passes": 1.0} for name, a in (("dlr", 0.3), ("p2", 0.0))
+    ]
+    (flag,) = red_flags([found("ensemble", 0.02, 0.99, 0.0, members=members)])
+    assert flag == "ensemble at th_g 0.02: members disagree in the first round: dlr finds 30.00%, p2 0.00%"
+
+
+def test_gradients_that_vanish():
+    (flag,) = red_flags([found("pgd", 0.02, 0.9, 0.9, vanished=0.6)])
+    assert "gradients vanish (zero for every weight, or not finite, in 60.00% of the mini-batches)" in flag
+
+
+def test_members_and_attacks_that_disagree():
+    members = [
+        {"member": "p2", "accuracy": 0.9, "lowest": 0.9, "passes": 1.0},
+        {"member": "p6", "accuracy": 0.1, "lowest": 0.1, "passes": 1.0},
+    ]
+    one, two = red_flags([found("lwc", 0.02, 0.95, 0.9), found("ensemble", 0.02, 0.95, 0.1, members=members)])
+    assert (
+        one == "ensemble at th_g 0.02: members disagree in the first round (masking?): p2 finds 90.00%, p6 10.00%"
+    )
+    assert two == "attacks disagree at th_g 0.02 (masking?): lwc finds 90.00%, ensemble 10.00%"
+
+
+@pytest.mark.parametrize(
+    ("thg", "accuracy", "flagged"), [(0.02, 0.1, True), (0.01, 0.1, True), (0.03, 0.1, False)]
+)
+def test_lower_accuracies_of_earlier_evaluations(thg, accuracy, flagged):
+    config = {"checkpoint": None, "layers": ["*"], "exclude": []}
+    now = record(found("flwc", 0.02, 0.9, 0.4), kind="evaluate", config=config, thg=0.02)
+    before = record(found("lwc", thg, 0.9, accuracy), kind="evaluate", config=config, thg=thg)
+    flags = lower_elsewhere(now, [before, now])
+    assert bool(flags) == flagged
+    if flagged:
+        assert flags == [f"flwc at th_g 0.02: 40.00%, but lwc found 10.00% at th_g {thg:g} in another run"]
+    other = record(found("lwc", thg, 0.9, 0.0), kind="evaluate", config=config | {"exclude": ["fc*"]}, thg=thg)
+    assert lower_elsewhere(now, [other]) == []
+    sampled = record(found("monte_carlo", 0.02, 0.9, 0.4, distribution={"mean": 0.8}), config=config, thg=0.02)
+    assert lower_elsewhere(sampled, [before]) == []

@@ -1,0 +1,83 @@
+import json
+import os
+
+import pytest
+from records import attack_record, record
+
+from worstcase.evaluation.record import Record, finished_runs, git_commit, write_json
+
+
+def test_a_record_is_read_back_as_it_was_written(tmp_path):
+    written = record(attack_record(), attack_record(attack="lwc", accuracy=0.125))
+    written.save(tmp_path)
+    assert Record.load(tmp_path) == written
+    assert json.loads((tmp_path / "results.json").read_text())["attacked_accuracy"] == 0.125
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accuracy": 0.95},
+        {"feasible": False},
+        {"max_relative_perturbation": 0.0300001},
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(changes):
+    with pytest.raises(RuntimeError):
+        record(attack_record(**changes))
+    with pytest.raises(RuntimeError, match="certified"):
+        record(certified_accuracy=0.3)
+
+
+def test_a_crash_while_writing_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1}', "\x00\xff"]
+)
+def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match="is no record of a run"):
+        Record.load(tmp_path)
+
+
+def test_a_record_whose_worst_case_was_edited_is_refused(tmp_path):
+    record().save(tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text().replace('"attacked_accuracy": 0.25', '"attacked_accuracy": 0.99'))
+    with pytest.raises(ValueError, match="not the lowest"):
+        Record.load(tmp_path)
+
+
+def test_no_record_means_not_finished(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        Record.load(tmp_path)
+
+
+def test_finished_runs_come_newest_first_without_broken_ones(tmp_path, caplog):
+    for age, name in enumerate(["new", "middle/deep", "old", "broken"]):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        record(seed=age).save(folder)
+        os.utime(folder / "results.json", (1000 - age, 1000 - age))
+    (tmp_path / "broken" / "results.json").write_text("{")
+    assert [found.seed for _, found in finished_runs([tmp_path, tmp_path / "none"])] == [0, 1, 2]
+    assert f"skipped: {tmp_path / 'broken' / 'results.json'} is no record of a run" in caplog.text
+
+
+def test_the_commit_is_the_librarys_own_checkout():
+    commit = git_commit()
+    assert commit is None or len(commit.removesuffix("-dirty")) == 40

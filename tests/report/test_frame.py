@@ -1,0 +1,58 @@
+import dataclasses
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from records import CONFIG, attack_record, record
+
+from worstcase import results_frame
+from worstcase.report.frame import COLUMNS
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A training, an evaluation of it at two th_g, and one of given weights."""
+    trained = tmp_path / "trained"
+    folders = [trained, trained / "evaluations" / "a", tmp_path / "given"]
+    at = [
+        attack_record(attack="lwc", thg=thg, accuracy=low, max_relative_perturbation=0.0)
+        for thg, low in ((0.01, 0.5), (0.02, 0.25))
+    ]
+    records = [
+        record(config={**CONFIG, "thg": 0.05}, seed=7, train_seconds=3.5),
+        record(*at, kind="evaluate", source_run="../..", train_seconds=None, flags=["one", "two"], thg=0.02),
+        record(attack_record(seed=5), kind="evaluate", method=None, train_seconds=None, epochs=None),
+    ]
+    for folder, one in zip(folders, records, strict=True):
+        folder.mkdir(parents=True)
+        one.save(folder)
+    return tmp_path
+
+
+def test_a_row_for_each_attack_and_th_g_with_what_the_training_says(runs):
+    frame = results_frame([runs])
+    assert list(frame.columns) == list(COLUMNS) and len(frame) == 4
+    of = frame[frame.attack == "lwc"].sort_values("thg")
+    assert of.attacked_accuracy.tolist() == [0.5, 0.25] and of.thg.tolist() == [0.01, 0.02]
+    assert of.seed.tolist() == [7, 7] and of.trained_thg.tolist() == [0.05, 0.05]
+    assert of.train_seconds.tolist() == [3.5, 3.5] and of["flags"].tolist() == [2, 2]
+    (given,) = frame[frame.method.isna()].to_dict("records")
+    assert given["seed"] == 5 and pd.isna(given["trained_thg"]) and pd.isna(given["train_seconds"])
+    assert frame.certified_accuracy.isna().all()
+
+
+def test_it_can_be_grouped_over_seeds(runs):
+    means = results_frame([str(runs)]).groupby(["network", "method", "attack", "thg"]).attacked_accuracy.mean()
+    assert means["lenet", "vanilla", "lwc", 0.02] == 0.25
+
+
+def test_every_field_of_a_record_that_is_a_number_is_a_column_or_left_out_on_purpose():
+    left_out = {"schema_version", "thg", "decisions", "parameters", "parameters_perturbed", "threads"}
+    numbers = {f.name for f in dataclasses.fields(record()) if isinstance(getattr(record(), f.name), int | float)}
+    assert numbers - left_out <= COLUMNS.keys()
+
+
+def test_it_needs_no_pytorch():
+    code = "import worstcase, sys; worstcase.results_frame(['none']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
