@@ -140,13 +140,13 @@ def refusal(config: str, *overrides: str) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from src import cli, identity, schema
+    from worstcase.app import doors, errors, naming, schema
 
-    with initialize_config_dir(cli.CONF, version_base="1.3"), patch.object(sys, "argv", [config, *overrides]):
+    with initialize_config_dir(doors.CONF, version_base="1.3"), patch.object(sys, "argv", [config, *overrides]):
         try:
-            schema.check(identity.completed(compose(config, list(overrides), return_hydra_config=True)))
+            schema.check(naming.completed(compose(config, list(overrides), return_hydra_config=True)))
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-            return cli.in_one_line(error)
+            return errors.in_one_line(error)
     return None
 
 

@@ -13,7 +13,7 @@ from worstcase.chip.write_verify import device_weights, perturbation_bound, writ
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m worstcase.device",
+        prog=None if sys.argv[0].endswith(" device") else "python -m worstcase.device",
         description="The weight perturbation bound th_g of Eq. 4 and what write-verify costs to hold it.",
     )
     parser.add_argument("--tolerance", type=float, default=0.06, help="th, in levels of a device (0.06)")

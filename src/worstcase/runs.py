@@ -65,7 +65,7 @@ def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
         return user_net(own)
     if config["net"]:
         raise ValueError(
-            f"the run's network is its user's {config['net']}; if you trust it, say run=FOLDER net={config['net']}"
+            f"the run's network is its user's {config['net']}; if you trust it, say net={config['net']}"
         )
     return build(config["model"]["net"], nn.Module)
 

@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from commands import QUICK, REPOSITORY, files, run, running, shorten_ensembles, without_times
+from commands import QUICK, files, run, running, shorten_ensembles, without_times
 
 ONE_EPOCH = "trainer.max_epochs=1"
 
@@ -116,21 +116,16 @@ def test_evaluation_takes_from_the_run_what_is_not_said_and_lies_in_its_folder(m
 
 
 def test_evaluation_defaults_to_the_newest_training_run(trained, tmp_path):
-    """In a copy of the entry points, so that the repository's own runs play no part."""
-    shutil.copytree(REPOSITORY / "conf", tmp_path / "conf")
-    shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=shutil.ignore_patterns("worstcase"))
     shutil.copytree(trained, tmp_path / "outputs" / "older")
     shutil.copytree(trained, tmp_path / "multirun" / "deep" / "newer")
     os.utime(tmp_path / "outputs" / "older" / "results.json", (1, 1))
-    run("src.evaluate", "attack=flwc", "dataset.limit=50", at=tmp_path)
+    run("worstcase", "evaluate", "attack=flwc", "dataset.limit=50", at=tmp_path)
     assert list((tmp_path / "multirun" / "deep" / "newer" / "evaluations").glob("flwc-thg0.03-*/results.json"))
     shutil.rmtree(tmp_path / "outputs")
     shutil.rmtree(tmp_path / "multirun")
-    done = run("src.evaluate", at=tmp_path, fails=True)
-    assert (
-        "no finished training run below outputs/ or multirun/; make one with: python -m src.train" in done.stderr
-    )
-    assert {path.name for path in tmp_path.iterdir()} == {"conf", "src"}
+    done = run("worstcase", "evaluate", at=tmp_path, fails=True)
+    assert "no finished training run below outputs/ or multirun/; make one with: worstcase train" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_users_own_network_and_weights_need_no_run(trained, tmp_path):
@@ -151,7 +146,7 @@ def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path
     run("src.train", "net=worstcase.models:LeNet", "method=vanilla", *QUICK, f"hydra.run.dir={folder}")
     assert record(folder)["model"] == "worstcase.models:LeNet"
     done = run("src.evaluate", f"run={folder}", "attack=flwc", fails=True)
-    assert "if you trust it, say run=FOLDER net=worstcase.models:LeNet" in done.stderr
+    assert "if you trust it, say net=worstcase.models:LeNet" in done.stderr
     run("src.evaluate", f"run={folder}", "attack=flwc", "net=worstcase.models:LeNet")
 
 
@@ -207,7 +202,7 @@ def test_a_run_ends_when_it_is_told_to(tmp_path, signalled):
         assert process.wait() == (1 if signalled == signal.SIGINT else 128 + signalled)
         assert "Traceback" not in process.err.read_text()
     assert not (tmp_path / "results.json").exists()
-    begun = run("src.report", "status=true", f"folders=[{tmp_path}]").stdout
+    begun = run("src.status", f"folders=[{tmp_path}]").stdout
     assert f"begun     {tmp_path}\n          python -m src.train method=vanilla" in begun
 
 

@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from src import schema
-from src.identity import completed
+from worstcase.app import schema
+from worstcase.app.naming import completed
 from worstcase.attacks import Attack
 from worstcase.data import ImageDataModule
 from worstcase.methods import Method

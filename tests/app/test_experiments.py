@@ -12,8 +12,8 @@ from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from src import cli, identity, schema, sweeps
-from src.begun import Begun
+from worstcase.app import doors, job, naming, schema, status, sweeps
+from worstcase.app.state import Begun
 from worstcase.report.write import SECTIONS
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").iterdir())
@@ -23,7 +23,7 @@ SMALL = ["case=quick/lenet", "seed=0", "dataset.limit=100", "trainer.max_epochs=
 
 @pytest.fixture
 def hydra():
-    with initialize_config_dir(cli.CONF, version_base="1.3"):
+    with initialize_config_dir(doors.CONF, version_base="1.3"):
         yield
 
 
@@ -53,7 +53,7 @@ def test_each_setting_of_a_sweep_composes_and_builds_what_it_attacks_with(hydra,
     for combination in with_each_setting(combinations):
         assert {f"experiment={name}", f"scale={scale}"} <= set(combination)
         cfg = compose("train", combination, return_hydra_config=True)
-        schema.check(identity.completed(cfg))
+        schema.check(naming.completed(cfg))
         if combination in (combinations[0], combinations[-1]):
             callbacks = instantiate(cfg.callbacks)
             assert callbacks.worst_case_at_test.attacks and cfg.scale == scale
@@ -130,9 +130,9 @@ def test_experiments_run_and_their_figures_and_tables_are_in_the_report(swept, t
 
 
 def test_status_tells_finished_failed_and_missing(swept, tmp_path):
-    shown = run("src.report", "status=true", f"folders=[{swept}]").stdout
+    shown = run("src.status", f"folders=[{swept}]").stdout
     assert shown.count("finished  ") == 6 and "6 finished, 0 failed, 0 begun" in shown
-    done = run("src.report", "status=nope", fails=True)
+    done = run("src.status", "sweep=nope", fails=True)
     assert "Could not find 'experiment/nope' Available options in 'experiment': fig1 " in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
@@ -143,7 +143,7 @@ def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp
     (jobs[0].folder / "results.json").write_text("{}")
     jobs[1].folder.mkdir(parents=True)
     Begun("the command", {}, "the error").save(jobs[1].folder)
-    lines = list(sweeps.status([], jobs))
+    lines = list(status.of_jobs(jobs))
     assert lines[0] == f"finished  {jobs[0].folder}"
     assert lines[1] == f"failed    {jobs[1].folder}: the error\n          the command"
     assert all(line.startswith("missing   ") for line in lines[2:-1]) and jobs[2].command in lines[2]
@@ -209,7 +209,7 @@ def test_a_sweep_killed_twice_runs_only_what_is_missing_and_ends_as_an_undisturb
 
 def test_a_job_that_another_process_holds_is_left_to_it_and_free_after_its_death(tmp_path):
     small = ["src.train", "method=vanilla", *QUICK, f"hydra.run.dir={tmp_path}"]
-    holder = forked.Process(target=hold, args=(tmp_path / cli.LOCK, tmp_path / "held"))
+    holder = forked.Process(target=hold, args=(tmp_path / job.LOCK, tmp_path / "held"))
     holder.start()
     while not (tmp_path / "held").exists():
         assert holder.exitcode is None
@@ -240,5 +240,5 @@ def test_the_errors_of_a_sweep_stand_at_its_end_with_their_commands(tmp_path):
         (place,) = [i for i, line in enumerate(end) if line.endswith(f": Invalid learning rate: {rate}")]
         assert end[place].startswith("failed") and f"model.optimizer.lr={rate} " in end[place + 1]
         assert "src.train -m " in end[place + 1] and end[place + 1].endswith(f"hydra.sweep.dir={tmp_path}")
-    shown = run("src.report", "status=true", f"folders=[{tmp_path}]").stdout
+    shown = run("src.status", f"folders=[{tmp_path}]").stdout
     assert "1 finished, 2 failed" in shown and shown.count("failed    ") == 2

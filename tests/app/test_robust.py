@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import QUICK, REPOSITORY, files, refusal, run, without_times
+from commands import QUICK, files, refusal, run, without_times
 from PIL import Image
 
 SMALL = ["method=vanilla", *QUICK, "dataset.limit=100"]
@@ -150,7 +150,7 @@ def test_a_damaged_job_file_is_named_with_the_remedy(killed, tmp_path):
         (error,) = done.stderr.strip().splitlines()
         assert "job.json" in error and f"or delete {folder / 'checkpoints'} to train anew" in error
         assert files(folder / "checkpoints") == before
-    run("src.report", "status=true", f"folders=[{tmp_path / 'damaged'}]")
+    run("src.status", f"folders=[{tmp_path / 'damaged'}]")
 
 
 def test_garbage_in_the_metrics_is_said_and_no_hindrance(killed, small):
@@ -183,7 +183,7 @@ def test_linked_runs_are_found_once_and_loops_not_followed(small, tmp_path):
     (root / "again").symlink_to(small)
     (root / "loop").symlink_to(root)
     (root / "nowhere").symlink_to(tmp_path / "none")
-    shown = run("src.report", "status=true", f"folders=[{root}]").stdout
+    shown = run("src.status", f"folders=[{root}]").stdout
     finished = [line for line in shown.splitlines() if line.startswith("finished")]
     assert len([line for line in finished if "evaluations" not in line]) == 1 and "linked" in shown + "again"
 
@@ -204,8 +204,8 @@ def test_status_and_report_finish_whatever_lies_below(small, tmp_path):
     (root / "strange" / "job.json").write_text(
         json.dumps({"command": "\x1b[2J'", "config": {}, "error": "\x1b[31m"})
     )
-    for words in (["status=true"], [f"out={tmp_path / 'report'}"]):
-        done = run("src.report", *words, f"folders=[{root}]")
+    for words in (["src.status"], ["src.report", f"out={tmp_path / 'report'}"]):
+        done = run(*words, f"folders=[{root}]")
         for name in ("folder", "pipe", "torn", "binary"):
             assert done.stderr.count(str(root / name / "results.json")) == 1, done.stderr
         assert "Traceback" not in done.stderr and "\x1b" not in done.stdout
@@ -213,25 +213,23 @@ def test_status_and_report_finish_whatever_lies_below(small, tmp_path):
 
 
 def another_finishes_once_it_was_looked_up() -> None:
-    from src import identity
+    from worstcase.app import naming
 
-    newest = identity.newest_run
+    newest = naming.newest_run
 
     def once():
         found = newest()
         shutil.copytree(found, "outputs/second")
-        identity.newest_run = None
+        naming.newest_run = None
         return found
 
-    identity.newest_run = once
+    naming.newest_run = once
 
 
 def test_an_evaluation_is_about_one_run_though_another_finishes_meanwhile(small, tmp_path):
     """The newest run is looked up once, and the command in the record names it."""
-    shutil.copytree(REPOSITORY / "conf", tmp_path / "conf")
-    shutil.copytree(REPOSITORY / "src", tmp_path / "src", ignore=shutil.ignore_patterns("worstcase"))
     shutil.copytree(small, tmp_path / "outputs" / "it's [first], =", ignore=shutil.ignore_patterns("evaluations"))
-    run("src.evaluate", "attack=flwc", at=tmp_path, before=(another_finishes_once_it_was_looked_up,))
+    run("worstcase", "evaluate", "attack=flwc", at=tmp_path, before=(another_finishes_once_it_was_looked_up,))
     (file,) = tmp_path.rglob("evaluations/*/results.json")
     assert file.is_relative_to(tmp_path / "outputs" / "it's [first], =")
     assert "first" in json.loads(file.read_text())["command"]

@@ -39,15 +39,15 @@ def test_a_limit_draws_training_images_by_seed_and_test_images_the_same_for_all(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 1}, "dataset.limit=1: must be 2 or more, or null for all"),
-        ({"limit": 10.0}, r"dataset.limit=10\.0: must be a whole number, 2 or more, or null for all"),
-        ({"batch_size": 2.5}, r"dataset.batch_size=2\.5: must be a whole number, 1 or more"),
-        ({"batch_size": True}, "dataset.batch_size=True: must be a whole number, 1 or more"),
-        ({"val_fraction": "0.1"}, "dataset.val_fraction='0.1': must be a number, above 0 and below 1"),
-        ({"val_fraction": float("nan")}, "dataset.val_fraction=nan: must be above 0 and below 1"),
-        ({"seed": -1}, "dataset.seed=-1: must be a whole number from 0 to"),
-        ({"num_classes": 2.0}, r"dataset.num_classes=2\.0: must be a whole number, 2 or more"),
-        ({"num_classes": 7}, "dataset.num_classes=7, but Numbered has 2 classes"),
+        ({"limit": 1}, "limit=1: must be 2 or more, or null for all"),
+        ({"limit": 10.0}, r"limit=10\.0: must be a whole number, 2 or more, or null for all"),
+        ({"batch_size": 2.5}, r"batch_size=2\.5: must be a whole number, 1 or more"),
+        ({"batch_size": True}, "batch_size=True: must be a whole number, 1 or more"),
+        ({"val_fraction": "0.1"}, "val_fraction='0.1': must be a number, above 0 and below 1"),
+        ({"val_fraction": float("nan")}, "val_fraction=nan: must be above 0 and below 1"),
+        ({"seed": -1}, "seed=-1: must be a whole number from 0 to"),
+        ({"num_classes": 2.0}, r"num_classes=2\.0: must be a whole number, 2 or more"),
+        ({"num_classes": 7}, "num_classes=7, but Numbered has 2 classes"),
     ],
 )
 def test_settings_that_cannot_be(options, message):
@@ -85,14 +85,14 @@ def test_labels_that_cannot_be_are_named_with_their_data(part, name, change, mes
 
 def test_data_without_a_batch_for_each_process_is_refused(monkeypatch):
     assert len(Numbered(limit=2, batch_size=128).train_dataloader()) == 1
-    with pytest.raises(ValueError, match=r"0 training images make 0 batches of 4, .* dataset.val_fraction"):
+    with pytest.raises(ValueError, match=r"0 training images make 0 batches of 4, .* val_fraction="):
         Numbered(limit=10, batch_size=4, val_fraction=0.99).train_dataloader()
     for name, value in {"is_initialized": True, "get_world_size": 3, "get_rank": 0}.items():
         monkeypatch.setattr(f"worstcase.data.base.distributed.{name}", lambda value=value: value)
     assert len(Numbered(limit=10, batch_size=3).train_dataloader()) == 1
     message = (
         "9 training images make 2 batches of 5, but each of 3 processes needs one; "
-        "raise dataset.limit, or lower dataset.batch_size"
+        "raise limit=, or lower batch_size="
     )
     with pytest.raises(ValueError, match=message):
         Numbered(limit=10, batch_size=5).train_dataloader()

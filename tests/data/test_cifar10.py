@@ -73,13 +73,13 @@ def test_a_file_that_is_no_batch_is_refused_and_not_executed(folder, content, ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [0.5]}, r"dataset.mean=\[0\.5\]: must be 3 finite numbers, one a channel"),
+        ({"mean": [0.5]}, r"mean=\[0\.5\]: must be 3 finite numbers, one a channel"),
         ({"mean": [0.5, 0.5, float("nan")]}, "must be 3 finite numbers, one a channel"),
-        ({"mean": 0.5}, r"dataset.mean=0\.5: must be 3 finite numbers"),
-        ({"mean": "abc"}, "dataset.mean=abc: must be 3 finite numbers"),
+        ({"mean": 0.5}, r"mean=0\.5: must be 3 finite numbers"),
+        ({"mean": "abc"}, "mean=abc: must be 3 finite numbers"),
         (
             {"std": [0.2, 0.0, 0.2]},
-            r"dataset.std=\[0\.2, 0\.0, 0\.2\]: must be 3 finite numbers above 0, one a channel",
+            r"std=\[0\.2, 0\.0, 0\.2\]: must be 3 finite numbers above 0, one a channel",
         ),
         ({"std": [0.2, 0.2, -0.2]}, "must be 3 finite numbers above 0"),
         ({"std": [0.2, 0.2, 0.2, 0.2]}, "must be 3 finite numbers above 0"),
@@ -106,5 +106,5 @@ def test_labels_of_another_number_than_images_or_out_of_range_are_refused(folder
 
 def test_missing_files_are_named_with_what_to_do(folder):
     (folder / "data_batch_2").unlink()
-    with pytest.raises(FileNotFoundError, match=r"missing data_batch_2\); set data_dir=FOLDER .*download=true"):
+    with pytest.raises(FileNotFoundError, match=r"missing data_batch_2\); set data_dir=FOLDER .*download=True"):
         CIFAR10DataModule(data_dir=str(folder.parent)).prepare_data()

@@ -118,7 +118,7 @@ def test_mnist_of_another_number_of_labels_or_other_labels_is_refused(tmp_path):
 
 
 def test_missing_mnist_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"set data_dir=FOLDER .* dataset.download=true"):
+    with pytest.raises(FileNotFoundError, match=r"set data_dir=FOLDER .* download=True"):
         MNISTDataModule(data_dir=str(tmp_path)).prepare_data()
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from commands import run, shorten_ensembles
 
-from src.sweeps import status
+from worstcase.app import status
 from worstcase.evaluation.record import Record, finished_runs
 from worstcase.report.write import write_report
 
@@ -75,7 +75,7 @@ def test_each_is_read_or_skipped_with_a_line_that_names_file_and_field(record, t
         assert place.startswith(str(root)) and reason and "\n" not in line
     print(f"{total} records: {len(read)} read, {len(skipped)} skipped")
 
-    assert list(status([root]))[-1].endswith("begun (at work, or killed)")
+    assert list(status.of_folders([root]))[-1].endswith("begun (at work, or killed)")
     write_report([root], tmp_path / "report")
     assert not [line for line in caplog.messages if "left out" in line]
 
@@ -100,8 +100,8 @@ def test_the_commands_say_what_they_skip_and_end_well(record, tmp_path):
     }.items():
         (root / name).mkdir(parents=True)
         (root / name / "results.json").write_text(json.dumps(content))
-    for words in (["status=true"], [f"out={tmp_path / 'report'}"]):
-        done = run("src.report", *words, f"folders=[{root}]")
+    for words in (["src.status"], ["src.report", f"out={tmp_path / 'report'}"]):
+        done = run(*words, f"folders=[{root}]")
         assert done.stderr.count("skipped: ") == 1
         assert f"{root / 'null' / 'results.json'} is no record of a run: config: " in done.stderr
     page = (tmp_path / "report" / "index.html").read_text()

@@ -376,7 +376,7 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net
 def test_settings_out_of_range(method, options):
     (name, value), *_ = options.items()
     value = repr(value) if name != "weight_clip_unit" else value
-    with pytest.raises(ValueError, match=f"method.{name}={value}: must be"):
+    with pytest.raises(ValueError, match=f"^{name}={value}: must be"):
         method(Crossbar(nn.Linear(2, 2), 0.1), num_classes=2, **options)
 
 

@@ -43,7 +43,7 @@ def test_width_scales_every_hidden_size(net):
     wide, narrow = shapes(net(width=0.5)), shapes(net(width=0.25))
     assert all(w[0] == 2 * n[0] for w, n in zip(wide[:-1], narrow[:-1], strict=True))
     for width in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"model.width={width}: must be above 0"):
+        with pytest.raises(ValueError, match=f"width={width}: must be above 0"):
             net(width=width)
 
 

@@ -47,11 +47,11 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.num_classes = check_classes(num_classes, getattr(self, "num_classes", None), type(self).__name__)
-        whole("dataset.batch_size", batch_size)
-        number("dataset.val_fraction", val_fraction, above=0, below=1)
+        whole("batch_size", batch_size)
+        number("val_fraction", val_fraction, above=0, below=1)
         if limit is not None:
-            whole("dataset.limit", limit, least=2, also="or null for all")
-        check_seed("dataset.seed", seed)
+            whole("limit", limit, least=2, also="or null for all")
+        check_seed("seed", seed)
         self.batch_size, self.val_fraction, self.limit, self.seed = batch_size, val_fraction, limit, seed
 
     def cut(self, size: int) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ class ShuffledBatches(DistributedSampler[Tensor]):
             batches = -(-size // batch_size)
             raise ValueError(
                 f"{size} training images make {batches} batches of {batch_size}, but each of {processes} "
-                "processes needs one; raise dataset.limit, or lower dataset.batch_size or dataset.val_fraction"
+                "processes needs one; raise limit=, or lower batch_size= or val_fraction="
             )
 
     def __len__(self) -> int:
@@ -174,11 +174,11 @@ def check_classes(said: int | None, found: int | None, where: object) -> int:
         ValueError: they do not, neither is known, or it is less than 2.
     """
     if said is not None:
-        whole("dataset.num_classes", said, least=2)
+        whole("num_classes", said, least=2)
     if said is None and found is None:
-        raise ValueError(f"the number of classes of {where} is not known; set dataset.num_classes")
+        raise ValueError(f"the number of classes of {where} is not known; set num_classes=NUMBER")
     if said is not None and found is not None and said != found:
-        raise ValueError(f"dataset.num_classes={said}, but {where} has {found} classes")
+        raise ValueError(f"num_classes={said}, but {where} has {found} classes")
     return said or found or 0
 
 
@@ -197,7 +197,7 @@ def check_labels(labels: Tensor, images: int, classes: int, where: str) -> None:
         index = int(wrong[0])
         raise ValueError(
             f"{where} has label {labels[index]} for image {index}, but {classes} classes are 0 to {classes - 1}; "
-            "correct the label or dataset.num_classes"
+            "correct the label, or num_classes="
         )
 
 

@@ -64,7 +64,7 @@ class CIFAR10DataModule(InMemoryDataModule):
         elif missing:
             raise FileNotFoundError(
                 f"no CIFAR-10 in {self.folder} (missing {', '.join(missing)}); set data_dir=FOLDER to where "
-                f"{CIFAR10.base_folder} is, or allow the download with dataset.download=true"
+                f"{CIFAR10.base_folder} is, or allow the download with download=True"
             )
 
     def load(self) -> tuple[Split, Split]:

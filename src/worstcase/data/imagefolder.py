@@ -58,9 +58,9 @@ class ImageFolderDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**options)
         if resize is not None:
-            whole("dataset.resize", resize, also="or null for images as they are")
-        whole("dataset.crop", crop)
-        whole("dataset.num_workers", num_workers, least=0)
+            whole("resize", resize, also="or null for images as they are")
+        whole("crop", crop)
+        whole("num_workers", num_workers, least=0)
         mean, std = check_channels(mean, std)
         self.folder, self.num_workers = Path(data_dir, folder), num_workers
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -74,7 +74,7 @@ class ImageFolderDataModule(ImageDataModule):
         if not self._test_place().exists():
             raise FileNotFoundError(
                 f"no images in {self.folder}: it needs val/CLASS/*, test/CLASS/*, or labels.csv and images/, and "
-                "train/CLASS/* for training; set data_dir and dataset.folder"
+                "train/CLASS/* for training; set data_dir= and folder="
             )
 
     def setup(self, stage: str | None = None) -> None:
@@ -151,7 +151,7 @@ class Listed(Dataset):
         for name, label in self.files:
             if not 0 <= label < num_classes:
                 raise ValueError(
-                    f"dataset.num_classes={num_classes}, but {table} has label {label} for {name}; "
+                    f"num_classes={num_classes}, but {table} has label {label} for {name}; "
                     f"labels are 0 to {num_classes - 1}"
                 )
         if outside := next((name for name, _ in self.files if not _is_below(name)), None):

@@ -63,7 +63,7 @@ class MNISTDataModule(InMemoryDataModule):
                 raise RuntimeError(f"MNIST could not be downloaded to {self.data_dir}: {error}") from error
             raise FileNotFoundError(
                 f"no MNIST below {self.data_dir} (torchvision's layout, {self.data_dir / 'MNIST' / 'raw'}); "
-                "set data_dir=FOLDER to where it is, or allow the download with dataset.download=true"
+                "set data_dir=FOLDER to where it is, or allow the download with download=True"
             ) from None
 
     def load(self) -> tuple[Split, Split]:

@@ -31,7 +31,7 @@ class Adversarial(Method):
 
     def __init__(self, crossbar: Crossbar, *, attack: Attack, clean: float = 0.0, **options: Any) -> None:
         super().__init__(crossbar, **options)
-        number("method.clean", clean, low=0, high=1)
+        number("clean", clean, low=0, high=1)
         self.attack, self.clean = attack, clean
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

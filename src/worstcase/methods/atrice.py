@@ -42,10 +42,10 @@ class ATrice(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, **options)
-        number("method.alpha", alpha, low=0, high=1)
-        number("method.step", step, low=0)
-        number("method.sigma", sigma, low=0)
-        number("method.threshold", threshold)
+        number("alpha", alpha, low=0, high=1)
+        number("step", step, low=0)
+        number("sigma", sigma, low=0)
+        number("threshold", threshold)
         self.alpha, self.step, self.sigma, self.threshold = alpha, step, sigma, threshold
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

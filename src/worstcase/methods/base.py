@@ -21,7 +21,7 @@ from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective
 from worstcase.seeds import derived_seed, seeded
 
-CALMER = "lower the learning rate (model.optimizer.lr) or clip gradients (+trainer.gradient_clip_val=1)"
+CALMER = "lower the learning rate (lr=) or clip gradients (gradient_clip_val=1)"
 
 
 class Method(L.LightningModule):
@@ -67,9 +67,9 @@ class Method(L.LightningModule):
     ) -> None:
         super().__init__()
         if weight_clip_unit not in ("deviation", "weight"):
-            raise ValueError(f"method.weight_clip_unit={weight_clip_unit}: must be deviation or weight")
+            raise ValueError(f"weight_clip_unit={weight_clip_unit}: must be deviation or weight")
         if weight_clip is not None:
-            number("method.weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)
+            number("weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)
         whole("num_classes", num_classes, least=2)
         check_seed("seed", seed)
         self.crossbar = crossbar

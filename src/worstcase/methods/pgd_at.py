@@ -45,11 +45,11 @@ class PGDAT(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, weight_clip=weight_clip, **options)
-        whole("method.steps", steps)
-        number("method.step", step, low=0)
-        number("method.factor", factor, low=0)
-        number("method.ramp", ramp, low=0, high=1)
-        number("method.clean", clean, low=0, high=1)
+        whole("steps", steps)
+        number("step", step, low=0)
+        number("factor", factor, low=0)
+        number("ramp", ramp, low=0, high=1)
+        number("clean", clean, low=0, high=1)
         self.steps, self.step, self.factor, self.ramp, self.clean = steps, step, factor, ramp, clean
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ class Trice(Method):
 
     def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, threshold: float = 1.0, **options: Any) -> None:
         super().__init__(crossbar, **options)
-        number("method.sigma", sigma, low=0)
-        number("method.threshold", threshold)
+        number("sigma", sigma, low=0)
+        number("threshold", threshold)
         self.sigma, self.threshold = sigma, threshold
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -62,14 +62,14 @@ class UniversalAT(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, weight_clip=weight_clip, **options)
-        whole("method.members", members)
-        number("method.step", step, low=0)
-        number("method.momentum", momentum, low=0, high=1)
+        whole("members", members)
+        number("step", step, low=0)
+        number("momentum", momentum, low=0, high=1)
         if lifetime is not None:
-            number("method.lifetime", lifetime, low=1)
-        number("method.factor", factor, low=0)
-        number("method.ramp", ramp, low=0, high=1)
-        number("method.clean", clean, low=0, high=1)
+            number("lifetime", lifetime, low=1)
+        number("factor", factor, low=0)
+        number("ramp", ramp, low=0, high=1)
+        number("clean", clean, low=0, high=1)
         self.step, self.momentum, self.lifetime = step, momentum, lifetime
         self.factor, self.ramp, self.clean = factor, ramp, clean
         size = (members, sum(weight.numel() for weight in crossbar.arrays().values()))

@@ -31,7 +31,7 @@ class VariationAware(Method):
 
     def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, **options: Any) -> None:
         super().__init__(crossbar, **options)
-        number("method.sigma", sigma, low=0)
+        number("sigma", sigma, low=0)
         self.sigma = sigma
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -54,5 +54,5 @@ class ConvNet(nn.Module):
 def scaled(sizes: tuple[int, ...], width: float) -> tuple[int, ...]:
     """Layer sizes times a width factor, each at least 1."""
     if not 0 < width < float("inf"):
-        raise ValueError(f"model.width={width}: must be above 0")
+        raise ValueError(f"width={width}: must be above 0")
     return tuple(max(1, round(size * width)) for size in sizes)

@@ -1,4 +1,4 @@
-"""What a configuration comes to, and the stable folder that is named by it: equal for jobs that are the same."""
+"""The complete settings of a job, and its folder, which is named by them: equal for jobs that are the same."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src import schema
-from src.begun import Begun
+from worstcase.app import schema
+from worstcase.app.doors import door
+from worstcase.app.state import Begun
 from worstcase.evaluation.record import CHECKPOINT, Record, finished_runs
 from worstcase.evaluation.settings import trains_without_thg, without_download, without_place
 
@@ -43,7 +44,7 @@ WITHOUT_RUN = {  # what an evaluation takes from its training run, and its value
 
 
 def completed(cfg: DictConfig) -> dict[str, Any]:
-    """What a configuration comes to, in plain types: equal for jobs that are the same.
+    """The settings of a job in plain types, complete: equal for jobs that are the same.
 
     An evaluation takes what it does not say from its training run; one of the user's own network (net=,
     checkpoint=, dataset=) has none. What it takes is never resolved or instantiated: a string of a record stays
@@ -54,7 +55,7 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
         FileNotFoundError: there is no finished training run there, or none at all.
         ValueError: it does not say enough to do without one, or the run's record cannot be followed.
     """
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if "run" in cfg:
         return _completed_evaluation(cfg)
     settings = _plain(cfg)
@@ -155,8 +156,21 @@ def newest_run() -> Path:
         if record.kind == "train":
             return folder
     raise FileNotFoundError(
-        "no finished training run below outputs/ or multirun/; make one with: python -m src.train"
+        f"no finished training run below outputs/ or multirun/; make one with: {door('train')}"
     )
+
+
+def record_folders(said: Iterable[str]) -> list[Path]:
+    """Folders that a command was given to look for records in.
+
+    Raises:
+        NotADirectoryError: one is not there; outputs/ and multirun/ need not be.
+    """
+    folders = [Path(folder) for folder in said]
+    for folder in folders:
+        if not folder.is_dir() and folder not in RUN_ROOTS:
+            raise NotADirectoryError(f"folders: there is no folder {folder}")
+    return folders
 
 
 def _training_record(folder: Path) -> Record:
@@ -167,7 +181,7 @@ def _training_record(folder: Path) -> Record:
             why = f"it failed: {told.error}" if told.error else "it was killed, or is at work"
             raise FileNotFoundError(f"{error} ({why}); finish it with: {told.command}") from None
         below = [run for run, record in finished_runs([folder]) if record.kind == "train"]
-        hint = f"below it there is {below[0]}" if below else "make one with: python -m src.train"
+        hint = f"below it there is {below[0]}" if below else f"make one with: {door('train')}"
         raise FileNotFoundError(f"{error}; {hint}") from None
 
 
@@ -207,5 +221,6 @@ schema.register()
 OmegaConf.register_new_resolver(
     "of_scale", lambda quick, paper, *, _root_: paper if _root_.scale == "paper" else quick, replace=True
 )
+OmegaConf.register_new_resolver("door", door, replace=True)
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 OmegaConf.register_new_resolver("evaluation_folder", _evaluation_folder, replace=True)

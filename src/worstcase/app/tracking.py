@@ -39,7 +39,7 @@ def loggers(chosen: Mapping[str, Any], folder: Path) -> list[Logger]:
             shown = {
                 "name": folder.name,
                 "group": choices.get("experiment") or sweep,
-                "job_type": choices.method,
+                "job_type": choices["method"],
             }
         unsaid = {key: value for key, value in shown.items() if key not in logger}
         found.append(instantiate(logger, save_dir=folder, **unsaid))
@@ -58,7 +58,7 @@ def upload_report(sections: Iterable[Section], out: Path) -> None:
             header, body = columns(section.rows)
             run.log(
                 {
-                    f"{section.name}/table": wandb.Table(header, body),
+                    f"{section.name}/table": wandb.Table([*header], body),
                     **{
                         f"{section.name}/{name}": wandb.Image(str(out / f"{name}.png"), caption=section.title)
                         for name in section.figures

@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from src.begun import JOB, Begun
-from src.schema import ConfigError
+from worstcase.app.schema import ConfigError
+from worstcase.app.state import JOB, Begun
 from worstcase.evaluation.record import CHECKPOINT, LAST
 from worstcase.evaluation.settings import without_place
 

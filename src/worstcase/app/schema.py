@@ -66,9 +66,16 @@ class ReportConfig:
 
     folders: list[str] = MISSING
     out: str = MISSING
-    status: Any = False
-    scale: str = MISSING
     wandb: bool = False
+
+
+@dataclass
+class StatusConfig:
+    """Top level of conf/status.yaml."""
+
+    folders: list[str] = MISSING
+    sweep: str | None = None
+    scale: str = MISSING
 
 
 def register() -> None:
@@ -76,6 +83,7 @@ def register() -> None:
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
     store.store("report_schema", ReportConfig)
+    store.store("status_schema", StatusConfig)
 
 
 GROUPS = {  # by the place of each in the configuration, how it is chosen

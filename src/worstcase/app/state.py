@@ -1,15 +1,18 @@
-"""What a job leaves of itself before its record: job.json, by which it is continued, repeated or explained."""
+"""The state of a job: job.json is there once it has begun, and has its error if it failed; a record ends it."""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from worstcase.evaluation.record import write_json
+from worstcase.evaluation.record import RECORD, files_named, visible, write_json
 
 JOB = "job.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,3 +46,25 @@ class Begun:
         if wrong := [name for name, kind in types.items() if not isinstance(getattr(begun, name), kind)]:
             raise ValueError(f"{path} cannot be read: its {wrong[0]} is of another type")
         return begun
+
+
+def unfinished(folders: Iterable[Path]) -> Iterator[tuple[Path, Begun]]:
+    """The jobs at or below some folders that have begun and left no record; unreadable files are warned of."""
+    for path in sorted(files_named(JOB, folders)):
+        if (path.parent / RECORD).exists():
+            continue
+        try:
+            if told := Begun.load(path.parent):
+                yield path.parent.resolve(), told
+        except ValueError as error:
+            log.warning("passed over: %s", visible(str(error)))
+
+
+def failure(folder: Path, told: Begun) -> Iterator[str]:
+    """A failed job's error and its command, in two lines."""
+    yield f"failed    {shown(folder)}: {visible(told.error or '')}\n          {visible(told.command)}"
+
+
+def shown(folder: Path) -> str:
+    """A folder, relative to the current one if it lies below."""
+    return visible(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))

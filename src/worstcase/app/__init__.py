@@ -1,0 +1,1 @@
+"""The commands: settings by Hydra, a folder a job, skipping and resuming. Nothing else here knows Hydra."""

@@ -1,0 +1,195 @@
+"""Train a network, attack it, and record the lowest accuracy found: python -m src.train."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from worstcase.app import tracking
+from worstcase.app.doors import CONF, command
+from worstcase.app.errors import instantiated
+from worstcase.app.job import is_first_process, run_job
+from worstcase.app.start import start
+from worstcase.evaluation.record import CHECKPOINT, LAST, Record
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="train")
+def _train(cfg: DictConfig) -> float | None:
+    return run_job("train", train, cfg)
+
+
+def main() -> None:
+    start(_train)
+
+
+def train(cfg: dict[str, Any], folder: Path) -> Record | None:
+    """Train, test and attack as the settings say; what the run leaves lies in the folder.
+
+    Of several processes that train together, only the first returns a record.
+    """
+    import lightning as L
+    from lightning.pytorch.callbacks import RichProgressBar, Timer
+
+    from worstcase.callbacks import EpochLines, MovableCheckpoint, WorstCaseAtTest, WorstCasePerEpoch
+    from worstcase.runs import check_fit, load_weights, make_crossbar, user_net
+
+    _quieten()
+    L.seed_everything(cfg["seed"], verbose=False)
+    datamodule = instantiated(cfg, "dataset")
+    datamodule.prepare_data()
+    datamodule.setup()
+    crossbar = make_crossbar(user_net(cfg["net"]) if cfg["net"] else instantiated(cfg, "model.net"), cfg)
+    if cfg["init_from"]:
+        load_weights(crossbar, Path(cfg["init_from"]))
+    check_fit(crossbar, datamodule)
+    method = instantiated(cfg, "method", _partial_=True)(
+        crossbar,
+        num_classes=datamodule.num_classes,
+        optimizer=instantiated(cfg, "model.optimizer"),
+        scheduler=instantiated(cfg, "model.scheduler"),
+        seed=cfg["seed"],
+    )
+
+    terminal = bool(sys.stderr and sys.stderr.isatty())
+    files: dict[str, Any] = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
+    best = MovableCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
+    last = MovableCheckpoint(**files, filename=LAST.stem, save_on_train_epoch_end=True)
+    timer = Timer()
+    callbacks = [callback for callback in instantiated(cfg, "callbacks").values() if callback is not None]
+    at_tests = [callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)]
+    if len(at_tests) != 1:
+        raise ValueError("callbacks: a run needs one worstcase.callbacks.WorstCaseAtTest for its record")
+    at_test = at_tests[0]
+    if not at_test.attacks:
+        raise ValueError("callbacks.worst_case_at_test: a run needs at least one attack for its record")
+    for thg in at_test.thgs or ():
+        with crossbar.bounded_by(thg):  # refuses what its full scale does not allow
+            pass
+    per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
+    for attack in [*at_test.attacks, *per_epoch]:
+        attack.check_classes(datamodule.num_classes)
+    _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch))
+    _check_batches(datamodule, cfg["trainer"])
+    loggers = tracking.loggers(cfg["logger"], folder)
+    trainer = L.Trainer(
+        **cfg["trainer"],
+        default_root_dir=folder,
+        logger=loggers,
+        callbacks=[*callbacks, timer, best, last, RichProgressBar() if terminal else EpochLines()],
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    unfinished = _unfinished(folder)
+    if unfinished:
+        _go_on_with_metrics(loggers, unfinished)
+    for logger in loggers:
+        logger.log_hyperparams(cfg)
+    try:
+        trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
+        train_seconds = timer.time_elapsed("train")
+        trainer.test(
+            method, datamodule=datamodule, ckpt_path=best.best_model_path, weights_only=True, verbose=False
+        )
+    finally:
+        if "wandb" in sys.modules:  # so that the next job of a sweep begins a run of its own
+            sys.modules["wandb"].finish()
+
+    if not is_first_process():
+        return None
+    assert at_test.evaluation is not None
+    choices = HydraConfig.get().runtime.choices
+    record = at_test.evaluation.record(
+        kind="train",
+        command=command("train"),
+        config=cfg,
+        method=choices["method"],
+        model=cfg["net"] or choices["model"],
+        dataset=choices["dataset"],
+        train_seconds=train_seconds,
+        epochs=trainer.current_epoch,
+    )
+    at_test.evaluation.save(folder, record)
+    return record
+
+
+def _check_metrics(callbacks: list, monitor: str, *, attacked: bool) -> None:
+    """Refuse to watch a metric that nobody logs; a callback of the user's own may log any.
+
+    Raises:
+        ValueError: naming it.
+    """
+    known = {"val/accuracy", "train/loss"} | ({"val/attacked_accuracy"} if attacked else set())
+    homes = [type(callback).__module__.split(".")[0] for callback in callbacks]
+    watched = [monitor, *(c.monitor for c in callbacks if isinstance(getattr(c, "monitor", None), str))]
+    unknown = [name for name in watched if name not in known]
+    if unknown and set(homes) <= {"worstcase", "lightning"}:
+        allowed = " or ".join(sorted(known - {"train/loss"}))
+        raise ValueError(f"method.monitor={unknown[0]}: must be {allowed}; each is logged by a callback")
+
+
+def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
+    """Make sure that each part has a batch left.
+
+    Raises:
+        ValueError: a part has none.
+    """
+    for part in ("train", "val", "test"):
+        share = trainer.get(f"limit_{part}_batches")
+        if isinstance(share, float) and int(share * len(getattr(datamodule, f"{part}_dataloader")())) < 1:
+            raise ValueError(f"trainer.limit_{part}_batches={share}: leaves no batch; raise it")
+
+
+def _unfinished(folder: Path) -> Path | None:
+    """The last checkpoint that this run left when it was killed; None where it has to begin anew."""
+    last = folder / LAST
+    if not last.is_file():
+        return None
+    cut = next((file for file in (last, folder / CHECKPOINT) if file.exists() and not _is_whole(file)), None)
+    if cut is None:
+        log.info("going on from %s", last)
+        return last
+    log.warning("%s was cut off when it was written, so training begins anew", cut)
+    if is_first_process():
+        last.unlink(missing_ok=True)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Written to its end: it may not be if the temporary folder, where it is begun, is on another disk."""
+    return zipfile.is_zipfile(checkpoint)
+
+
+def _go_on_with_metrics(loggers: list, unfinished: Path) -> None:
+    """Lightning's CSV logger begins its file anew: give it the rows up to the checkpoint again."""
+    import torch
+    from lightning.pytorch.loggers import CSVLogger
+
+    epoch = torch.load(unfinished, map_location="cpu", weights_only=True)["epoch"]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and (file := Path(logger.log_dir, "metrics.csv")).is_file():
+            try:
+                with file.open(newline="") as lines:
+                    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
+                logger.experiment.metrics = [row for row in rows if int(row["epoch"]) <= epoch]
+            except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
+                log.warning("%s is no table of metrics any more, so it begins anew", file)
+
+
+def _quieten() -> None:
+    """Lightning's remarks on hardware, loaders and its own products say nothing about the user's run."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
