@@ -9,20 +9,25 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming, tracking
 from worstcase.app.doors import CONF
-from worstcase.app.start import start
+from worstcase.app.start import errors_in_one_line, start
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="report")
 def _report(cfg: DictConfig) -> None:
-    folders = naming.record_folders(cfg.folders)
+    with errors_in_one_line():
+        report(naming.record_folders(cfg.folders), Path(cfg.out), upload=cfg.wandb)
+
+
+def report(folders: list[Path], out: Path, *, upload: bool) -> None:
+    """Write the page and its files into `out`, say what they show, and upload them if asked."""
     from worstcase.report.write import PAGE, write_report
 
-    sections = write_report(folders, Path(cfg.out))
+    sections = write_report(folders, out)
     for section in sections:
         print(f"  {section.name:<12} {section.title}, {section.seeds}")
-    print(f"report: {Path(cfg.out, PAGE)}")
-    if cfg.wandb:
-        tracking.upload_report(sections, Path(cfg.out))
+    print(f"report: {out / PAGE}")
+    if upload:
+        tracking.upload_report(sections, out)
 
 
 def main() -> None:

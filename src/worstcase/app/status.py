@@ -10,18 +10,19 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming, sweeps
 from worstcase.app.doors import CONF
-from worstcase.app.start import start
+from worstcase.app.start import errors_in_one_line, start
 from worstcase.app.state import failure, shown, unfinished
 from worstcase.evaluation.record import RECORD, finished_runs, visible
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="status")
 def _status(cfg: DictConfig) -> None:
-    if cfg.sweep:
-        lines = of_jobs(sweeps.jobs([f"experiment={cfg.sweep}", f"scale={cfg.scale}"]))
-    else:
-        lines = of_folders(naming.record_folders(cfg.folders))
-    print(*lines, sep="\n")
+    with errors_in_one_line():
+        if cfg.sweep:
+            lines = of_jobs(sweeps.jobs([f"experiment={cfg.sweep}", f"scale={cfg.scale}"]))
+        else:
+            lines = of_folders(naming.record_folders(cfg.folders))
+        print(*lines, sep="\n")
 
 
 def main() -> None:
