@@ -160,7 +160,7 @@ QUICK = [  # a training of a moment
     "trainer.max_epochs=1",
     "dataset.limit=200",
     "attack@test_attack=flwc",
-    "callbacks.worst_case_at_test.besides=null",
+    "suite=single",
 ]
 
 

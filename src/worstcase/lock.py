@@ -13,14 +13,16 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[bool]:
-    """Hold a file for this process alone within a block, however the process ends; yields False if another has it.
+def locked(file: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a file for this process alone within a block, however the process ends.
+
+    If another process has it, wait until it is free, or yield False.
 
     Where the file system has no locks this is said, and the block is run.
     """
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         yield False
         return

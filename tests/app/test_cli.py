@@ -233,15 +233,15 @@ def test_help_tells_the_groups_and_how_to_use_them():
     for part in (
         "python -m src.train method=atrice thg=0.02",
         "method: adversarial, atrice, pgd_at, trice, universal_at, va, vanilla",
-        "attack: ensemble, flwc, lwc, lwc_margin, lwc_short, monte_carlo, pgd",
+        "attack: ensemble, ensemble_short, flwc, lwc, lwc_margin, lwc_short, monte_carlo, pgd",
         "thg:",
     ):
         assert part in shown
 
 
 def test_th_g_presets_set_thg_and_the_command_line_wins():
-    assert "thg: 0.01" in run("src.train", "--cfg", "job", "th_g=paper_0.01").stdout
-    assert "thg: 0.05" in run("src.train", "--cfg", "job", "th_g=paper_0.01", "thg=0.05").stdout
+    assert "thg: 0.02" in run("src.train", "--cfg", "job", "th_g=rram").stdout
+    assert "thg: 0.05" in run("src.train", "--cfg", "job", "th_g=rram", "thg=0.05").stdout
 
 
 def test_wandb_is_offline_unless_logged_in_and_groups_a_sweep(tmp_path):

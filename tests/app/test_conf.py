@@ -60,10 +60,15 @@ def test_models_and_their_optimisers(name):
 @pytest.mark.parametrize("name", options("method"))
 def test_methods(name):
     cfg = composed(f"method={name}")
-    method = instantiate(cfg.method, _partial_=True)(
+    method = instantiate(arguments(cfg), _partial_=True)(
         make_crossbar(instantiate(cfg.model.net), cfg), num_classes=10
     )
     assert isinstance(method, Method)
+
+
+def arguments(cfg):
+    """Those of the method's class."""
+    return {key: value for key, value in cfg.method.items() if key != "trains_without_thg"}
 
 
 def settings(thing):
@@ -76,12 +81,12 @@ def settings(thing):
 def test_a_method_has_the_same_defaults_in_python(name):
     cfg = composed(f"method={name}")
     crossbar = make_crossbar(instantiate(cfg.model.net), cfg)
-    said = instantiate(cfg.method, _partial_=True)(crossbar, num_classes=10)
+    said = instantiate(arguments(cfg), _partial_=True)(crossbar, num_classes=10)
     attack = {"attack": said.attack} if name == "adversarial" else {}
     assert settings(said) == settings(type(said)(crossbar, num_classes=10, **attack))
 
 
-VARIANTS = {"lwc_short": {"epochs"}, "lwc_margin": {"epochs", "objective"}}
+VARIANTS = {"ensemble_short": {"rounds"}, "lwc_short": {"epochs"}, "lwc_margin": {"epochs", "objective"}}
 """Files of an attack that differ from its defaults, and in what."""
 
 
@@ -118,6 +123,20 @@ def test_attacks(name):
     cfg = composed(f"attack@test_attack={name}")
     attack = instantiate(cfg.test_attack)
     assert isinstance(attack, Attack) and attack.name == name.removesuffix("_short").removesuffix("_margin")
+
+
+@pytest.mark.parametrize("name", options("suite"))
+def test_suites_are_attacks_as_their_own_files_have_them(name):
+    cfg = composed(f"suite={name}")
+    attacks = instantiate(cfg.suite)
+    assert attacks and all(isinstance(attack, Attack) for attack in attacks.values())
+    at_test = instantiate(cfg.callbacks).worst_case_at_test.attacks
+    assert list(map(settings, at_test)) == list(map(settings, attacks.values()))
+    for key, attack in attacks.items():
+        known = instantiate(
+            composed("attack@test_attack=" + ("lwc" if key == "test" else attack.name)).test_attack
+        )
+        assert type(attack) is type(known) and settings(attack).keys() == settings(known).keys()
 
 
 @pytest.mark.parametrize("name", options("th_g"))

@@ -35,7 +35,7 @@ BAD = {
     "method.membres=3": "there is no setting method.membres; did you mean members?",
     "tgh=0.1": "there is no setting tgh; did you mean thg?",
     "th_g=0.02": "th_g=0.02: must be one of fefet, paper, ",
-    "callbacks=null": "callbacks=null: must be one of compared, default, ",
+    "suite=null": "suite=null: must be one of compared, default, ",
     "method=[vanilla,va]": "method=[vanilla,va]: must be one of adversarial, atrice, ",
     "trainer.precision=16": "another of Lightning's is added by +trainer.precision=VALUE",
     "thg=[0.1": "no viable alternative at input '[0.1'",

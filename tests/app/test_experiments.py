@@ -1,5 +1,6 @@
 """Every experiment composes at both scales, and the smallest jobs of the cheap ones run."""
 
+import contextlib
 import json
 import random
 import time
@@ -12,8 +13,9 @@ from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from worstcase.app import doors, job, naming, schema, status, sweeps
+from worstcase.app import doors, job, naming, resume, schema, status, sweeps
 from worstcase.app.state import Begun
+from worstcase.evaluation.record import Record
 from worstcase.report.write import SECTIONS
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").iterdir())
@@ -68,25 +70,50 @@ def test_figures_of_the_same_networks_share_their_jobs(hydra):
     assert folders("experiment=table1", "scale=paper").isdisjoint(table1)
 
 
-def test_a_network_that_trains_without_th_g_is_one_job_for_all(hydra):
-    counts = {
-        method: len(folders("experiment=fig8a", f"method={method}"))
-        for method in ("vanilla", "va", "atrice", "universal_at")
-    }
-    assert counts == {"vanilla": 1, "va": 1, "atrice": 5, "universal_at": 5}
-    selected_by_thg = ["method=vanilla", "method.monitor=val/attacked_accuracy"]
-    assert len(folders("experiment=fig8a", *selected_by_thg)) == 5
+def trainings(*overrides):
+    """How many networks a sweep trains."""
+    every = sweeps.combinations(overrides)
+    return len({resume.digest(naming.completed(compose("train", one, return_hydra_config=True))) for one in every})
+
+
+def test_a_network_that_trains_without_th_g_is_trained_once_for_all(hydra):
+    counts = {method: trainings("experiment=fig8a", f"method={method}") for method in ("vanilla", "va", "atrice")}
+    assert counts == {"vanilla": 1, "va": 1, "atrice": 5}
+    assert len(folders("experiment=fig8a", "method=vanilla")) == 5
+    assert trainings("experiment=fig8a", "method=vanilla", "method.monitor=val/attacked_accuracy") == 5
 
 
 def test_training_without_th_g_gives_the_same_weights_at_every_th_g(tmp_path):
     for method in ("vanilla", "va"):
         states = []
         for thg in (0.01, 0.04):
-            folder = tmp_path / f"{method}-{thg}"
+            folder = tmp_path / method / str(thg) / "run"
             small = [*QUICK, "trainer.max_epochs=2"]
             run("src.train", f"method={method}", f"thg={thg}", *small, f"hydra.run.dir={folder}")
             states.append(torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"])
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_jobs_at_several_th_g_share_a_training_also_when_they_run_at_once(tmp_path):
+    small = ["src.train", "method=vanilla", *QUICK, "trainer.max_epochs=3"]
+    with contextlib.ExitStack() as stack:
+        jobs = [
+            stack.enter_context(running(*small, f"thg={thg}", f"hydra.run.dir={tmp_path / str(thg)}"))
+            for thg in (0.0, 0.02, 0.1)
+        ]
+        assert [job.wait() for job in jobs] == [0, 0, 0]
+        logs = [job.err.read_text() for job in jobs]
+    assert sorted(log.count("epoch 3 of 3") for log in logs) == [0, 0, 1]
+    assert sorted(log.count("trained already in ") for log in logs) == [0, 1, 1]
+    records = [Record.load(tmp_path / str(thg)) for thg in (0.0, 0.02, 0.1)]
+    assert len({(record.train_seconds, record.epochs, record.clean_accuracy) for record in records}) == 1
+    accuracies = [record.attacked_accuracy for record in records]
+    assert accuracies[0] == records[0].clean_accuracy and accuracies == sorted(accuracies, reverse=True)
+    (tmp_path / "0.1" / "results.json").unlink()  # a job that is repeated takes its own
+    assert "epoch 1" not in run(*small, "thg=0.1", f"hydra.run.dir={tmp_path / '0.1'}").stderr
+    assert not list(tmp_path.glob(".training*"))
+    other = run(*small, "seed=1", "thg=0.1", f"hydra.run.dir={tmp_path / 'seed1'}").stderr
+    assert "epoch 3 of 3" in other and "trained already" not in other
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +125,7 @@ def swept(made_once):
             ("table3",),
             ("fig3",),
             ("fig7",),
-            ("fig8a", "method=vanilla,atrice", "thg=0.03,0.01", "thgs=[0,0.01,0.03]"),
+            ("fig8a", "method=vanilla,atrice", "thg=0.03,0.01"),
         ):
             words = [f"experiment={name}", *SMALL, *overrides, f"hydra.sweep.dir={root}"]
             run("src.train", "-m", *words, before=(shorten_ensembles,))
@@ -108,7 +135,7 @@ def swept(made_once):
 
 def test_experiments_run_and_their_figures_and_tables_are_in_the_report(swept, tmp_path):
     records = [json.loads(path.read_text()) for path in swept.rglob("results.json")]
-    assert sorted(record["method"] for record in records) == ["atrice", "atrice", *["vanilla"] * 4]
+    assert sorted(record["method"] for record in records) == ["atrice", "atrice", *["vanilla"] * 5]
     shown = run("src.report", f"folders=[{swept}]", f"out={tmp_path}").stdout
     made = {line.split()[0] for line in shown.splitlines() if line.startswith("  ")}
     assert made >= {

@@ -26,8 +26,8 @@ SETTINGS = [
     "attack@val_attack=flwc",
     "attack@test_attack=monte_carlo",
     "test_attack.instances=40",
-    "callbacks.worst_case_at_test.attacks=[${val_attack},${test_attack}]",
-    "callbacks.worst_case_at_test.besides=null",
+    "suite=single",
+    "+suite.first=${val_attack}",
 ]
 
 

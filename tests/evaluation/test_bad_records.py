@@ -50,7 +50,13 @@ def record(made_once):
     """Of a training with every kind of attack and its worst chip explained."""
 
     def train(folder):
-        small = ["method=vanilla", "trainer.max_epochs=1", "dataset.limit=100", "callbacks=compared"]
+        small = [
+            "method=vanilla",
+            "trainer.max_epochs=1",
+            "dataset.limit=100",
+            "suite=compared",
+            "diagnosis=short",
+        ]
         run("src.train", *small, f"hydra.run.dir={folder / 'run'}", before=(shorten_ensembles,))
 
     return json.loads((made_once("compared", train) / "run" / "results.json").read_text())
@@ -69,7 +75,7 @@ def test_each_is_read_or_skipped_with_a_line_that_names_file_and_field(record, t
     read = [folder for folder, _ in finished_runs([root])]
     skipped = [line for line in caplog.messages if line.startswith("skipped: ")]
     assert len(read) + len(skipped) == total
-    assert len(skipped) > 0.6 * total
+    assert len(skipped) > total / 2
     for line in skipped:
         place, _, reason = line.removeprefix("skipped: ").partition(" is no record of a run: ")
         assert place.startswith(str(root)) and reason and "\n" not in line

@@ -28,7 +28,7 @@ def numbers(record):
 
 def test_a_training_a_command_and_python_say_the_same(tmp_path):
     small = ["method=vanilla", "trainer.max_epochs=1", "attack@test_attack=flwc", "dataset.limit=300"]
-    run("src.train", *small, "callbacks.worst_case_at_test.besides=null", f"hydra.run.dir={tmp_path}")
+    run("src.train", *small, "suite=single", f"hydra.run.dir={tmp_path}")
     run("src.evaluate", f"run={tmp_path}", "attack=flwc")
     (evaluation,) = tmp_path.glob("evaluations/*/results.json")
     trained = json.loads((tmp_path / "results.json").read_text())
@@ -178,3 +178,31 @@ def test_bad_settings(small_batches, options, message):
     net = LeNet()
     with pytest.raises(ValueError, match=message):
         worstcase.evaluate(Crossbar(net, 0.1), small_batches, progress=False, **options)
+
+
+def test_several_th_g_are_attacked_from_what_the_smaller_found_and_the_lowest_explained(small_net, small_loader):
+    crossbar = Crossbar(small_net, 0.1)
+    two = [attacks.FLWC(steps=2), attacks.LWC(epochs=2)]
+    result = worstcase.evaluate(crossbar, small_loader, two, thgs=[0.3, 0.0, 0.1], progress=False)
+    found = result.attacks
+    assert [(one.attack, one.thg) for one in found] == [
+        (attack, thg) for attack in ("flwc", "lwc") for thg in (0.0, 0.1, 0.3)
+    ]
+    for none, small, large in (found[:3], found[3:]):
+        assert none.clean_accuracy == none.accuracy >= small.accuracy >= large.accuracy
+        assert any(entry.get("start") for entry in large.history)
+    lowest = min(found[2].accuracy, found[5].accuracy)
+    assert result.diagnosis["thg"] == 0.3 and result.diagnosis["accuracy"] == pytest.approx(lowest)
+    assert crossbar.thg == 0.1
+
+
+class Failing(attacks.FLWC):
+    def search(self, run):
+        raise RuntimeError("the attack failed")
+
+
+def test_th_g_is_as_it_was_after_an_attack_that_failed(small_net, small_loader):
+    crossbar = Crossbar(small_net, 0.1)
+    with pytest.raises(RuntimeError, match="the attack failed"):
+        worstcase.evaluate(crossbar, small_loader, [Failing()], thgs=[0.2, 0.3], progress=False)
+    assert crossbar.thg == 0.1

@@ -70,8 +70,11 @@ def instantiated(settings: Mapping[str, Any], place: str, **arguments: Any) -> A
         if not isinstance(error.__cause__, ValueError):
             raise
         message = str(error.__cause__)
+        name = message.partition("=")[0]
         if within := re.search(r"full_key: (\S+)", str(error)):
-            message = re.sub(r"^([a-z_]+)=", rf"{place}.{within[1]}.\1=", message)
+            message = f"{place}.{within[1]}.{message}" if name.isidentifier() else message
+        elif name in config and name not in settings and "." not in place:
+            message = f"{place}.{message}"
         raise ValueError(message) from error.__cause__
 
 

@@ -17,7 +17,7 @@ from worstcase.app import schema
 from worstcase.app.doors import door
 from worstcase.app.state import Begun
 from worstcase.evaluation.record import CHECKPOINT, Record, finished_runs
-from worstcase.evaluation.settings import trains_without_thg, without_download, without_place
+from worstcase.evaluation.settings import without_download, without_place
 
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
 ONLY_SHOWN = (
@@ -48,8 +48,7 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
 
     An evaluation takes what it does not say from its training run; one of the user's own network (net=,
     checkpoint=, dataset=) has none. What it takes is never resolved or instantiated: a string of a record stays
-    that string. A training without th_g is the same for every thg of a sweep with `thgs`, and any other is
-    attacked at its own thg.
+    that string.
 
     Raises:
         FileNotFoundError: there is no finished training run there, or none at all.
@@ -58,13 +57,7 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if "run" in cfg:
         return _completed_evaluation(cfg)
-    settings = _plain(cfg)
-    if settings.get("thgs"):
-        if trains_without_thg(settings):
-            settings["thg"] = max(settings["thgs"])
-        else:
-            settings["thgs"] = None
-    return settings
+    return _plain(cfg)
 
 
 def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
@@ -189,8 +182,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
     """A stable, readable folder for a training configuration; the digest tells the rest of it apart."""
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    thgs = sorted({min(settings["thgs"] or [settings["thg"]]), settings["thg"]})
-    name = f"thg{'-'.join(f'{thg:g}' for thg in thgs)}-seed{settings['seed']}-{_digest(settings)}"
+    name = f"thg{settings['thg']:g}-seed{settings['seed']}-{_digest(settings)}"
     return f"{_own(settings['net']) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 

@@ -27,13 +27,14 @@ class TrainConfig:
     data_dir: str = MISSING
     net: str | None = None
     init_from: str | None = None
-    thgs: list[float] | None = None
+    diagnosis: str | None = None
     scale: str = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
     method: Any = MISSING
     val_attack: Any = MISSING
     test_attack: Any = MISSING
+    suite: Any = MISSING
     callbacks: Any = MISSING
     trainer: Any = MISSING
     logger: Any = MISSING
@@ -94,6 +95,7 @@ GROUPS = {  # by the place of each in the configuration, how it is chosen
     "val_attack": "attack@val_attack",
     "test_attack": "attack@test_attack",
     "method.attack": "attack@method.attack",
+    "suite": "suite",
     "callbacks": "callbacks",
     "trainer": "trainer",
     "logger": "logger",
@@ -144,16 +146,13 @@ def check(settings: Mapping[str, Any]) -> None:
     full_scale = settings.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
-    thgs = settings.get("thgs")
-    if thgs is not None and not thgs:
-        raise ConfigError("thgs=[]: must be null, or a list of one or more")
-    for thg in [*bounds(settings), *(thgs or [])]:
+    for thg in bounds(settings):
         if isinstance(thg, bool) or not isinstance(thg, int | float) or not (math.isfinite(thg) and thg >= 0):
             raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
         if full_scale != "unit" and thg > 1:
             raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
     for key, allowed in CHOICES.items():
-        if key in settings and settings[key] not in allowed:
+        if settings.get(key) is not None and settings[key] not in allowed:
             raise ConfigError(f"{key}={settings[key]}: must be {' or '.join(allowed)}")
     seed = settings.get("seed")
     if seed is not None and not 0 <= seed < 2**32:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import sys
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from worstcase.app import tracking
+from worstcase.app import resume, tracking
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import is_first_process, run_job
@@ -53,7 +51,8 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     if cfg["init_from"]:
         load_weights(crossbar, Path(cfg["init_from"]))
     check_fit(crossbar, datamodule)
-    method = instantiated(cfg, "method", _partial_=True)(
+    described = {key: value for key, value in cfg["method"].items() if key != "trains_without_thg"}
+    method = instantiated({"method": described}, "method", _partial_=True)(
         crossbar,
         num_classes=datamodule.num_classes,
         optimizer=instantiated(cfg, "model.optimizer"),
@@ -66,16 +65,15 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     best = MovableCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
     last = MovableCheckpoint(**files, filename=LAST.stem, save_on_train_epoch_end=True)
     timer = Timer()
+    for place in ("val_attack", "test_attack", "suite"):  # whose settings are named if one is refused
+        instantiated(cfg, place)
     callbacks = [callback for callback in instantiated(cfg, "callbacks").values() if callback is not None]
     at_tests = [callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)]
     if len(at_tests) != 1:
         raise ValueError("callbacks: a run needs one worstcase.callbacks.WorstCaseAtTest for its record")
     at_test = at_tests[0]
     if not at_test.attacks:
-        raise ValueError("callbacks.worst_case_at_test: a run needs at least one attack for its record")
-    for thg in at_test.thgs or ():
-        with crossbar.bounded_by(thg):  # refuses what its full scale does not allow
-            pass
+        raise ValueError("suite: a run needs at least one attack for its record")
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_test.attacks, *per_epoch]:
         attack.check_classes(datamodule.num_classes)
@@ -91,17 +89,19 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    unfinished = _unfinished(folder)
+    unfinished = resume.unfinished(folder)
     if unfinished:
-        _go_on_with_metrics(loggers, unfinished)
+        resume.go_on_with_metrics(loggers, unfinished)
     for logger in loggers:
         logger.log_hyperparams(cfg)
     try:
-        trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
-        train_seconds = timer.time_elapsed("train")
-        trainer.test(
-            method, datamodule=datamodule, ckpt_path=best.best_model_path, weights_only=True, verbose=False
-        )
+        with resume.training_of(folder, cfg) as trained:
+            if trained is None:
+                trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
+                trained = resume.Trained(timer.time_elapsed("train"), trainer.current_epoch, resume.digest(cfg))
+                if is_first_process():
+                    trained.save(folder)
+        trainer.test(method, datamodule, ckpt_path=folder / CHECKPOINT, weights_only=True, verbose=False)
     finally:
         if "wandb" in sys.modules:  # so that the next job of a sweep begins a run of its own
             sys.modules["wandb"].finish()
@@ -117,8 +117,8 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         method=choices["method"],
         model=cfg["net"] or choices["model"],
         dataset=choices["dataset"],
-        train_seconds=train_seconds,
-        epochs=trainer.current_epoch,
+        train_seconds=trained.seconds,
+        epochs=trained.epochs,
     )
     at_test.evaluation.save(folder, record)
     return record
@@ -149,43 +149,6 @@ def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
         share = trainer.get(f"limit_{part}_batches")
         if isinstance(share, float) and int(share * len(getattr(datamodule, f"{part}_dataloader")())) < 1:
             raise ValueError(f"trainer.limit_{part}_batches={share}: leaves no batch; raise it")
-
-
-def _unfinished(folder: Path) -> Path | None:
-    """The last checkpoint that this run left when it was killed; None where it has to begin anew."""
-    last = folder / LAST
-    if not last.is_file():
-        return None
-    cut = next((file for file in (last, folder / CHECKPOINT) if file.exists() and not _is_whole(file)), None)
-    if cut is None:
-        log.info("going on from %s", last)
-        return last
-    log.warning("%s was cut off when it was written, so training begins anew", cut)
-    if is_first_process():
-        last.unlink(missing_ok=True)
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-    return None
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Written to its end: it may not be if the temporary folder, where it is begun, is on another disk."""
-    return zipfile.is_zipfile(checkpoint)
-
-
-def _go_on_with_metrics(loggers: list, unfinished: Path) -> None:
-    """Lightning's CSV logger begins its file anew: give it the rows up to the checkpoint again."""
-    import torch
-    from lightning.pytorch.loggers import CSVLogger
-
-    epoch = torch.load(unfinished, map_location="cpu", weights_only=True)["epoch"]
-    for logger in loggers:
-        if isinstance(logger, CSVLogger) and (file := Path(logger.log_dir, "metrics.csv")).is_file():
-            try:
-                with file.open(newline="") as lines:
-                    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
-                logger.experiment.metrics = [row for row in rows if int(row["epoch"]) <= epoch]
-            except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
-                log.warning("%s is no table of metrics any more, so it begins anew", file)
 
 
 def _quieten() -> None:

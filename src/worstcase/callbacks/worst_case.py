@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 
 from worstcase.attacks import Attack
 from worstcase.attacks.base import Loader
-from worstcase.checks import number
 from worstcase.evaluation.evaluation import Evaluation, check_diagnosis, evaluate
 from worstcase.methods import Method
 
@@ -39,30 +38,21 @@ class WorstCaseAtTest(L.Callback):
     What was found is kept in ``evaluation``, an `Evaluation`.
 
     Args:
-        attacks: run in this order.
+        attacks: run in this order; of a mapping, its values that are not None.
         seed: of what the attacks draw.
-        thgs: attacked, each attack at a larger one starting from what it found at the next smaller; None: the
-            crossbar's own.
-        diagnosis: ``short`` or ``full``, to explain the lowest found at the largest th_g; None: not.
-        besides: run too, lest a network passes for safe because an attack failed, unless one of its kind is there.
+        diagnosis: ``short`` or ``full``, to explain the lowest found; None: not.
     """
 
     def __init__(
         self,
-        attacks: Sequence[Attack],
+        attacks: Sequence[Attack] | Mapping[str, Attack | None],
         seed: int = 0,
-        thgs: Sequence[float] | None = None,
         diagnosis: str | None = None,
-        besides: Attack | None = None,
     ) -> None:
         check_diagnosis(diagnosis)
-        if thgs is not None and (isinstance(thgs, str) or not isinstance(thgs, Sequence) or not thgs):
-            raise ValueError(f"thgs={thgs}: must be a list of one or more, or None for the crossbar's own")
-        for thg in thgs or ():
-            number("thgs", thg, low=0)
-        kinds = {type(attack) for attack in attacks}
-        self.attacks = [*attacks, *([besides] if besides is not None and type(besides) not in kinds else [])]
-        self.seed, self.thgs, self.diagnosis = seed, thgs, diagnosis
+        given = attacks.values() if isinstance(attacks, Mapping) else attacks
+        self.attacks = [attack for attack in given if attack is not None]
+        self.seed, self.diagnosis = seed, diagnosis
         self.evaluation: Evaluation | None = None
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,7 +61,6 @@ class WorstCaseAtTest(L.Callback):
             pl_module.crossbar,
             _loader(trainer.test_dataloaders),
             self.attacks,
-            thgs=self.thgs,
             diagnosis=self.diagnosis,
             seed=self.seed,
         )

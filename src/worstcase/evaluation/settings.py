@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-WITHOUT_THG = ("worstcase.methods.Vanilla", "worstcase.methods.VariationAware")
 NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
 """Data sets that are the same wherever they lie."""
 
 
 def trains_without_thg(config: Mapping[str, Any]) -> bool:
-    """Training and selection are the same for every th_g.
+    """Training and selection are the same for every th_g; the method's file says so of the training.
 
     Example:
-        >>> trains_without_thg({"method": {"_target_": "worstcase.methods.Vanilla", "monitor": "val/accuracy"}})
+        >>> trains_without_thg({"method": {"trains_without_thg": True, "monitor": "val/accuracy"}})
         True
     """
     method = config.get("method") or {}
-    return method.get("_target_") in WITHOUT_THG and method.get("monitor") == "val/accuracy"
+    return method.get("trains_without_thg") is True and method.get("monitor") == "val/accuracy"
 
 
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
