@@ -13,7 +13,8 @@ STYLE = """
   .card { fill: #ffffff; stroke: #d0d7de } .right { fill: #ddf4e4 } .wrong { fill: #ffdcd7 }
   text { font: 20px system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #1f2328 }
   .title { font-weight: 600; font-size: 22px } .soft { fill: #57606a; font-size: 18px }
-  .middle { text-anchor: middle } .box { fill: none; stroke: #1f2328; stroke-width: 2.5 } .chip { fill: #0969da; fill-opacity: .55 }
+  .middle { text-anchor: middle }
+  .box { fill: none; stroke: #1f2328; stroke-width: 2.5 } .chip { fill: #0969da; fill-opacity: .55 }
   .path { fill: none; stroke: #b42318; stroke-width: 2.5; stroke-dasharray: 6 4 } .found { fill: #b42318 }
   .programmed { fill: #1f2328 }
   @media (prefers-color-scheme: dark) {

@@ -42,6 +42,14 @@ def test_a_bar_in_a_notebook(place, capsys):
     assert "flwc" in shown and "pass 4/31, lowest so far 50.00%" in shown
 
 
+def test_a_bar_in_a_notebook_of_more_passes_than_expected(place, capsys):
+    place(force_jupyter=True)
+    with progress_bar("flwc") as show:
+        time.sleep(0.15)
+        show(33.4, 31, 0.5)
+    assert "pass 33/33, lowest so far 50.00%" in capsys.readouterr().err
+
+
 def test_a_line_now_and_then_elsewhere(place, capsys, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     work()

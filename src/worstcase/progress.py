@@ -54,13 +54,13 @@ def _in_notebook(name: str) -> Iterator[Show]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are no ipywidgets: the bar is then one of text
         from tqdm.auto import tqdm
-    form = "{desc} {bar:20} pass {n:.0f}/{total:.0f}{postfix} [{elapsed}]"
+    form = "{desc} {bar:20} pass {n}/{total}{postfix} [{elapsed}]"
     with tqdm(total=1, desc=name, leave=False, bar_format=form) as bar:
 
         def show(passes: float, total: float, accuracy: float) -> None:
-            bar.total = total
+            bar.total = round(max(passes, total))  # tqdm forgets a total that is exceeded
             bar.set_postfix_str(f"lowest so far {accuracy:.2%}", refresh=False)
-            bar.update(passes - bar.n)
+            bar.update(round(passes) - bar.n)
 
         yield show
 

@@ -71,6 +71,7 @@ class Evaluation:
 
     @property
     def samples(self) -> int:
+        """Of the reference set."""
         return self.attacks[0].samples
 
     @property
