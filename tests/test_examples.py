@@ -1,8 +1,9 @@
+import json
 import re
 
 import pytest
 import torch
-from commands import run
+from commands import REPOSITORY, run
 from torch import nn
 
 from examples.resnet20 import resnet20
@@ -29,6 +30,22 @@ def test_your_own_network():
     clean, lowest = (float(part) for part in re.match(r"clean ([\d.]+)%; .* at most ([\d.]+)%", shown[0]).groups())
     assert clean > 80 and lowest < clean - 10
     assert shown[-2].startswith("true classes:") and shown[-1].startswith("its answers:")
+
+
+def test_first_steps(short_ensemble, tmp_path, monkeypatch):
+    """The notebook's cells run, and it is kept with their outputs."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((REPOSITORY / "examples" / "first_steps.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in cells]
+    sources[0] = re.sub(r"= .*", "= 2, 1, 5", sources[0])  # epochs, hardening_epochs, chips
+    names: dict = {}
+    for source in sources:
+        exec(source.replace("MNIST5k()", "MNIST5k(limit=300)"), names)
+    assert names["result"].attacked_accuracy < names["result"].clean_accuracy
+    assert len(names["frame"]) == 2
+    assert {output["output_type"] for cell in cells for output in cell["outputs"]} >= {"stream", "display_data"}
+    assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
 
 
 def test_trice_search_halves_its_interval_round_the_best_of_three_points():

@@ -1,7 +1,12 @@
-"""Worst-case accuracy of neural networks on compute-in-memory accelerators.
+"""How badly a neural network can fail on a compute-in-memory chip that passed write-verify.
 
-Names are imported on first use, so that the parts that need no PyTorch start at once.
+`Crossbar` says which weights are in devices and how far they may deviate, `evaluate` finds the worst chip, and the
+`Evaluation` that it returns says what was found and how far to believe it. `worstcase.attacks` are the attacks,
+`worstcase.methods` the trainings that make a network hold, `worstcase.data` and `worstcase.models` the paper's
+data sets and networks. `load_run` gives back what a training left, and `results_frame` all records as a table.
 """
+
+# Names are imported on first use, so that the parts that need no PyTorch start at once.
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,9 +1,10 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal and in a notebook, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,34 +14,64 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+Show = Callable[[float, float, float], None]
 
 
 @contextmanager
-def progress_bar(name: str, *, enabled: bool = True) -> Iterator[Callable[[float, float, float], None]]:
+def progress_bar(name: str, *, enabled: bool = True) -> Iterator[Show]:
     """Show how far an attack is: yields a function of passes done, passes expected, and lowest accuracy so far."""
     console = Console(stderr=True)
     if not enabled:
         yield lambda passes, total, accuracy: None
     elif console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("pass {task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("lowest so far {task.fields[lowest]}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(name, total=1, lowest="-")
-            yield lambda passes, total, accuracy: bar.update(
-                task, completed=passes, total=total, lowest=f"{accuracy:.2%}"
-            )
+        with _on_terminal(name, console) as show:
+            yield show
+    elif console.is_jupyter:
+        with _in_notebook(name) as show:
+            yield show
     else:
-        next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        yield _in_log(name)
 
-        def write_line(passes: float, total: float, accuracy: float) -> None:
-            nonlocal next_line
-            if time.monotonic() >= next_line:
-                next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-                log.info("%s: pass %.0f of %.0f, lowest so far %.2f %%", name, passes, total, 100 * accuracy)
 
-        yield write_line
+@contextmanager
+def _on_terminal(name: str, console: Console) -> Iterator[Show]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("pass {task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("lowest so far {task.fields[lowest]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=1, lowest="-")
+        yield lambda passes, total, accuracy: bar.update(
+            task, completed=passes, total=total, lowest=f"{accuracy:.2%}"
+        )
+
+
+@contextmanager
+def _in_notebook(name: str) -> Iterator[Show]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are no ipywidgets: the bar is then one of text
+        from tqdm.auto import tqdm
+    form = "{desc} {bar:20} pass {n}/{total}{postfix} [{elapsed}]"
+    with tqdm(total=1, desc=name, leave=False, bar_format=form) as bar:
+
+        def show(passes: float, total: float, accuracy: float) -> None:
+            bar.total = round(max(passes, total))  # tqdm forgets a total that is exceeded
+            bar.set_postfix_str(f"lowest so far {accuracy:.2%}", refresh=False)
+            bar.update(round(passes) - bar.n)
+
+        yield show
+
+
+def _in_log(name: str) -> Show:
+    next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def show(passes: float, total: float, accuracy: float) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            log.info("%s: pass %.0f of %.0f, lowest so far %.2f %%", name, passes, total, 100 * accuracy)
+
+    return show

@@ -71,6 +71,7 @@ class Evaluation:
 
     @property
     def samples(self) -> int:
+        """Of the reference set."""
         return self.attacks[0].samples
 
     @property
@@ -213,7 +214,7 @@ def evaluate(
             weights alone), or None.
         seed: of what attacks draw.
         folder: where an attack that can be resumed keeps its state.
-        progress: a bar on a terminal, a line now and then elsewhere.
+        progress: a bar on a terminal and in a notebook, a line now and then elsewhere.
 
     Raises:
         ValueError: a setting, the reference set or the network cannot be right; see the attacks.

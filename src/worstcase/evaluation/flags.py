@@ -1,4 +1,4 @@
-"""Red flags: signs in the attacks' own results that a worst case should not be believed."""
+"""Red flags: reasons in the attacks' own results not to believe a number. `docs/flags.md` explains each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def red_flags(
     random_vertex: float | None = None,
     diagnosis: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What speaks against believing some attacks on one network; empty if nothing does.
+    """Reasons not to believe what some attacks found on one network; empty if there are none.
 
     Args:
         attacks: of one network and reference set.
@@ -27,69 +27,98 @@ def red_flags(
         diagnosis: of the worst chip at the largest th_g, as `worstcase.evaluation.diagnosis.diagnose` gives it.
 
     Returns:
-        A line for each: an attack that finds less than a random vertex does; accuracy that rises with th_g, or
-        within an attack; gradients that vanish; attacks other than sampling, or members of an ensemble, that
-        disagree by more than 20 points; an attack on some of the weights that finds less than those on all.
+        A line for each; ``docs/flags.md`` explains them, and each line ends with its section there.
     """
-    flags = []
     largest = max(found.thg for found in attacks)
+    flags: list[str] = []
     for found in attacks:
-        at = f"{found.attack} at th_g {found.thg:g}"
-        if random_vertex is not None and found.thg == largest and found.accuracy > random_vertex:
-            flags.append(f"{at}: {_p(found.accuracy)} is worse than a random vertex ({_p(random_vertex)})")
-        if found.vanished > VANISHED:
-            flags.append(
-                f"{at}: gradients vanish (zero for every weight, or not finite, in {_p(found.vanished)} of the "
-                "mini-batches)"
-            )
-        if not (found.members or found.distribution):
-            lowest = min(_own(found), key=lambda entry: entry["accuracy"])
-            if _points(found.final_accuracy, lowest["accuracy"]) > RISE:
-                flags.append(
-                    f"{at}: the accuracy rises with the budget, {_p(lowest['accuracy'])} after "
-                    f"{lowest['passes']:.0f} passes and {_p(found.final_accuracy)} at the end"
-                )
-        members = [member for member in found.members if member["accuracy"] is not None]
-        if members:
-            best, worst = (choose(members, key=lambda m: m["accuracy"]) for choose in (max, min))
-            if _points(best["accuracy"], worst["accuracy"]) > DISAGREEMENT:
-                clean = found.history[0]["accuracy"]
-                hides = clean - best["accuracy"] < (clean - worst["accuracy"]) / 3
-                flags.append(
-                    f"{at}: members disagree in the first round{' (masking?)' if hides else ''}: {best['member']} "
-                    f"finds {_p(best['accuracy'])}, {worst['member']} {_p(worst['accuracy'])}"
-                )
-    by_kind: dict[tuple[float, str], Found] = {}  # of an attack's settings
+        if random_vertex is not None and found.thg == largest:
+            flags += _explained("random-vertex", _above_a_random_vertex(found, random_vertex))
+        flags += _explained("vanishing-gradients", _vanishing_gradients(found))
+        flags += _explained("rises-with-budget", _rises_with_budget(found))
+        flags += _explained("members-disagree", _members_disagree(found))
+    flags += _explained("attacks-disagree", _attacks_disagree(attacks))
+    flags += _explained("rises-with-th_g", _rises_with_thg(attacks))
+    if diagnosis:
+        flags += _explained("some-weights", _less_on_some_weights(diagnosis))
+    return flags
+
+
+def _explained(section: str, flags: Iterable[str]) -> list[str]:
+    return [f"{flag} (docs/flags.md#{section})" for flag in flags]
+
+
+def _above_a_random_vertex(found: Found, vertex: float) -> Iterator[str]:
+    if found.accuracy > vertex:
+        yield f"{_at(found)}: finds {_p(found.accuracy)}, but a random vertex has {_p(vertex)}"
+
+
+def _vanishing_gradients(found: Found) -> Iterator[str]:
+    if found.vanished > VANISHED:
+        share = f"{_p(found.vanished)} of the mini-batches"
+        yield f"{_at(found)}: gradients vanish (zero for every weight, or not finite, in {share})"
+
+
+def _rises_with_budget(found: Found) -> Iterator[str]:
+    if found.members or found.distribution:
+        return
+    lowest = min(_own(found), key=lambda entry: entry["accuracy"])
+    if _points(found.final_accuracy, lowest["accuracy"]) > RISE:
+        yield (
+            f"{_at(found)}: the accuracy rises with the budget, {_p(lowest['accuracy'])} after "
+            f"{lowest['passes']:.0f} passes and {_p(found.final_accuracy)} at the end"
+        )
+
+
+def _members_disagree(found: Found) -> Iterator[str]:
+    members = [member for member in found.members if member["accuracy"] is not None]
+    if not members:
+        return
+    best, worst = (choose(members, key=lambda m: m["accuracy"]) for choose in (max, min))
+    if _points(best["accuracy"], worst["accuracy"]) > DISAGREEMENT:
+        clean = found.history[0]["accuracy"]
+        hides = clean - best["accuracy"] < (clean - worst["accuracy"]) / 3
+        yield (
+            f"{_at(found)}: members disagree in the first round{' (masking?)' if hides else ''}: {best['member']} "
+            f"finds {_p(best['accuracy'])}, {worst['member']} {_p(worst['accuracy'])}"
+        )
+
+
+def _attacks_disagree(attacks: Sequence[Found]) -> Iterator[str]:
+    lowest: dict[tuple[float, str], Found] = {}  # of an attack's settings
     for found in attacks:
         if not found.distribution:
-            by_kind[found.thg, found.attack] = min(
-                found, by_kind.get((found.thg, found.attack), found), key=lambda f: f.accuracy
-            )
-    for one, other in combinations(by_kind.values(), 2):
+            before = lowest.get((found.thg, found.attack), found)
+            lowest[found.thg, found.attack] = min(found, before, key=lambda f: f.accuracy)
+    for one, other in combinations(lowest.values(), 2):
         if one.thg == other.thg and abs(_points(one.accuracy, other.accuracy)) > DISAGREEMENT:
-            flags.append(
+            yield (
                 f"attacks disagree at th_g {one.thg:g} (masking?): {one.attack} finds {_p(one.accuracy)}, "
                 f"{other.attack} {_p(other.accuracy)}"
             )
+
+
+def _rises_with_thg(attacks: Sequence[Found]) -> Iterator[str]:
     for attack in dict.fromkeys(found.attack for found in attacks):
         own = sorted((f.thg, min(entry["accuracy"] for entry in _own(f))) for f in attacks if f.attack == attack)
         pairs = ((one, other) for one, other in combinations(own, 2) if one[0] < other[0])
         (small, low), (large, high) = max(pairs, key=lambda p: p[1][1] - p[0][1], default=(own[0], own[0]))
         if _points(high, low) > POINTS:
-            flags.append(
+            yield (
                 f"{attack}: the accuracy that it finds rises with th_g, {_p(low)} at {small:g} and "
                 f"{_p(high)} at {large:g}"
             )
-    for kind, accuracy in _on_some_weights(diagnosis or {}):
-        if diagnosis and _points(diagnosis["accuracy"], accuracy) > POINTS:
-            flags.append(
-                f"an attack on {kind} finds {_p(accuracy)}, less than the {_p(diagnosis['accuracy'])} found on all"
-            )
-    return flags
+
+
+def _less_on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[str]:
+    on_all = diagnosis["accuracy"]
+    for kind, accuracy in _on_some_weights(diagnosis):
+        if _points(on_all, accuracy) > POINTS:
+            yield f"an attack on {kind} finds {_p(accuracy)}, less than the {_p(on_all)} found on all"
 
 
 def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
-    """Lines for lower accuracies that other records of a network have at the same or a smaller th_g.
+    """A line for each attack that found more than another record has at the same or a smaller th_g.
 
     Args:
         record: of an evaluation; of sampled chips nothing is said, they are not a search.
@@ -113,10 +142,10 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         lowest = min(comparable, key=lambda other: other.accuracy, default=attack)
         if lowest.accuracy < attack.accuracy:
             flags.append(
-                f"{attack.attack} at th_g {attack.thg:g}: {_p(attack.accuracy)}, but {lowest.attack} found "
-                f"{_p(lowest.accuracy)} at th_g {lowest.thg:g} in another run"
+                f"{_at(attack)}: {_p(attack.accuracy)}, but {lowest.attack} found {_p(lowest.accuracy)} at th_g "
+                f"{lowest.thg:g} in another run"
             )
-    return flags
+    return _explained("another-run", flags)
 
 
 def _on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -131,6 +160,10 @@ def _on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, float]
 def _own(found: Found) -> list[dict[str, Any]]:
     """An attack's own results: not what it was given to start from, nor what had left the box until clamped."""
     return [e for e in found.history if not e.get("start") and e.get("magnitude", 0) <= 1.001]
+
+
+def _at(found: Found) -> str:
+    return f"{found.attack} at th_g {found.thg:g}"
 
 
 def _points(high: float, low: float) -> float:
