@@ -158,7 +158,7 @@ def test_experiments_run_and_their_figures_and_tables_are_in_the_report(swept, t
 
 def test_status_tells_finished_failed_and_missing(swept, tmp_path):
     shown = run("src.status", f"folders=[{swept}]").stdout
-    assert shown.count("finished  ") == 6 and "6 finished, 0 failed, 0 begun" in shown
+    assert shown.count("finished  ") == 7 and "7 finished, 0 failed, 0 begun" in shown
     done = run("src.status", "sweep=nope", fails=True)
     assert "Could not find 'experiment/nope' Available options in 'experiment': fig1 " in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -174,7 +174,7 @@ def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp
     assert lines[0] == f"finished  {jobs[0].folder}"
     assert lines[1] == f"failed    {jobs[1].folder}: the error\n          the command"
     assert all(line.startswith("missing   ") for line in lines[2:-1]) and jobs[2].command in lines[2]
-    assert lines[-1] == "1 of 12 jobs finished, 1 failed"
+    assert lines[-1] == "1 of 20 jobs finished, 1 failed"
 
 
 @pytest.mark.parametrize(("dataset", "moves"), [("mnist5k", False), ("mnist", False), ("imagenet", True)])
