@@ -123,14 +123,14 @@ def _range_of_c(c_range: tuple[float, float]) -> tuple[float, float]:
 
 
 def largest(perturbation: Perturbation, box: Box) -> Tensor:
-    """The largest absolute deviation in units of its array's half width; arrays that may not deviate do not count."""
+    """The largest absolute deviation in half widths of its array; arrays that may not deviate do not count."""
     half = box.half_width
     peaks = [d.abs().amax() / half[name].amax() for name, d in perturbation.items() if name in box.movable]
     return torch.stack(peaks).amax()
 
 
 def root_mean_square(perturbation: Perturbation, box: Box) -> Tensor:
-    """The root mean square over all weights of the deviation in units of its array's half width."""
+    """The root mean square over all weights of the deviation in half widths of its array."""
     half = box.half_width
     relative = [(d / half[name].amax()).flatten() for name, d in perturbation.items() if name in box.movable]
     return torch.linalg.vector_norm(torch.cat(relative)) / math.sqrt(sum(r.numel() for r in relative))

@@ -153,13 +153,12 @@ class Box:
         number("tolerance", tolerance, above=0, also="in units of sigma")
         sample = {}
         for name, w in self.weights.items():
-            low, high = self.low[name], self.high[name]
             if kind == "uniform":
                 place = torch.rand(w.shape, generator=generator, device=w.device, dtype=w.dtype) * 2 - 1
-                sample[name] = place * self.half_width[name] + (low + high) / 2
+                sample[name] = place * self.half_width[name] + (self.low[name] + self.high[name]) / 2
             elif kind == "vertex":
                 coin = torch.randint(2, w.shape, generator=generator, device=w.device, dtype=w.dtype)
-                sample[name] = torch.where(coin > 0, high, low)
+                sample |= self.at({name: coin * 2 - 1})
             elif kind == "truncated_gaussian":
                 sample |= self.at({name: _truncated_gaussian(w, tolerance, generator)})
             else:
@@ -223,16 +222,16 @@ class Box:
         relative = {}
         for name, d in perturbation.items():
             wide = torch.promote_types(d.dtype, torch.float32)
-            relative[name] = torch.where(d == 0, 0, d.to(wide) / self._end(name, d).to(wide))
+            end = torch.where(d < 0, -self.low[name], self.high[name])
+            relative[name] = torch.where(d == 0, 0, d.to(wide) / end.to(wide))
         return relative
 
     def at(self, relative: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The deviations at a place in the box, the inverse of `relative`: -1 gives `low`, 0 none, 1 `high`."""
-        return {name: x * self._end(name, x) for name, x in relative.items()}
-
-    def _end(self, name: str, x: Tensor) -> Tensor:
-        """The absolute value of the end on the side of each x."""
-        return torch.where(x < 0, -self.low[name], self.high[name])
+        return {
+            name: x.clamp(max=0) * -self.low[name] + x.clamp(min=0) * self.high[name]
+            for name, x in relative.items()
+        }
 
 
 def _truncated_gaussian(weight: Tensor, tolerance: float, generator: torch.Generator | None) -> Tensor:
