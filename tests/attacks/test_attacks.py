@@ -44,7 +44,7 @@ def test_result_is_feasible_and_its_accuracy_is_that_of_its_perturbation(attack,
         for name, bound in crossbar.bound().items():
             assert (found.perturbation[name].abs() <= bound).all()
         assert found.accuracy == pytest.approx(accuracy_by_hand(crossbar, found.perturbation, small_batches))
-        zero = crossbar.zero_perturbation()
+        zero = crossbar.box.zero()
         assert found.clean_accuracy == pytest.approx(accuracy_by_hand(crossbar, zero, small_batches))
         assert found.accuracy == min(entry["accuracy"] for entry in found.history)
         assert found.accuracy <= found.clean_accuracy and found.accuracy <= found.final_accuracy
@@ -138,12 +138,22 @@ def test_only_weights_that_may_move_are_moved(attack, small_net, small_batches):
     names = list(crossbar.programmed())
     mask = torch.zeros(3, 64)
     mask[:, ::2] = 1
-    with crossbar.movable({names[0]: torch.tensor(0.0), names[1]: mask}):
-        found = attack(crossbar, batches, progress=False)
-        assert found.feasible
+    with torch.inference_mode():
+        box = crossbar.box.restricted_to({names[1]: mask})
+    found = attack(crossbar, batches, box=box, progress=False)
+    assert found.feasible
     assert not found.perturbation[names[0]].any()
     assert found.perturbation[names[1]][:, ::2].any() and not found.perturbation[names[1]][:, 1::2].any()
-    assert crossbar.bound()[names[0]] > 0  # the block is over
+
+
+def test_a_box_that_is_not_a_part_of_the_crossbars_is_refused(small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.1)
+    for box in (Crossbar(small_net, 0.11).box, Crossbar(small_net, 0.1, exclude=["0"]).box):
+        with pytest.raises(ValueError, match=r"box is not a part of the crossbar's at th_g = 0\.1; use its"):
+            FLWC()(crossbar, small_batches, box=box, progress=False)
+    corner = crossbar.box.sample("vertex")
+    with pytest.raises(ValueError, match="start is not in the box"):
+        FLWC()(crossbar, small_batches, box=crossbar.box.scaled(0.5), start=corner, progress=False)
 
 
 @pytest.mark.parametrize("attack", [FLWC(update="epoch"), PGD()])
@@ -381,8 +391,8 @@ def test_inputs_that_are_not_finite_are_no_defect_of_the_attack(attack, small_ne
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (lambda d: {name: x + 9 for name, x in d.items()}, r"not within the bound of th_g = 0\.1; clamp it first"),
-        (lambda d: {name: x * torch.nan for name, x in d.items()}, "not within the bound"),
+        (lambda d: {name: x + 9 for name, x in d.items()}, r"not in the box at th_g = 0\.1; use box\.project"),
+        (lambda d: {name: x * torch.nan for name, x in d.items()}, "not in the box"),
         (
             lambda d: d | {"fc.weight": torch.zeros(3)},
             r"start has fc\.weight, but the arrays are 0\.weight, 5\.weight",
@@ -394,7 +404,7 @@ def test_inputs_that_are_not_finite_are_no_defect_of_the_attack(attack, small_ne
 def test_a_start_that_is_no_perturbation_within_the_bound_is_refused(start, message, small_net, small_batches):
     crossbar = Crossbar(small_net, 0.1)
     with pytest.raises(ValueError, match=message):
-        FLWC()(crossbar, small_batches, start=start(crossbar.zero_perturbation()), progress=False)
+        FLWC()(crossbar, small_batches, start=start(crossbar.box.zero()), progress=False)
 
 
 def test_an_empty_reference_set_is_refused(small_net):

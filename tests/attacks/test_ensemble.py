@@ -12,7 +12,6 @@ from worstcase.attacks import FLWC, LWC, PGD, Ensemble
 from worstcase.attacks.base import Search, accuracy
 from worstcase.attacks.ensemble import LWC as LWC_MEMBER
 from worstcase.attacks.ensemble import MEMBERS
-from worstcase.chip.noise import vertex
 
 
 def tiny_network(seed):
@@ -87,10 +86,8 @@ def test_it_finds_a_planted_worst_case(seed):
     x = torch.cat([signs / (1.8 * n * 0.1), torch.ones(1)])
     crossbar = Crossbar(net, 0.1)
     batches = [(x.repeat(8, 1), torch.zeros(8, dtype=torch.long))]
-    random = [
-        accuracy(crossbar, batches, vertex(crossbar.zero_perturbation(), crossbar.bound(), generator))
-        for _ in range(200)
-    ]
+    box = crossbar.box
+    random = [accuracy(crossbar, batches, box.sample("vertex", generator)) for _ in range(200)]
     assert min(random) == 1.0  # chance does not meet it
     assert Ensemble()(crossbar, batches, progress=False).accuracy == 0.0
 
@@ -107,9 +104,9 @@ def test_it_is_never_above_its_members_other_attacks_or_random_vertices(small_ne
     for attack in (FLWC(), FLWC(update="epoch"), LWC(), PGD()):
         assert found.accuracy <= attack(crossbar, small_batches, progress=False).accuracy
     generator = torch.Generator().manual_seed(0)
-    zero, bound = crossbar.zero_perturbation(), crossbar.bound()
+    box = crossbar.box
     assert found.accuracy <= min(
-        accuracy(crossbar, small_batches, vertex(zero, bound, generator)) for _ in range(1000)
+        accuracy(crossbar, small_batches, box.sample("vertex", generator)) for _ in range(1000)
     )
 
 

@@ -8,15 +8,6 @@ from worstcase.chip.crossbar import evaluating
 from worstcase.models import LeNet, ResNet18
 
 
-def random_vertex(crossbar, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    bound = crossbar.bound()
-    return {
-        name: bound[name] * (torch.randint(2, weight.shape, generator=generator) * 2 - 1)
-        for name, weight in crossbar.programmed().items()
-    }
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_bound_is_thg_times_the_largest_weight_of_each_layer_rounded_toward_zero(dtype):
     torch.manual_seed(0)
@@ -53,12 +44,12 @@ def test_a_layer_of_zeros_has_bound_zero():
     nn.init.zeros_(net.weight)
     crossbar = Crossbar(net, 0.5)
     assert crossbar.bound()["weight"] == 0
-    assert crossbar.max_relative_perturbation(crossbar.zero_perturbation()) == 0
+    assert crossbar.max_relative_perturbation(crossbar.box.zero()) == 0
 
 
 def test_perturbed_forward_equals_a_network_with_those_weights(small_net):
     crossbar = Crossbar(small_net, 0.3).eval()
-    perturbation = random_vertex(crossbar)
+    perturbation = crossbar.box.sample("vertex")
     images = torch.randn(5, 1, 6, 6)
     before = crossbar(images)
     found = crossbar(images, perturbation)
@@ -126,8 +117,8 @@ def test_attention_projections_are_programmed():
     crossbar = Crossbar(layer, 0.1).eval()
     assert "self_attn.in_proj_weight" in crossbar.programmed()
     x = torch.randn(2, 3, 8)
-    only_attention = crossbar.zero_perturbation()
-    only_attention["self_attn.in_proj_weight"] = random_vertex(crossbar)["self_attn.in_proj_weight"]
+    only_attention = crossbar.box.zero()
+    only_attention["self_attn.in_proj_weight"] = crossbar.box.sample("vertex")["self_attn.in_proj_weight"]
     with torch.no_grad():
         assert not torch.equal(crossbar(x), crossbar(x, only_attention))
 
@@ -199,16 +190,6 @@ def test_deviations_are_added_in_float32_before_the_cast():
     deviation = torch.tensor([[0.0059]])  # bfloat16's grid near 1 is 0.0078: rounds up only if added exactly
     out = Crossbar(layer, 0.1)(torch.ones(1, 1, dtype=torch.bfloat16), {"weight": deviation})
     assert out.dtype == torch.bfloat16 and out.item() == (torch.tensor(1.0) + deviation).bfloat16().item()
-
-
-def test_feasibility_is_exact():
-    crossbar = Crossbar(nn.Linear(2, 2), 0.1)
-    bound = crossbar.bound()["weight"]
-    at = bound.expand(2, 2).clone()
-    assert crossbar.is_feasible({"weight": at}) and crossbar.is_feasible({"weight": -at})
-    at[0, 0] = torch.nextafter(bound, torch.tensor(1.0))
-    assert not crossbar.is_feasible({"weight": at})
-    assert not crossbar.is_feasible({"weight": torch.full((2, 2), torch.nan)})
 
 
 def test_evaluating_gives_each_submodule_its_mode_back(small_net):

@@ -6,15 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from worstcase.chip.noise import (
-    gaussian,
-    per_device,
-    programmed,
-    right_censored_gaussian,
-    truncated_gaussian,
-    uniform,
-    vertex,
-)
+from worstcase.chip.box import Box
+from worstcase.chip.noise import gaussian, per_device, programmed, right_censored_gaussian
 
 SAMPLES = 200_000
 SCALE = 0.2
@@ -36,25 +29,43 @@ def truncated_variance(t):
 CENSORED_MEAN = 0.7 * (1 - distribution(0.7)) - density(0.7)
 CENSORED_SQUARE = distribution(0.7) - 0.7 * density(0.7) + 0.49 * (1 - distribution(0.7))
 
+
+def of_scale(sampler, **options):
+    """For a weight, what draws its deviation; the scale is the sampler's sigma."""
+    return lambda w: partial(sampler, {"w": w}, {"w": torch.tensor(SCALE, dtype=w.dtype)}, **options)
+
+
+def of_box(sampler, **options):
+    """The same; the scale is the end of the box."""
+    ones = {"w": torch.ones((), dtype=torch.double)}
+    return lambda w: partial(sampler, Box.symmetric(SCALE, ones, {"w": w}), **options)
+
+
+def sample(kind, **options):
+    return of_box(lambda box, generator: box.sample(kind, generator, **options))
+
+
 # sampler, mean and variance in units of the scale
 SAMPLERS = {
-    "gaussian": (gaussian, 0.0, 1.0),
-    "truncated": (partial(truncated_gaussian, tolerance=0.6), 0.0, truncated_variance(0.6)),
+    "gaussian": (of_scale(gaussian), 0.0, 1.0),
+    "truncated": (sample("truncated_gaussian", tolerance=0.6), 0.0, truncated_variance(0.6)),
     "censored": (
-        partial(right_censored_gaussian, threshold=0.7),
+        of_scale(right_censored_gaussian, threshold=0.7),
         CENSORED_MEAN,
         CENSORED_SQUARE - CENSORED_MEAN**2,
     ),
-    "uniform": (uniform, 0.0, 1 / 3),
-    "vertex": (vertex, 0.0, 1.0),
-    "programmed": (partial(programmed, tolerance=0.6), 0.0, truncated_variance(0.6)),
+    "uniform": (sample("uniform"), 0.0, 1 / 3),
+    "vertex": (sample("vertex"), 0.0, 1.0),
+    "programmed": (of_box(programmed, tolerance=0.6), 0.0, truncated_variance(0.6)),
 }
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 
-def draw(sampler, shape=(SAMPLES,), dtype=torch.float32, seed=0):
-    scale = {"w": torch.tensor(SCALE, dtype=dtype)}
-    return sampler({"w": torch.empty(shape, dtype=dtype)}, scale, torch.Generator().manual_seed(seed))["w"]
+def draw(sampler, shape=(SAMPLES,), dtype=torch.float32, seed=0, bits=None):
+    of_a_weight = sampler(torch.empty(shape, dtype=dtype))
+    if bits:
+        of_a_weight = per_device(of_a_weight, *bits)
+    return of_a_weight(torch.Generator().manual_seed(seed))["w"]
 
 
 @every_sampler
@@ -64,8 +75,7 @@ def test_moments(name, bits):
     if bits:
         weights = torch.tensor([2.0 ** (i * bits[1]) for i in range(bits[0] // bits[1])])
         variance *= (weights.square().sum() / weights.sum() ** 2).item()
-        sampler = per_device(sampler, *bits)
-    sample = draw(sampler).double() / SCALE
+    sample = draw(sampler, bits=bits).double() / SCALE
     assert sample.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(variance / SAMPLES))
     assert sample.var().item() == pytest.approx(variance, rel=0.02)
 
@@ -74,9 +84,10 @@ def test_moments(name, bits):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("bits", [None, (4, 2), (8, 1)])
 def test_bounded_samplers_never_leave_the_box(name, dtype, bits):
-    sampler = per_device(SAMPLERS[name][0], *bits) if bits else SAMPLERS[name][0]
     for seed in range(5):
-        assert draw(sampler, dtype=dtype, seed=seed).abs().max() <= torch.tensor(SCALE, dtype=dtype)
+        assert draw(SAMPLERS[name][0], dtype=dtype, seed=seed, bits=bits).abs().max() <= torch.tensor(
+            SCALE, dtype=dtype
+        )
 
 
 @every_sampler
@@ -89,7 +100,7 @@ def test_shape_dtype_and_generator(name):
 
 
 def test_right_censored_gaussian_follows_eq_11():
-    noise = draw(partial(right_censored_gaussian, threshold=0.7))
+    noise = draw(SAMPLERS["censored"][0])
     cut = 0.7 * torch.tensor(SCALE)
     above = 1 - distribution(0.7)
     assert noise.max() == cut
@@ -99,10 +110,12 @@ def test_right_censored_gaussian_follows_eq_11():
 
 
 def test_devices_that_fail_to_verify_leave_the_box():
-    assert draw(partial(programmed, tolerance=0.05, max_pulses=2)).abs().max() > SCALE
+    assert draw(of_box(programmed, tolerance=0.05, max_pulses=2)).abs().max() > SCALE
 
 
-@pytest.mark.parametrize("sampler", [truncated_gaussian, programmed])
+@pytest.mark.parametrize(
+    "sampler", [sample("truncated_gaussian", tolerance=0.0), of_box(programmed, tolerance=0.0)]
+)
 def test_tolerance_out_of_range(sampler):
     with pytest.raises(ValueError, match=r"tolerance=0\.0: must be above 0"):
-        draw(partial(sampler, tolerance=0.0))
+        draw(sampler)

@@ -132,12 +132,12 @@ def test_what_cannot_be_diagnosed_is_refused(identity):
         with pytest.raises(ValueError, match="within th_g"):
             diagnose(identity, loader, perturbation)
     with pytest.raises(ValueError, match="no samples"):
-        diagnose(identity, [], identity.zero_perturbation())
+        diagnose(identity, [], identity.box.zero())
 
 
 def test_nothing_moves_without_a_bound(identity):
     identity.thg = 0
-    told = diagnose(identity, [(torch.eye(2), torch.tensor([0, 1]))], identity.zero_perturbation(), full=True)
+    told = diagnose(identity, [(torch.eye(2), torch.tensor([0, 1]))], identity.box.zero(), full=True)
     assert told["perturbation"]["unmoved"] == 1 and told["perturbation"]["at_bound"] == 0
     assert told["layers"][0]["lowest_alone"] == 1
 
@@ -145,5 +145,5 @@ def test_nothing_moves_without_a_bound(identity):
 def test_a_network_with_batch_norm_under_inference_mode(small_net, small_batches):
     crossbar = Crossbar(small_net, thg=0.1, weight_bits=4)
     with torch.inference_mode():
-        told = diagnose(crossbar, small_batches, crossbar.zero_perturbation(), full=True, **FEW)
+        told = diagnose(crossbar, small_batches, crossbar.box.zero(), full=True, **FEW)
     assert told["accuracy"] == told["clean_accuracy"]

@@ -132,7 +132,7 @@ def test_th_g_are_gone_through_in_rising_order_and_the_crossbars_own_stays(small
 
 def test_a_chip_that_was_read_back_is_scored_wherever_it_is(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.1)
-    chip = crossbar.zero_perturbation()
+    chip = crossbar.box.zero()
     exact = worstcase.evaluate(crossbar, small_batches, [attacks.FLWC()], chip=chip, progress=False)
     assert (exact.chip.accuracy, exact.chip.failed) == (exact.clean_accuracy, 0)
     bound = crossbar.bound()["5.weight"]

@@ -194,15 +194,15 @@ def test_members_of_the_pool_start_anew_after_their_lifetime(small_net, small_lo
     assert moved(lifetime=4) and not moved(lifetime=None)
 
 
-def test_the_training_bound_grows_and_then_stays(small_net, small_loader):
+def test_the_training_box_grows_and_then_stays(small_net, small_loader):
     method = PGDAT(Crossbar(small_net, 0.05), num_classes=3)
-    (name, bound), *_ = method.crossbar.bound().items()
-    assert method.training_bound(1.5, 0.5)[name] == 1.5 * bound  # no trainer, so no ramp
+    (name, high), *_ = method.crossbar.box.high.items()
+    assert method.training_box(1.5, 0.5).high[name] == 1.5 * high  # no trainer, so no ramp
     shares = []
 
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            now = module.training_bound(1.5, 0.5)[name] / module.crossbar.bound()[name]
+            now = module.training_box(1.5, 0.5).high[name] / module.crossbar.box.high[name]
             shares.append(round(now.item(), 4))
 
     fitted(PGDAT, small_net, small_loader, epochs=2, trainer=QUIET | {"callbacks": [Watch()]})

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from worstcase.chip.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.attacks.gradient import gradient
+from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.evaluation.record import Found
 from worstcase.objectives import Objective
 from worstcase.objectives import objective as find_objective
@@ -116,6 +118,7 @@ class Search:
         crossbar: Crossbar,
         loader: Loader,
         *,
+        box: Box | None,
         seed: int,
         folder: Path | None,
         expected_passes: Callable[[Search], float],
@@ -125,16 +128,16 @@ class Search:
             raise ValueError("the reference set can be gone through only once; give a list or a DataLoader")
         self.crossbar, self.loader, self.seed, self.folder = crossbar, loader, seed, folder
         self._expected_passes, self._on_score = expected_passes, on_score
-        self.bound = crossbar.bound()
-        self._check_weights()
-        self._can_move = {name: bool((bound > 0).any()) for name, bound in self.bound.items()}
-        self.device = next(iter(self.bound.values())).device
+        whole = crossbar.box
+        self.box = whole if box is None else box
+        self._check_box(whole)
+        self.device = next(crossbar.parameters()).device
         self._started = time.perf_counter()
         self._earlier = 0.0  # seconds of work that a resumed attack found done
         self._forwards = self._backwards = 0  # samples that went through
         self._gradients = self._vanished = 0  # mini-batches
         self.samples = self.mini_batches = self.classes = 0  # of the reference set
-        self.worst = crossbar.zero_perturbation()
+        self.worst = self.box.zero()
         self.worst_accuracy = 2.0  # above any accuracy
         self._lowest_shown = 1.0
         self.history: list[dict[str, Any]] = []
@@ -145,32 +148,15 @@ class Search:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return on_its_device(self.crossbar, self.loader)
 
-    def gradient(
-        self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """On one batch, the gradient of the objective's sum in the perturbation."""
-        return self._gradient(objective, perturbation, images, labels)[0]
+    def gradient(self, objective: Objective, perturbation: Perturbation, batches: Loader) -> dict[str, Tensor]:
+        """The gradient in the perturbation of the objective's sum over some mini-batches."""
+        return self._gradient(objective, perturbation, batches)[0]
 
-    def full_gradient(
-        self, objective: Objective, perturbation: Perturbation, **context: Any
-    ) -> tuple[dict[str, Tensor], float]:
-        """Over the whole reference set, the gradient of the objective's sum, and the perturbation's score.
-
-        One forward pass serves both.
-        """
-        total = self.crossbar.zero_perturbation()
-        correct = 0
-        for images, labels in self.batches():
-            gradient, right = self._gradient(objective, perturbation, images, labels)
-            correct += right
-            for name, g in gradient.items():
-                total[name] += g
-        return total, self._keep(perturbation, correct / self.samples, context)
-
-    def clamp_(self, perturbation: Perturbation) -> None:
-        """Project a perturbation onto the box, in place."""
-        for name, d in perturbation.items():
-            d.clamp_(-self.bound[name], self.bound[name])
+    def full_gradient(self, objective: Objective, perturbation: Perturbation) -> dict[str, Tensor]:
+        """The same over the whole reference set; its forward pass scores the perturbation too."""
+        total, correct = self._gradient(objective, perturbation, self.batches())
+        self._keep(perturbation, correct / self.samples, {})
+        return total
 
     @torch.no_grad()
     def score(self, perturbation: Perturbation, **context: Any) -> float:
@@ -205,11 +191,10 @@ class Search:
         """
         self._forwards += forwards
         self._earlier += earlier
-        self._lowest_shown = min(self._lowest_shown, lowest, self.worst_accuracy)
-        self._on_score(self.passes, self._expected_passes(self), self._lowest_shown)
+        self._show(lowest)
 
     def check_start(self, start: Perturbation) -> None:
-        """Make sure that a user's perturbation is one of this crossbar within its bound.
+        """Make sure that a user's perturbation is one of this crossbar and in the box.
 
         Raises:
             ValueError: it is not.
@@ -219,38 +204,48 @@ class Search:
         for name, d in self.worst.items():
             if name not in start or start[name].shape != d.shape:
                 raise ValueError(f"start needs a deviation of {name} of its shape {tuple(d.shape)}")
-        if not self.crossbar.is_feasible(start):
-            raise ValueError(f"start is not within the bound of th_g = {self.crossbar.thg}; clamp it first")
+        if not self.box.contains(start):
+            raise ValueError(f"start is not in the box at th_g = {self.crossbar.thg}; use box.project(start)")
 
-    def _check_weights(self) -> None:
-        weights = self.crossbar.programmed()
-        broken = [n for n, w in weights.items() if not bool((w.isfinite().all() & self.bound[n].isfinite()).all())]
+    def _check_box(self, whole: Box) -> None:
+        broken = [
+            name
+            for name, weight in self.crossbar.programmed().items()
+            if not bool(weight.isfinite().all() & whole.high[name].isfinite().all())
+        ]
         if broken:
             raise ValueError(
                 f"{', '.join(broken)}: weights or their bound are not finite; check the network or its checkpoint"
             )
+        if not self.box.is_part_of(whole):
+            raise ValueError(
+                f"box is not a part of the crossbar's at th_g = {self.crossbar.thg}; use its restricted_to"
+            )
 
     def _gradient(
-        self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
+        self, objective: Objective, perturbation: Perturbation, batches: Loader
     ) -> tuple[dict[str, Tensor], int]:
-        leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
-        logits = self.crossbar(images, leaves)
-        loss = objective(logits, labels).sum()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        self._forwards += len(images)
-        self._backwards += len(images)
-        right = int(right_answers(logits.detach(), labels).sum())
-        finite = all(bool(g.isfinite().all()) for g in gradients)
-        if right:
-            self._gradients += 1
-            moving = (g for name, g in zip(leaves, gradients, strict=True) if self._can_move[name])
-            self._vanished += not (finite and any(bool(g.any()) for g in moving))
-        if not finite:
-            gradients = tuple(g.nan_to_num(0, 0, 0) for g in gradients)
-        return dict(zip(leaves, gradients, strict=True)), right
+        """Summed over the batches, and the number of right answers."""
+        total: dict[str, Tensor] = {}
+        correct = 0
+        for images, labels in batches:
+            found, logits = gradient(self.crossbar, objective, perturbation, images, labels)
+            self._forwards += len(images)
+            self._backwards += len(images)
+            right = int(right_answers(logits, labels).sum())
+            finite = all(bool(g.isfinite().all()) for g in found.values())
+            if right:
+                self._gradients += 1
+                self._vanished += not (finite and any(bool(found[name].any()) for name in self.box.movable))
+            for name, g in found.items():
+                if not finite:
+                    g = g.nan_to_num(0, 0, 0)
+                total[name] = total[name].add_(g) if name in total else g
+            correct += right
+        return total, correct
 
     def _keep(self, perturbation: Perturbation, accuracy: float, context: dict[str, Any]) -> float:
-        if not self.crossbar.is_feasible(perturbation):
+        if not self.box.contains(perturbation):
             if not all(bool(d.isfinite().all()) for d in perturbation.values()):
                 raise ValueError(
                     "a deviation is not finite any more: the attack's steps are too large; lower lr or c_range"
@@ -261,8 +256,12 @@ class Search:
             for name, d in perturbation.items():
                 self.worst[name].copy_(d.detach())
         self.history.append({"passes": self.passes, "accuracy": accuracy, **context})
-        self.count(0, lowest=accuracy)
+        self._show(accuracy)
         return accuracy
+
+    def _show(self, accuracy: float) -> None:
+        self._lowest_shown = min(self._lowest_shown, accuracy)
+        self._on_score(self.passes, self._expected_passes(self), self._lowest_shown)
 
     @property
     def passes(self) -> float:
@@ -314,13 +313,14 @@ class Attack(ABC):
 
     def can_move(self, run: Search) -> bool:
         """Whether there is anything to search: a weight that may deviate."""
-        return any(bool((bound > 0).any()) for bound in run.bound.values())
+        return bool(run.box.movable)
 
     def __call__(
         self,
         crossbar: Crossbar,
         loader: Loader,
         *,
+        box: Box | None = None,
         start: Perturbation | None = None,
         seed: int = 0,
         folder: Path | None = None,
@@ -329,17 +329,18 @@ class Attack(ABC):
         """Attack a crossbar over a reference set.
 
         Args:
-            crossbar: the network; its th_g bounds the attack.
+            crossbar: the network.
             loader: batches (inputs, labels); the accuracy over all of them is what the attack minimises.
-            start: a feasible perturbation that is scored first, such as the worst of a smaller th_g: the result is
-                never above its accuracy.
+            box: the part of the crossbar's box to search, see `Box.restricted_to`; None: all of it.
+            start: a perturbation in the box that is scored first, such as the worst of a smaller th_g: the result
+                is never above its accuracy.
             seed: of what the attack draws.
             folder: where an attack that can be resumed keeps its state.
             progress: a bar on a terminal, a line now and then elsewhere.
 
         Raises:
             ValueError: weights that are not finite, a reference set that is empty or whose labels do not belong to
-                the network's outputs, or a start that is not within the bound.
+                the network's outputs, a box that is not a part of the crossbar's, or a start outside it.
         """
         with (
             evaluating(crossbar),
@@ -350,6 +351,7 @@ class Attack(ABC):
             run = Search(
                 crossbar,
                 loader,
+                box=box,
                 seed=seed,
                 folder=folder,
                 expected_passes=self.expected_passes,
@@ -371,7 +373,7 @@ class Attack(ABC):
                 final_accuracy=run.history[-1]["accuracy"] if reported is None else reported,
                 perturbation=run.worst,
                 max_relative_perturbation=crossbar.max_relative_perturbation(run.worst),
-                feasible=crossbar.is_feasible(run.worst),
+                feasible=run.box.contains(run.worst),
                 samples=run.samples,
                 passes=run.passes,
                 backward_passes=run.backward_passes,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, product
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
-from worstcase.attacks.updates import PlainSignSteps, ProjectedAdam, SignSteps, TanhAdam
+from worstcase.attacks.updates import MomentumSignSteps, ProjectedAdam, SignSteps, TanhAdam
 from worstcase.checks import number, whole
-from worstcase.chip.crossbar import Perturbation
-from worstcase.chip.noise import uniform, vertex
+from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
 
 PIECE = 128  # samples of a mini-batch at most
@@ -106,7 +105,7 @@ class Ensemble(Attack):
         generator = torch.Generator(run.device).manual_seed(run.seed)
         team = _Team(run, budget, plan, generator)
         for member in team.members:
-            team.attack(member, run.crossbar.zero_perturbation, plan.steps, plan.samples, member.step)
+            team.attack(member, run.box.zero, plan.steps, plan.samples, member.step)
         for round_ in range(1, self.rounds) if self.budget is None else count(1):
             share = min(1.0, (budget - run.passes) / _passes_of_later_round(run, plan))
             if share * plan.steps_of_restart < plan.steps:  # what is left of a budget
@@ -151,13 +150,13 @@ class _Team:
         if steps < 1 or run.worst_accuracy == 0:
             self.is_done = True
             return 2.0, {}
-        update = member.update(run.bound, start())
+        update = member.update(run.box, start())
         batches = self.in_order if member is LWC else self.batches
         for done in range(steps):
             left = 1 - done / steps
             objective = member.objective(left, self.targets)
             update(
-                _gradient(run, objective, update.perturbation, islice(batches, a_step)),
+                run.gradient(objective, update.perturbation, islice(batches, a_step)),
                 step * (left if member.decays else 1),
             )
         end = update.perturbation
@@ -172,7 +171,7 @@ class _Team:
     def later_round(self, share: float, *, is_second: bool) -> None:
         """Restarts and a finish, LWC and a finish, each with a share of its steps."""
         run, plan = self.run, self.plan
-        somewhere = partial(uniform, run.worst, run.bound, self.generator)
+        somewhere = partial(run.box.sample, "uniform", self.generator)
         steps = (plan.steps_of_restart, plan.steps_of_finish, plan.steps_of_lwc, plan.steps_after_lwc)
         restart, finish, lwc, after_lwc = (round(share * n) for n in steps)
         lowest: float = run.worst_accuracy if is_second else 2.0
@@ -186,7 +185,7 @@ class _Team:
         if accuracy > lowest:
             self.step_of_finish /= 2
         del start
-        begin = run.crossbar.zero_perturbation if is_second else somewhere
+        begin = run.box.zero if is_second else somewhere
         ends = [self.attack(LWC, begin, lwc, plan.samples_of_lwc, LWC.step)[1]]
         self.attack(FINISH, ends.pop, after_lwc, plan.samples_later, self.step_of_finish)
 
@@ -222,30 +221,19 @@ def _pieces_a_step(run: Search, samples: int) -> int:
     return max(1, math.floor(samples_a_step * _pieces(run) / run.samples))
 
 
-def _gradient(
-    run: Search, objective: Objective, perturbation: Perturbation, batches: Iterable[tuple[Tensor, Tensor]]
-) -> dict[str, Tensor]:
-    """The gradient of the objective's sum over some mini-batches."""
-    total: dict[str, Tensor] = {}
-    for images, labels in batches:
-        for name, g in run.gradient(objective, perturbation, images, labels).items():
-            total[name] = total[name].add_(g) if name in total else g
-    return total
-
-
 def _attractors(run: Search, images: Tensor, labels: Tensor) -> list[int]:
     """Classes, those first into which one sign step of the whole bound pushes a mini-batch furthest.
 
     Of many classes, only those with the largest mean logits are tried.
     """
-    zero = run.crossbar.zero_perturbation()
+    zero = run.box.zero()
     with torch.no_grad():
         likely = run.crossbar(images, zero).mean(0).argsort(descending=True)[:CLASSES].tolist()
     distance = {}
     for target in likely:
         objective = partial(into_class, target=target)
-        gradient = run.gradient(objective, zero, images, labels)
-        pushed = {name: g.sign_().mul_(-run.bound[name]) for name, g in gradient.items()}
+        gradient = run.gradient(objective, zero, [(images, labels)])
+        pushed = run.box.at({name: -g.sign() for name, g in gradient.items()})
         with torch.no_grad():
             distance[target] = objective(run.crossbar(images, pushed), labels).mean().item()
     run.count((1 + len(likely)) * len(images))
@@ -280,7 +268,7 @@ class Member(NamedTuple):
     name: str
     objective: Callable[[float, list[int]], Objective]
     """By the share 1..0 of the steps that is left, and the classes in the order of `_attractors`."""
-    update: Callable[[Perturbation, Perturbation], Any] = SignSteps
+    update: Callable[[Box, Perturbation], Any] = MomentumSignSteps
     step: float = 0.6
     """The first step, in units of the bound (for Adam of tanh's argument)."""
     decays: bool = True
@@ -291,7 +279,7 @@ class Member(NamedTuple):
 
 
 MEMBERS = (
-    Member("flwc", _fixed(p2), PlainSignSteps, step=0.1, decays=False),
+    Member("flwc", _fixed(p2), SignSteps, step=0.1, decays=False),
     Member("sigmoid margin", _sigmoid),
     Member("into one class", _into(0), can_win=False),
     Member("p6", _fixed(p6)),
@@ -340,27 +328,28 @@ def _shuffled(
 
 
 def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> None:
-    """Move single weights to the other end of their bounds while that does not raise the accuracy.
+    """Move single weights to the other end of the box while that does not raise the accuracy.
 
     After a round over all weights that lowers nothing, it goes on from a random vertex.
     """
-    current = {name: d.clone(memory_format=torch.contiguous_format) for name, d in run.worst.items()}
+    current = {name: d.clone() for name, d in run.worst.items()}
     accuracy = run.worst_accuracy
-    places = [(name, index) for name, d in current.items() for index in range(d.numel())]
+    places = [(name, index) for name, d in current.items() for index in product(*map(range, d.shape))]
     while True:
         before = accuracy
         for place in torch.randperm(len(places), generator=generator, device=run.device).tolist():
             if run.worst_accuracy == 0 or run.passes + 1 > budget:
                 return
             name, index = places[place]
-            weight, bound = current[name].view(-1), run.bound[name].expand_as(current[name]).flatten()[index]
-            old = weight[index].clone()
-            weight[index] = -bound if old > 0 else bound
+            d = current[name]
+            old = d[index].clone()
+            end = (run.box.low if old > 0 else run.box.high)[name]
+            d[index] = end.expand_as(d)[index]
             found = run.score(current, member="flips")
             if found > accuracy:
-                weight[index] = old
+                d[index] = old
             else:
                 accuracy = found
         if accuracy == before:
-            current = vertex(current, run.bound, generator)  # contiguous, as what it is like
+            current = run.box.sample("vertex", generator)
             accuracy = run.score(current, member="flips")

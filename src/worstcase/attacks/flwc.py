@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from worstcase.attacks.base import Attack, Search
 from worstcase.checks import whole
 from worstcase.objectives import objective as find_objective
@@ -47,18 +45,14 @@ class FLWC(Attack):
         return 1 + 3 * self.steps if self.update == "batch" else 2 + 2 * self.steps
 
     def search(self, run: Search) -> None:
-        perturbation = run.crossbar.zero_perturbation()  # line 3
+        perturbation = run.box.zero()  # line 3
+        eta = {name: half / self.steps for name, half in run.box.half_width.items()}
         for _ in range(self.steps):  # lines 4-5
             if self.update == "batch":
-                for images, labels in run.batches():  # lines 6-10
-                    self._step(run, perturbation, run.gradient(self._objective, perturbation, images, labels))
+                for batch in run.batches():  # lines 6-10
+                    run.box.step_(perturbation, run.gradient(self._objective, perturbation, [batch]), eta)
                 run.score(perturbation)
             else:
-                self._step(run, perturbation, run.full_gradient(self._objective, perturbation)[0])
+                run.box.step_(perturbation, run.full_gradient(self._objective, perturbation), eta)
         if self.update == "epoch":
             run.score(perturbation)
-
-    def _step(self, run: Search, perturbation: dict[str, Tensor], gradient: dict[str, Tensor]) -> None:
-        for name, d in perturbation.items():  # line 10
-            d -= gradient[name].sign_().mul_(run.bound[name] / self.steps)
-        run.clamp_(perturbation)

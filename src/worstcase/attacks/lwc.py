@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.updates import FreeAdam, ProjectedAdam
 from worstcase.checks import number, whole
-from worstcase.chip.crossbar import Perturbation
+from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import objective as find_objective
 
 
@@ -81,8 +81,8 @@ class LWC(Attack):
         high = math.inf
         accuracy_at_low = None
         for _ in range(self.trials):
-            reached, accuracy = self._trial(run, c)
-            if reached <= 1:
+            feasible, accuracy = self._trial(run, c)
+            if feasible:
                 low, accuracy_at_low = c, accuracy
             else:
                 high = c
@@ -91,30 +91,25 @@ class LWC(Attack):
             c = math.sqrt(low * high)
         return accuracy_at_low
 
-    def _trial(self, run: Search, c: float) -> tuple[float, float]:
-        """Minimise Eq. 10 for one c: the largest deviation in units of the bound, and its accuracy."""
-        magnitude = _MAGNITUDES[self.magnitude]
-        update = (ProjectedAdam if self.project == "step" else FreeAdam)(
-            run.bound, run.crossbar.zero_perturbation()
-        )
+    def _trial(self, run: Search, c: float) -> tuple[bool, float]:
+        """Minimise Eq. 10 for one c: whether the result is in the box, and its accuracy when projected."""
+        magnitude, box = _MAGNITUDES[self.magnitude], run.box
+        update = (ProjectedAdam if self.project == "step" else FreeAdam)(box, box.zero())
         perturbation = update.perturbation
         for _ in range(self.epochs):
             for images, labels in run.batches():
-                gradient = run.gradient(self._objective, perturbation, images, labels)
-                of_magnitude = _gradient(magnitude, perturbation, run.bound)
+                gradient = run.gradient(self._objective, perturbation, [(images, labels)])
+                of_magnitude = _gradient(magnitude, perturbation, box)
                 for name, g in gradient.items():
                     g.mul_(c / len(images)).add_(of_magnitude.pop(name))
-                    if run.bound[name].ndim:
-                        g *= run.bound[name] > 0  # weights without a bound stay where they are
+                    if box.half_width[name].ndim:
+                        g *= box.half_width[name] > 0  # weights that may not deviate stay where they are
                 update(gradient, self.lr)
                 del gradient  # not to be held beside the next
-            reached = largest(perturbation, run.bound).item()
-            feasible = perturbation
-            if reached > 1:
-                feasible = {name: d.clone() for name, d in perturbation.items()}
-                run.clamp_(feasible)
-            accuracy = run.score(feasible, c=c, magnitude=reached)
-        return reached, accuracy
+            feasible = box.contains(perturbation)
+            scored = perturbation if feasible else box.project(perturbation)
+            accuracy = run.score(scored, c=c, magnitude=largest(perturbation, box).item())
+        return feasible, accuracy
 
 
 def _range_of_c(c_range: tuple[float, float]) -> tuple[float, float]:
@@ -127,25 +122,25 @@ def _range_of_c(c_range: tuple[float, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def largest(perturbation: Perturbation, bound: Mapping[str, Tensor]) -> Tensor:
-    """The largest absolute deviation in units of its array's bound; arrays of bound 0 do not count."""
-    peaks = [d.abs().amax() / bound[name].amax() for name, d in perturbation.items() if bound[name].any()]
+def largest(perturbation: Perturbation, box: Box) -> Tensor:
+    """The largest absolute deviation in half widths of its array; arrays that may not deviate do not count."""
+    half = box.half_width
+    peaks = [d.abs().amax() / half[name].amax() for name, d in perturbation.items() if name in box.movable]
     return torch.stack(peaks).amax()
 
 
-def root_mean_square(perturbation: Perturbation, bound: Mapping[str, Tensor]) -> Tensor:
-    """The root mean square over all weights of the deviation in units of its array's bound."""
-    relative = [(d / bound[name].amax()).flatten() for name, d in perturbation.items() if bound[name].any()]
+def root_mean_square(perturbation: Perturbation, box: Box) -> Tensor:
+    """The root mean square over all weights of the deviation in half widths of its array."""
+    half = box.half_width
+    relative = [(d / half[name].amax()).flatten() for name, d in perturbation.items() if name in box.movable]
     return torch.linalg.vector_norm(torch.cat(relative)) / math.sqrt(sum(r.numel() for r in relative))
 
 
 def _gradient(
-    magnitude: Callable[[Perturbation, Mapping[str, Tensor]], Tensor],
-    perturbation: Perturbation,
-    bound: Mapping[str, Tensor],
+    magnitude: Callable[[Perturbation, Box], Tensor], perturbation: Perturbation, box: Box
 ) -> dict[str, Tensor]:
     leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
-    gradients = torch.autograd.grad(magnitude(leaves, bound), list(leaves.values()), materialize_grads=True)
+    gradients = torch.autograd.grad(magnitude(leaves, box), list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, gradients, strict=True))
 
 

@@ -16,28 +16,21 @@ from worstcase.attacks.base import Attack, Search, right_answers
 from worstcase.attacks.distribution import describe
 from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.checks import number, whole
-from worstcase.chip.crossbar import Crossbar, Perturbation
-from worstcase.chip.noise import (
-    gaussian,
-    per_device,
-    programmed,
-    right_censored_gaussian,
-    truncated_gaussian,
-    uniform,
-    vertex,
-)
-from worstcase.chip.write_verify import PULSES
+from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian
+from worstcase.chip.write_verify import PULSES, device_weights
 
 # each with the settings that it has
-SAMPLERS: dict[str, tuple[Callable[..., Any], set[str]]] = {
-    "gaussian": (gaussian, {"sigma"}),
-    "truncated_gaussian": (truncated_gaussian, {"sigma"}),
-    "right_censored_gaussian": (right_censored_gaussian, {"sigma", "threshold"}),
-    "uniform": (uniform, set()),
-    "vertex": (vertex, set()),
-    "programmed": (programmed, {"sigma", "max_pulses"}),
+SAMPLERS: dict[str, set[str]] = {
+    "gaussian": {"sigma"},
+    "truncated_gaussian": {"sigma"},
+    "right_censored_gaussian": {"sigma", "threshold"},
+    "uniform": set(),
+    "vertex": set(),
+    "programmed": {"sigma", "max_pulses"},
 }
-VERIFIED = ("truncated_gaussian", "uniform", "vertex", "programmed")  # their scale is the bound
+UNVERIFIED = {"gaussian": gaussian, "right_censored_gaussian": right_censored_gaussian}  # may leave the box
 
 TOGETHER = 16  # instances that share a pass over the data, and are saved together
 MEMORY = 256 * 2**20  # bytes of their perturbations, at most
@@ -58,8 +51,8 @@ class MonteCarlo(Attack):
     Args:
         instances: how many chips, 1 or more.
         first: index of the first one, 0 or more.
-        sampler: a function of `worstcase.chip.noise`. ``truncated_gaussian``, ``uniform`` and ``vertex`` stay
-            inside the box; ``gaussian``, ``right_censored_gaussian`` and ``programmed`` may leave it.
+        sampler: ``truncated_gaussian``, ``uniform`` and ``vertex`` are those of `Box.sample`; ``gaussian``,
+            ``right_censored_gaussian`` and ``programmed``, functions of `worstcase.chip.noise`, may leave the box.
         sigma: standard deviation of the Gaussian that a sampler is made of, before write-verify, in units of the
             full scale; None: th_g.
         threshold: of ``right_censored_gaussian``, in units of sigma; None: 1.
@@ -101,7 +94,7 @@ class MonteCarlo(Attack):
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
         for key, value in {"sigma": sigma, "threshold": threshold, "max_pulses": max_pulses}.items():
-            if value is not None and key not in SAMPLERS[sampler][1]:
+            if value is not None and key not in SAMPLERS[sampler]:
                 raise ValueError(f"{key}={value}: {sampler} has no {key}")
         if sigma is not None:
             number("sigma", sigma, above=0, also="in units of the full scale")
@@ -112,7 +105,7 @@ class MonteCarlo(Attack):
         if (weight_bits is None) != (device_bits is None):
             raise ValueError("weight_bits and device_bits are given together or not at all")
         if weight_bits is not None and device_bits is not None:
-            per_device(uniform, weight_bits, device_bits)  # raises where they do not fit
+            device_weights(weight_bits, device_bits)  # raises where they do not fit
         self.instances, self.first = instances, first
         self.sampler, self.sigma, self.threshold, self.max_pulses = sampler, sigma, threshold, max_pulses
         self.weight_bits, self.device_bits = weight_bits, device_bits
@@ -121,7 +114,7 @@ class MonteCarlo(Attack):
         return 2 + self.instances
 
     def can_move(self, run: Search) -> bool:
-        return super().can_move(run) or (self.sampler not in VERIFIED and self.sigma is not None)
+        return super().can_move(run) or (self.sampler in UNVERIFIED and self.sigma is not None)
 
     def search(self, run: Search) -> None:
         wanted = range(self.first, self.first + self.instances)
@@ -136,7 +129,7 @@ class MonteCarlo(Attack):
         for begin in range(0, len(pending), together):
             indices, started = pending[begin : begin + together], time.perf_counter()
             chips = [draw(index) for index in indices]
-            feasible = [run.crossbar.is_feasible(chip) for chip in chips]
+            feasible = [run.box.contains(chip) for chip in chips]
             correct = _correct(run, chips)
             share = (time.perf_counter() - started) / len(indices)
             new = {i: Instance(c, f, share) for i, c, f in zip(indices, correct, feasible, strict=True)}
@@ -161,32 +154,36 @@ class MonteCarlo(Attack):
 
     def _draw(self, run: Search) -> Callable[[int], dict[str, Tensor]]:
         """A function that gives the chip of an index."""
-        thg = run.crossbar.thg
-        sigma = thg if self.sigma is None else self.sigma
-        sampler = SAMPLERS[self.sampler][0]
-        if self.sampler in ("truncated_gaussian", "programmed"):
-            sampler = partial(sampler, tolerance=thg / sigma)
-        for key in ("threshold", "max_pulses"):
-            if (value := getattr(self, key)) is not None:
-                sampler = partial(sampler, **{key: value})
+        sample = self._sample(run.crossbar, run.box.to("cpu"))
         if self.weight_bits is not None and self.device_bits is not None:
-            sampler = per_device(sampler, self.weight_bits, self.device_bits)
-        scale: Perturbation = run.bound
-        if self.sampler not in VERIFIED and self.sigma is not None:
-            if thg:
-                scale = {name: bound * (sigma / thg) for name, bound in run.bound.items()}
-            else:
-                scale = {name: full * sigma for name, full in run.crossbar.full_scales().items()}
-        scale = {name: s.cpu() for name, s in scale.items()}
-        like = {name: torch.empty_like(d, device="cpu") for name, d in run.worst.items()}
+            sample = per_device(sample, self.weight_bits, self.device_bits)
         seed = zlib.crc32(str(run.seed).encode())
 
         def draw(index: int) -> dict[str, Tensor]:
             # consecutive seeds, since the CPU's generator takes no more than 32 bits of one
             generator = torch.Generator().manual_seed((seed + index) % 2**32)
-            return {name: d.to(run.device) for name, d in sampler(like, scale, generator).items()}
+            return {name: d.to(run.device) for name, d in sample(generator).items()}
 
         return draw
+
+    def _sample(self, crossbar: Crossbar, box: Box) -> Draw:
+        """What draws a chip, each weight of which is one device."""
+        thg = crossbar.thg
+        sigma = thg if self.sigma is None else self.sigma
+        of_its_own = {
+            key: value for key in ("threshold", "max_pulses") if (value := getattr(self, key)) is not None
+        }
+        if self.sampler in UNVERIFIED:
+            if thg:
+                scale = {name: half * (sigma / thg) for name, half in box.half_width.items()}
+            else:
+                scale = {name: full * sigma for name, full in crossbar.full_scales().items()}
+            return partial(UNVERIFIED[self.sampler], box.weights, scale, **of_its_own)
+        if self.sampler == "programmed":
+            return partial(programmed, box, tolerance=thg / sigma, **of_its_own)
+        if self.sampler == "truncated_gaussian":
+            return partial(box.sample, "truncated_gaussian", tolerance=thg / sigma)
+        return partial(box.sample, self.sampler)
 
     def _identity(self, run: Search) -> dict[str, Any]:
         """What decides an instance's right answers."""
@@ -196,7 +193,7 @@ class MonteCarlo(Attack):
             **settings,
             "thg": run.crossbar.thg,
             "full_scale": run.crossbar.full_scale,
-            "network": _digest(run.crossbar),
+            "network": _digest(run.crossbar, run.box),
             "samples": run.samples,
             "clean_percent": round(100 * run.history[0]["accuracy"]),  # other machines may differ by a tie
         }
@@ -216,10 +213,10 @@ def _correct(run: Search, chips: Sequence[Perturbation]) -> list[int]:
     return [int(c) for c in correct]
 
 
-def _digest(crossbar: Crossbar) -> str:
-    """Of all parameters and buffers, the arrays' bounds, and the bits that they are quantised to."""
+def _digest(crossbar: Crossbar, box: Box) -> str:
+    """Of all parameters and buffers, the box, and the bits that the arrays are quantised to."""
     digest = hashlib.sha256(str((crossbar.weight_bits, crossbar.activation_bits)).encode())
-    for tensors in (crossbar.state_dict(), crossbar.bound()):
+    for tensors in (crossbar.state_dict(), box.low, box.high):
         for name, t in tensors.items():
             digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
             digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

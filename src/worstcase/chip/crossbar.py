@@ -1,4 +1,4 @@
-"""A network on compute-in-memory hardware: programmed weights, their bound, the perturbed forward pass."""
+"""A network on compute-in-memory hardware: programmed weights, their box, the perturbed forward pass."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.float64 import in_float64
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
-
-Perturbation = Mapping[str, Tensor]
 
 FULL_SCALES = ("layer_max", "unit")
 
@@ -30,8 +30,8 @@ _BIASES = ("bias", "in_proj_bias")
 class Crossbar(nn.Module):
     """A network whose conv and linear weights are programmed into non-volatile memory devices.
 
-    Write-verify leaves each weight W somewhere in [W - bound, W + bound] (Eq. 4 of the paper). The network
-    is used as it is; its parameters, buffers and training mode are never written to.
+    Write-verify leaves each weight W somewhere in [W - bound, W + bound] (Eq. 4 of the paper); `box` holds all
+    these deviations. The network is used as it is; its parameters, buffers and training mode are never written to.
 
     Args:
         net: any network of one input; batch norm, shared and frozen weights and other layers are fine.
@@ -53,9 +53,8 @@ class Crossbar(nn.Module):
 
     Example:
         >>> crossbar = Crossbar(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), thg=0.03)
-        >>> worst = {name: -bound.expand_as(crossbar.programmed()[name])
-        ...          for name, bound in crossbar.bound().items()}
-        >>> crossbar.is_feasible(worst), crossbar(torch.ones(5, 1, 2, 2), worst).shape
+        >>> chip = crossbar.box.sample("vertex")
+        >>> crossbar.box.contains(chip), crossbar(torch.ones(5, 1, 2, 2), chip).shape
         (True, torch.Size([5, 2]))
     """
 
@@ -80,7 +79,6 @@ class Crossbar(nn.Module):
         self.thg = thg
         chosen = _programmed_layers(net, layers, exclude)
         self._names = _array_names(chosen)
-        self._movable: dict[str, Tensor] = {}
         self._channels_last: bool | None = None  # None: not tried yet
         self._bias_names = [
             f"{layer}.{name}".removeprefix(".")
@@ -134,43 +132,31 @@ class Crossbar(nn.Module):
             return {name: in_float64(w.new_ones(())) for name, w in self._detached().items()}
         return {name: in_float64(w.abs().amax()) for name, w in self._detached().items()}
 
+    @property
+    def box(self) -> Box:
+        """All deviations that write-verify lets pass, for the weights and th_g as they are now.
+
+        From -th_g to th_g times the full scale of each array. It takes a look at all weights: ask once, and keep
+        it while the weights stay.
+
+        Example:
+            >>> layer = nn.Linear(2, 1, bias=False)
+            >>> _ = nn.init.constant_(layer.weight, -2.0)
+            >>> crossbar = Crossbar(layer, thg=0.25)
+            >>> crossbar.box.low["weight"].item(), crossbar.box.high["weight"].item()
+            (-0.5, 0.5)
+            >>> deviation = {"weight": torch.tensor([[0.25, -0.75]])}
+            >>> crossbar.box.contains(deviation), crossbar.box.outside(deviation)
+            (False, 1)
+            >>> crossbar.box.relative(crossbar.box.project(deviation))
+            {'weight': tensor([[ 0.5000, -1.0000]])}
+        """
+        weights = {name: weight.detach() for name, weight in self.arrays().items()}
+        return Box.symmetric(self.thg, self.full_scales(), weights)
+
     def bound(self) -> dict[str, Tensor]:
-        """The largest deviation of each weight: detached, by name, in the weight's units and dtype.
-
-        A scalar for each array, within a block of `movable` a tensor that broadcasts to the weight.
-
-        th_g times the full scale of the weights as they are now, rounded toward zero, so that a deviation
-        within the bound is never above th_g when the ratio is taken in float64.
-        """
-        bounds = {}
-        for name, scale in self.full_scales().items():
-            weight = self.net.get_parameter(name)
-            bound = (self.thg * scale).to(weight.dtype)
-            too_large = bound.double() / scale > self.thg  # false where the scale is 0
-            bound = torch.where(too_large, torch.nextafter(bound, torch.zeros_like(bound)), bound)
-            bounds[name] = bound.to(weight.device)
-            if name in self._movable:
-                bounds[name] = bounds[name] * self._movable[name]
-        return bounds
-
-    @contextmanager
-    def movable(self, masks: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within the block only some weights have a bound; the others are programmed exactly.
-
-        Args:
-            masks: by array, what multiplies its bound: 1 (may move) or 0 (exact), a tensor that broadcasts to the
-                weight. Arrays that are not named stay as they are.
-        """
-        before = self._movable
-        self._movable = {
-            name: mask.to(device=w.device, dtype=w.dtype)
-            for name, w in self._detached().items()
-            if (mask := masks.get(name)) is not None
-        }
-        try:
-            yield
-        finally:
-            self._movable = before
+        """The largest deviation of each weight, half the width of the box: see `Box.half_width`."""
+        return self.box.half_width
 
     def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
         """The network's output at the programmed weights plus a perturbation.
@@ -247,15 +233,6 @@ class Crossbar(nn.Module):
                 self(images.to(self.outputs.ranges.device))
             self.outputs.eval()
 
-    def zero_perturbation(self) -> dict[str, Tensor]:
-        """No deviation at all, by name, in the shapes, dtypes and on the devices of the weights."""
-        return {name: torch.zeros_like(weight) for name, weight in self.arrays().items()}
-
-    def is_feasible(self, perturbation: Perturbation) -> bool:
-        """Whether every deviation is within its bound, exactly (so NaN is not)."""
-        bounds = self.bound()
-        return all(bool((d.abs() <= bounds[name]).all()) for name, d in perturbation.items())
-
     def max_relative_perturbation(self, perturbation: Perturbation) -> float:
         """The largest absolute deviation in units of its full scale, computed in float64."""
         scales = self.full_scales()
@@ -273,16 +250,6 @@ class Crossbar(nn.Module):
 
     def _detached(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.programmed().items()}
-
-
-def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64, which Apple's GPU does not."""
-    return device.type != "mps"
-
-
-def in_float64(x: Tensor) -> Tensor:
-    """The same in float64: where it is, or on the CPU if its device has none."""
-    return (x if has_float64(x.device) else x.cpu()).double()
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.base import Loader, on_its_device, right_answers
-from worstcase.chip.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.chip.box import Perturbation
+from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.evaluation.sensitivity import BUDGET, damage_by_layer, selective_write_verify
 
 BINS = 20
@@ -67,12 +68,12 @@ def diagnose(
         >>> found["confusion"]["matrix"], found["perturbation"]["at_bound"]
         ([[1, 0], [0, 1]], 0.5)
     """
-    bound = crossbar.bound()
-    if perturbation.keys() != bound.keys() or not crossbar.is_feasible(perturbation):
+    box = crossbar.box
+    if not box.contains(perturbation):
         raise ValueError(f"the perturbation is not one of this crossbar within th_g = {crossbar.thg}")
-    clean = _answers(crossbar, loader, crossbar.zero_perturbation())
+    clean = _answers(crossbar, loader, box.zero())
     worst = _answers(crossbar, loader, perturbation)
-    relative = {name: (d.abs().float() / bound[name].float()).nan_to_num() for name, d in perturbation.items()}
+    relative = {name: d.abs() for name, d in box.relative(perturbation).items()}
     layers = [{"array": name, **_moved(r)} for name, r in relative.items()]
     selective = None
     if full:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.attacks.base import Loader, accuracy
-from worstcase.chip.crossbar import Crossbar, Perturbation
+from worstcase.chip.box import Perturbation
+from worstcase.chip.crossbar import Crossbar
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.flags import red_flags
 from worstcase.evaluation.heldout import attack_one_half
@@ -263,7 +264,7 @@ def evaluate(
             explained = diagnose(crossbar, loader, worst.perturbation, full=full, progress=progress)
         read = None
         if chip is not None:
-            read = Chip(accuracy(crossbar, loader, chip), _outside(crossbar, chip))
+            read = Chip(accuracy(crossbar, loader, chip), crossbar.box.outside(chip))
     return Evaluation(crossbar, found, red_flags(found, vertex, explained), explained, read)
 
 
@@ -275,9 +276,3 @@ def check_diagnosis(diagnosis: str | None) -> None:
     """
     if diagnosis not in (None, "short", "full"):
         raise ValueError(f"diagnosis={diagnosis}: must be short, full, or None")
-
-
-def _outside(crossbar: Crossbar, chip: Perturbation) -> int:
-    """Weights of a chip that are not within their bound."""
-    bound = crossbar.bound()
-    return sum(int((~(d.to(bound[name].device).abs() <= bound[name])).sum()) for name, d in chip.items())

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from worstcase.attacks import AttackResult, Ensemble
 from worstcase.attacks.base import Loader, accuracy, on_its_device
-from worstcase.chip.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.attacks.gradient import gradient
+from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.objectives import margin
 from worstcase.progress import progress_bar
 
@@ -34,12 +36,12 @@ def damage_by_layer(
 
     Cost: at most ``budget`` passes an array.
     """
-    damage = {}
+    damage, box = {}, crossbar.box
     with progress_bar("one layer at a time", enabled=progress) as show:
         lowest = 1.0
         for name in perturbation:
-            only = {other: torch.tensor(other == name) for other in perturbation}
-            found = _attack(crossbar, loader, only, _part(perturbation, only), budget)
+            part = box.restricted_to({name: 1.0})
+            found = _attack(crossbar, loader, part, part.project(perturbation), budget)
             damage[name] = {
                 "accuracy_of_its_part": found.history[1]["accuracy"],
                 "lowest_alone": found.accuracy,
@@ -75,8 +77,9 @@ def selective_write_verify(
     order = torch.cat([i.flatten() for i in importance(crossbar, loader).values()])
     order = order.argsort(descending=True, stable=True)
     numbers = [max(1, round(share * len(order))) for share in shares]
-    only = (_movable(order[:number], perturbation) for number in numbers)
-    others = (_movable(order[number:], perturbation) for number in reversed(numbers))
+    box = crossbar.box
+    only = (_part(box, order[:number]) for number in numbers)
+    others = (_part(box, order[number:]) for number in reversed(numbers))
     lowest: list[float] = []
     with progress_bar("selective write-verify", enabled=progress) as show:
         for growing in (only, others):
@@ -106,52 +109,43 @@ def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
         {'weight': tensor([[0.5000, 0.0000],
                 [0.5000, 0.0000]])}
     """
-    bound = crossbar.bound()
+    box = crossbar.box
     samples = 0
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
-        total = crossbar.zero_perturbation()
-        leaves = {name: d.requires_grad_() for name, d in crossbar.zero_perturbation().items()}
+        zero, total = box.zero(), box.zero()
         for images, labels in on_its_device(crossbar, loader):
-            loss = margin(crossbar(images, leaves), labels).sum()
             samples += len(images)
-            gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-            for name, gradient in zip(total, gradients, strict=True):
-                total[name] += gradient
-    return {name: (gradient / samples * bound[name]).abs() for name, gradient in total.items()}
+            for name, g in gradient(crossbar, margin, zero, images, labels)[0].items():
+                total[name] += g
+    return {name: (g / samples * box.half_width[name]).abs() for name, g in total.items()}
 
 
 def _nested(
     crossbar: Crossbar,
     loader: Loader,
-    sets: Iterable[dict[str, Tensor]],
+    boxes: Iterable[Box],
     perturbation: Perturbation,
     budget: float,
 ) -> Iterator[float]:
-    """The lowest accuracy found for each set of movable weights, each of which contains the one before."""
+    """The lowest accuracy found in each box, each of which contains the one before."""
     before: AttackResult | None = None
-    for movable in sets:
-        start = _part(perturbation, movable)
+    for box in boxes:
+        start = box.project(perturbation)
         if before is not None and before.accuracy < accuracy(crossbar, loader, start):
             start = before.perturbation
-        before = _attack(crossbar, loader, movable, start, budget)
+        before = _attack(crossbar, loader, box, start, budget)
         yield before.accuracy
 
 
-def _attack(
-    crossbar: Crossbar, loader: Loader, movable: dict[str, Tensor], start: dict[str, Tensor], budget: float
-) -> AttackResult:
-    """What the ensemble finds if only some weights may move."""
-    with crossbar.movable(movable):
-        return Ensemble(budget=budget)(crossbar, loader, start=start, progress=False)
+def _attack(crossbar: Crossbar, loader: Loader, box: Box, start: Perturbation, budget: float) -> AttackResult:
+    """What the ensemble finds in a box in which only some weights may move."""
+    return Ensemble(budget=budget)(crossbar, loader, box=box, start=start, progress=False)
 
 
-def _part(perturbation: Perturbation, movable: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: d * movable[name].to(d.device) for name, d in perturbation.items()}
-
-
-def _movable(places: Tensor, like: Perturbation) -> dict[str, Tensor]:
-    """True for the weights at some places of all arrays laid end to end."""
-    mask = torch.zeros(sum(d.numel() for d in like.values()), dtype=torch.bool, device=places.device)
+def _part(box: Box, places: Tensor) -> Box:
+    """The box of the weights at some places of all arrays laid end to end."""
+    sizes = [weight.numel() for weight in box.weights.values()]
+    mask = torch.zeros(sum(sizes), dtype=torch.bool, device=places.device)
     mask[places] = True
-    parts = mask.split([d.numel() for d in like.values()])
-    return {name: part.view_as(d) for (name, d), part in zip(like.items(), parts, strict=True)}
+    parts = zip(box.weights.items(), mask.split(sizes), strict=True)
+    return box.restricted_to({name: part.view_as(weight) for (name, weight), part in parts})

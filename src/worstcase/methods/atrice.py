@@ -57,6 +57,6 @@ class ATrice(Method):
         return (1 - self.alpha) * loss_n + self.alpha * loss_p  # line 16
 
     def _adversary(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        cost_p = self.gradient(p2, self.crossbar.zero_perturbation(), images, labels)
-        bound = self.crossbar.bound()
-        return {name: -self.step * bound[name] * gradient.sign() for name, gradient in cost_p.items()}
+        box = self.crossbar.box.scaled(self.step)
+        cost_p = self.gradient(p2, box.zero(), images, labels)
+        return box.at({name: -gradient.sign() for name, gradient in cost_p.items()})

@@ -15,8 +15,10 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
+from worstcase.attacks.gradient import gradient
 from worstcase.checks import check_seed, number, whole
-from worstcase.chip.crossbar import Crossbar, Perturbation, evaluating
+from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective
 from worstcase.seeds import derived_seed, seeded
@@ -95,12 +97,10 @@ class Method(L.LightningModule):
     ) -> dict[str, Tensor]:
         """The gradient in a perturbation of an objective of (logits, labels) summed over the batch.
 
-        Summed over all processes too, so that each takes the same step. Nothing else gets a gradient.
+        Summed over all processes too, so that each takes the same step. See `worstcase.attacks.gradient`.
         """
-        leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
-        loss = objective(self.crossbar(images, leaves), labels).sum()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        return {name: sum_over_processes(g) for name, g in zip(leaves, gradients, strict=True)}
+        found, _ = gradient(self.crossbar, objective, perturbation, images, labels)
+        return {name: sum_over_processes(g) for name, g in found.items()}
 
     def loss_at(self, adversary: Perturbation, images: Tensor, labels: Tensor, *, clean: float) -> Tensor:
         """(1 - clean) x cross-entropy on the adversary's chip + clean x cross-entropy as programmed.
@@ -115,11 +115,11 @@ class Method(L.LightningModule):
             loss_p = F.cross_entropy(self.crossbar(images, adversary), labels)
         return (1 - clean) * loss_p + clean * loss_c
 
-    def training_bound(self, factor: float, ramp: float) -> dict[str, Tensor]:
-        """`Crossbar.bound` times a factor that grows from 0 over the first share `ramp` of the training."""
+    def training_box(self, factor: float, ramp: float) -> Box:
+        """The crossbar's box times a factor that grows from 0 over the first share `ramp` of the training."""
         done = self.global_step / self._steps if self._steps else 1.0
         factor *= min(1.0, done / ramp) if ramp else 1.0
-        return {name: factor * bound for name, bound in self.crossbar.bound().items()}
+        return self.crossbar.box.scaled(factor)
 
     def in_weight_units(self, sigma: float) -> dict[str, Tensor]:
         """A standard deviation in units of the full scale, as one in weight units for each array."""

@@ -20,10 +20,10 @@ class PGDAT(Method):
     Args:
         crossbar: the network with its th_g.
         steps: sign steps of the adversary, from zero.
-        step: their size in units of the training bound.
-        factor: the training bound in units of the bound: more than 1 leaves a margin to attacks that are
+        step: their size in units of the training box's half width.
+        factor: the training box in units of the crossbar's: more than 1 leaves a margin to attacks that are
             stronger than the adversary.
-        ramp: share of the training over which the training bound grows from 0, 0..1.
+        ramp: share of the training over which the training box grows from 0, 0..1.
         clean: share of the loss as programmed, 0..1.
         weight_clip: see `Method`.
         options: see `Method`.
@@ -53,11 +53,9 @@ class PGDAT(Method):
         self.steps, self.step, self.factor, self.ramp, self.clean = steps, step, factor, ramp, clean
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        bound = self.training_bound(self.factor, self.ramp)
-        adversary = self.crossbar.zero_perturbation()
+        box = self.training_box(self.factor, self.ramp)
+        adversary, size = box.zero(), box.scaled(self.step).half_width
         with evaluating(self.crossbar):
             for _ in range(self.steps):
-                gradient = self.gradient(cross_entropy, adversary, images, labels)
-                for name, d in adversary.items():
-                    d.sub_(self.step * bound[name] * gradient[name].sign()).clamp_(-bound[name], bound[name])
+                box.step_(adversary, self.gradient(cross_entropy, adversary, images, labels), size)
         return self.loss_at(adversary, images, labels, clean=self.clean)

@@ -21,19 +21,19 @@ from worstcase.seeds import seeded
 class UniversalAT(Method):
     """Each batch trains on one perturbation of the pool, and improves it by one sign step with momentum.
 
-    Cost: 1 forward and 1 backward a step, and 1 more of each with a clean share. The pool is in units of
-    the training bound, so it follows the weights, and part of the checkpoint.
+    Cost: 1 forward and 1 backward a step, and 1 more of each with a clean share. The pool is relative to the
+    training box, so it follows the weights, and part of the checkpoint.
 
     Args:
         crossbar: the network with its th_g.
         members: perturbations in the pool, 1 or more.
-        step: of a perturbation's improvement, in units of the training bound.
+        step: of a perturbation's improvement, relative to the training box.
         momentum: of its gradient, each normalised by the mean absolute value in its array; 0..1.
         lifetime: batches that a perturbation lives on average before it starts anew at a random point;
             None: it never does.
-        factor: the training bound in units of the bound: more than 1 leaves a margin to attacks that are
+        factor: the training box in units of the crossbar's: more than 1 leaves a margin to attacks that are
             stronger than the pool.
-        ramp: share of the training over which the training bound grows from 0, 0..1.
+        ramp: share of the training over which the training box grows from 0, 0..1.
         clean: share of the loss as programmed, 0..1.
         weight_clip: see `Method`.
         options: see `Method`.
@@ -43,7 +43,7 @@ class UniversalAT(Method):
     """
 
     pool: Tensor
-    """(members, weights), -1..1 in units of the training bound, the arrays one after another."""
+    """(members, weights), -1..1 relative to the training box (see `Box.at`), the arrays one after another."""
     velocity: Tensor
     """The gradients that the pool follows, summed up with momentum; of the pool's shape."""
 
@@ -83,9 +83,10 @@ class UniversalAT(Method):
         if self.lifetime is not None and self._draw() * self.lifetime < 1:
             self.pool[self._member].uniform_(-1, 1, generator=self.draws)
             self.velocity[self._member].zero_()
-        bound = self.training_bound(self.factor, self.ramp)
-        units = self._by_array(self.pool)
-        self._adversary = {name: (bound[name] * unit).requires_grad_() for name, unit in units.items()}
+        box = self.training_box(self.factor, self.ramp)
+        self._adversary = box.at(self._by_array(self.pool))
+        for d in self._adversary.values():
+            d.requires_grad_()
         return self.loss_at(self._adversary, images, labels, clean=self.clean)
 
     @torch.no_grad()
