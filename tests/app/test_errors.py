@@ -29,7 +29,7 @@ BAD = {
     "method=adversarial method.attack=lwc": "choose one of the group's files with attack@method.attack=NAME",
     "model.weight_bits=0": "model.weight_bits=0: must be a whole number, 1 or more",
     "method=nope": "Could not find 'method/nope' Available options in 'method': adversarial atrice",
-    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': ensemble ensemble_short flwc",
+    "attack@test_attack=nope": "Could not find 'attack/nope' Available options in 'attack': ensemble ",
     "attack=nope": "attack@test_attack",
     "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
     "method.membres=3": "there is no setting method.membres; did you mean members?",
