@@ -31,9 +31,10 @@ def report(cfg: DictConfig) -> None:
         wanted = sweeps.jobs([f"experiment={cfg.status}", f"scale={cfg.scale}"]) if named else []
         print(*sweeps.status(folders, wanted), sep="\n")
         return
+    from worstcase.paper import SECTIONS
     from worstcase.report.write import PAGE, write_report
 
-    sections = write_report(folders, Path(cfg.out))
+    sections = write_report(folders, Path(cfg.out), SECTIONS)
     for section in sections:
         print(f"  {section.name:<12} {section.title}, {section.seeds}")
     print(f"report: {Path(cfg.out, PAGE)}")

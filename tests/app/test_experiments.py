@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from src import cli, identity, schema, sweeps
 from src.begun import Begun
-from worstcase.report.write import SECTIONS
+from worstcase.paper import SECTIONS
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").iterdir())
 OF_PROJECT = {"methods", "monte_carlo"}  # sections that are not the paper's
