@@ -15,7 +15,7 @@ from studies import add, own_network
 from worstcase import results_frame
 from worstcase.evaluation.record import Record
 from worstcase.paper import SECTIONS
-from worstcase.report.rows import as_csv
+from worstcase.report.rows import as_csv, columns
 from worstcase.report.section import Section
 from worstcase.report.write import write_report
 from worstcase.report.your_runs import your_runs
@@ -57,13 +57,13 @@ def test_a_run_that_is_of_no_figure_of_the_paper_has_a_page(tmp_path):
     assert [section.name for section in sections] == ["runs"]
     row = ["mine:Net", "mine", "vanilla", "0.02", "3"]
     assert Page(page).cells == [
-        *(*row, "flwc", "90.00 %", "50.00 %", "-", "2", ""),
-        *(*row, "lwc", "90.00 %", "25.00 %", "-", "2", ""),
+        *(*row, "flwc", "90.00 %", "50.00 %", "-", "2"),
+        *(*row, "lwc", "90.00 %", "25.00 %", "-", "2"),
     ]
     with (tmp_path / "out" / "runs.csv").open() as lines:
         first, second = csv.DictReader(lines)
-    assert (float(first["clean accuracy"]), float(first["attacked accuracy"])) == pytest.approx((90, 50))
-    assert first["unit"] == "%" and first["certified accuracy"] == ""
+    assert (float(first["clean"]), float(first["attacked"])) == pytest.approx((90, 50))
+    assert first["unit"] == "%" and first["certified"] == ""
     assert (second["attack"], second["flags"], second["seed"]) == ("lwc", "2", "3")
     assert "From the records of 1 finished run." in page
     assert [name for name in re.split(r"[ ,.<]+", page.split("allow these:")[1]) if name in SECTIONS] == list(
@@ -87,6 +87,29 @@ def test_the_picture_has_a_dot_for_each_run_and_attack_in_its_methods_colour(tmp
     assert len({(line.get_color(), line.get_marker()) for line in drawn}) == len(drawn)
 
 
+def test_each_number_of_a_run_stands_in_its_own_row(tmp_path):
+    """Whatever the order in which the runs finished."""
+    for number, (seed, lowest, proven) in enumerate([(2, 0.3, 0.2), (0, 0.5, None), (1, 0.4, 0.1)]):
+        attack = dataclasses.replace(own_network().attacks[0], accuracy=lowest)
+        one = own_network(seed=seed, attacks=[attack], certified_accuracy=proven)
+        add(tmp_path / str(number), one)
+    header, body = columns(your_runs(results_frame([tmp_path])).rows)
+    shown = [dict(zip(header, line, strict=True)) for line in body]
+    assert [(of["seed"], of["clean"], of["attacked"], of["certified"]) for of in shown] == [
+        ("0", "90.00 %", "50.00 %", "-"),
+        ("1", "90.00 %", "40.00 %", "10.00 %"),
+        ("2", "90.00 %", "30.00 %", "20.00 %"),
+    ]
+
+
+def test_runs_of_one_method_say_in_what_they_differ(tmp_path):
+    for epochs in (1, 9):
+        config = {**own_network().config, "trainer": {"max_epochs": epochs, "deterministic": True}}
+        add(tmp_path / str(epochs), own_network(config=config))
+    rows = your_runs(results_frame([tmp_path])).rows
+    assert set(rows["differs in"]) == {"max_epochs=1", "max_epochs=9"}
+
+
 def test_a_picture_has_a_line_over_th_g_for_each_network_and_a_bar_down_to_what_is_proven(tmp_path):
     def found(thg, accuracy):
         return dataclasses.replace(
@@ -103,7 +126,7 @@ def test_a_picture_has_a_line_over_th_g_for_each_network_and_a_bar_down_to_what_
     assert drawn[0, 0.01, 0.03] == pytest.approx([90, 70, 30]) and drawn[0, 0.02] == pytest.approx([90, 25])
     assert len(other.lines) == 1
     bars = [segment.tolist() for bars in mine.collections for segment in bars.get_segments() if segment.size]
-    assert sorted(end for bar in bars for _, end in bar if end == end) == pytest.approx([10, 10, 30, 70])
+    assert sorted(end for bar in bars for _, end in bar) == pytest.approx([10, 10, 30, 70])
 
 
 def test_weights_that_were_given_have_no_seed_of_a_training(tmp_path):

@@ -110,7 +110,7 @@ def _differences(run: Mapping[str, Any], network: str | None) -> list[str]:
         texts = [f"{one} bits" if one else "float" for one in bits]
         differ.append(texts[0] if texts[0] == texts[1] else f"{texts[0]} weights, {texts[1]} outputs")
     if pd.notna(run["epochs"]) and run["epochs"] < numbers.EPOCHS:
-        differ.append(f"{run['epochs']} epochs")
+        differ.append(f"{run['epochs']} epochs" if run["epochs"] != 1 else "1 epoch")
     if attacked["full_scale"] != "layer_max":
         differ.append("th_g in weight units")
     if attacked["layers"] not in (None, ["*"]) or attacked["exclude"]:

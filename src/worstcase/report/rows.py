@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
+from pandas.api.types import is_float_dtype
 
 from worstcase.report.frame import SETTINGS
 
@@ -106,15 +107,18 @@ def gather(
 def columns(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and body of a table as it is shown; what is missing is a dash."""
     shown = _texts(rows, lambda value, unit: f"{value:{'.2f' if unit == '%' else '.3g'}}", missing="-")
+    unit = shown.pop("unit")
     if "mean" in shown:
-        for name, deviation in (("mean", "deviation"), ("paper", "paper deviation")):
-            spread = shown.pop(deviation)
-            shown[name] += (" ± " + spread).where(spread != "-", "")
-        shown = shown.rename(columns={"mean": "measured"})
-        shown["measured"] = (shown["measured"] + " " + rows.unit).str.strip()
-        shown.insert(shown.columns.get_loc("measured") + 1, "paper", shown.pop("paper"))
+        spread, papers = (" ± " + shown.pop(name) for name in ("deviation", "paper deviation"))
+        measured = shown.pop("mean") + spread.where(rows.deviation.notna(), "") + " " + unit
+        paper = shown.pop("paper") + papers.where(rows["paper deviation"].notna(), "")
+        place = shown.columns.get_loc("seeds")
+        shown.insert(place, "measured", measured.str.strip())
+        shown.insert(place + 1, "paper", paper)
         shown["scale"] = shown["scale"].replace("", "the paper's")
-    shown = shown.drop(columns="unit")
+    else:
+        for name in filter(lambda name: is_float_dtype(rows[name]), rows):
+            shown[name] += (" " + unit).where(rows[name].notna(), "")
     return list(shown), [[cut(cell, LONGEST) for cell in line] for line in shown.to_numpy().tolist()]
 
 
@@ -142,9 +146,8 @@ def _texts(rows: pd.DataFrame, number: Callable[[float, str], str], missing: str
             return number(100 * value if unit == "%" else value, unit)
         return str(value)
 
-    return pd.DataFrame(
-        {name: [text(*cell) for cell in zip(rows[name], rows.unit, strict=True)] for name in rows}, dtype=object
-    )
+    texts = {name: [text(*cell) for cell in zip(rows[name], rows.unit, strict=True)] for name in rows}
+    return pd.DataFrame(texts, rows.index, dtype=object)
 
 
 def _joined(texts: pd.Series, more: pd.Series) -> pd.Series:

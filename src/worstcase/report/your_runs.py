@@ -35,7 +35,8 @@ def your_runs(results: pd.DataFrame) -> Section:
 
 
 def _rows(found: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
+    differ = differing(found, ["network", "dataset", "method", "attack"])
+    rows = pd.DataFrame(
         {
             "network": found.network,
             "data": found.dataset,
@@ -44,13 +45,13 @@ def _rows(found: pd.DataFrame) -> pd.DataFrame:
             "seed": found.seed.astype("string").fillna("-"),
             "attack": found.attack,
             "unit": "%",
-            "clean accuracy": found.clean_accuracy,
-            "attacked accuracy": found.attacked_accuracy,
-            "certified accuracy": found.certified_accuracy,
+            "clean": found.clean_accuracy,
+            "attacked": found.attacked_accuracy,
+            "certified": found.certified_accuracy,
             "flags": found["flags"],
-            "differs in": differing(found, ["network", "dataset", "method", "attack"]),
         }
     )
+    return rows.assign(**{"differs in": differ}) if differ.any() else rows
 
 
 def _styles(methods: pd.Series) -> tuple[pd.Series, list[dict[str, Any]]]:
@@ -95,7 +96,9 @@ def _over_thg(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
             line: dict[str, Any] = {"lw": 1, "ms": 5, "alpha": 0.75, "clip_on": False}
             style = styles[int(own["style"].iloc[0])]
             axes.plot(lowest, **line, **style)
-            axes.vlines(by_thg.index, by_thg.certified_accuracy, by_thg.attacked_accuracy, color=style["color"])
+            proven = by_thg.dropna()
+            ends = proven.certified_accuracy, proven.attacked_accuracy
+            axes.vlines(proven.index, *ends, color=style["color"], lw=3, alpha=0.3)
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100)
         axes.set_title(cut(visible(f"{network}, {dataset}"), 60), fontsize="medium", parse_math=False)
