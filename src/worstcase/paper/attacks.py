@@ -77,7 +77,8 @@ def table4(results: pd.DataFrame) -> Section | None:
 def fig7(results: pd.DataFrame) -> Section | None:
     found = at_papers_thg(results)
     found = found[(found.method == "vanilla") & (found.attack == "flwc") & found.of.notna()]
-    found = found.assign(steps=found.parameters.str["steps"]).dropna(subset="steps")
+    steps = pd.Series([said.get("steps") for said in found.parameters], found.index, dtype=object)
+    found = found.assign(steps=steps).dropna(subset="steps")
     for within in (["folder"], ["network_settings", "reference_settings"]):
         several = found[found.groupby(within).steps.transform("nunique") > 1]
         if len(several):
@@ -85,8 +86,8 @@ def fig7(results: pd.DataFrame) -> Section | None:
     found = several[several.of == numbers.CONVNET] if (several.of == numbers.CONVNET).any() else several
     if found.empty:
         return None
-    found = found.sort_values("steps", kind="stable").astype({"steps": int})
-    shown = found.astype({"steps": str})
+    found = found.sort_values("steps", kind="stable")
+    shown = found.assign(steps=found.steps.map(str))
     labels = ["network", "steps", "quantity"]
     rows = [
         rows_beside(shown.assign(quantity="accuracy"), labels),

@@ -58,6 +58,7 @@ SETTINGS = ["network_settings", "method_settings", "reference_settings", "attack
 
 _FLOATS = [name for name in COLUMNS if name.endswith(("accuracy", "thg", "seconds"))] + ["passes"]
 _INTEGERS = ["seed", "attack_seed", "weight_bits", "activation_bits", "samples", "epochs", "flags"]
+_LARGEST = 2**63 - 1  # that a column holds; a record of others may say more
 
 
 def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd.DataFrame:
@@ -77,9 +78,11 @@ def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd
     import pandas as pd
 
     rows = [row for found in runs_and_trainings(map(Path, folders)) for row in _rows(*found)]
+    for row in rows:
+        row |= {name: min(row[name], _LARGEST) for name in _INTEGERS if row[name] is not None}
     types = dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_INTEGERS, "Int64")
     types |= dict.fromkeys(("as_trained", "explained"), "boolean")
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     return frame.astype({name: types.get(name, "string") for name in COLUMNS})
 
 
@@ -130,7 +133,7 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
 
 def _rounded(thg: float) -> float:
     """To be compared: in floats 3 x 0.1 / 10 is not 0.03."""
-    return round(thg, 9)
+    return round(float(thg), 9)
 
 
 def _trained_thg(training: Record | None) -> float | None:

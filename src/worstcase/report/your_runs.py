@@ -51,7 +51,7 @@ def _rows(found: pd.DataFrame) -> pd.DataFrame:
             "flags": found["flags"],
         }
     )
-    return rows.assign(**{"differs in": differ}) if differ.any() else rows
+    return rows.assign(**{"differs in": differ}) if (differ != "").any() else rows
 
 
 def _styles(methods: pd.Series) -> tuple[pd.Series, list[dict[str, Any]]]:
