@@ -6,17 +6,17 @@ python examples/accuracy_over_thg.py multirun/first_look accuracy_over_thg.png
 """
 
 import sys
-from pathlib import Path
 
+from worstcase import results_frame
 from worstcase.evaluation.figures import accuracy_over_thg
-from worstcase.evaluation.record import finished_runs
 
 
 def main(sweep: str, picture: str) -> None:
-    records = [record for _, record in finished_runs([Path(sweep)]) if record.kind == "train"]
-    if not records:
+    results = results_frame([sweep])
+    results = results[results.kind == "train"]
+    if results.empty:
         sys.exit(f"error: no finished runs below {sweep}; make some with: python -m src.train -m seed=0,1,2")
-    accuracy_over_thg(records).savefig(picture, dpi=150)
+    accuracy_over_thg(results).savefig(picture, dpi=150)
 
 
 if __name__ == "__main__":

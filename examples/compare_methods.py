@@ -8,24 +8,52 @@ python examples/compare_methods.py multirun/methods methods.png
 """
 
 import sys
-from pathlib import Path
 
-from worstcase.evaluation.figures.methods import markdown, methods
-from worstcase.report.rows import read_runs
-from worstcase.report.training import method_tables
+import pandas as pd
+
+from worstcase import results_frame
+from worstcase.evaluation.figures.methods import methods
+from worstcase.report.rows import differing, drawn_together, lowest, with_clean
+
+ATTACKS = ["clean", "flwc", "lwc", "ensemble"]
 
 
 def main(sweep: str, picture: str) -> None:
-    runs = read_runs([Path(sweep)])
-    trained = sorted({run.trained.config["thg"] for run in runs if run.trained})
-    tables = [made for thg in trained for made in method_tables(runs, thg)]
-    if not tables:
+    results = with_clean(results_frame([sweep]))
+    results = results[results.as_trained & results.thg.isin(results.trained_thg) & results.attack.isin(ATTACKS)]
+    compared = [one for group in drawn_together(results) for _, one in group.groupby("thg")]
+    if not compared:
         sys.exit(f"error: no finished runs below {sweep}; make some with: python -m src.train -m seed=0,1,2")
-    if len(tables) > 1:
-        sys.exit(f"error: one network, scale and th_g is compared, not: {'; '.join(title for title, _ in tables)}")
-    ((title, table),) = tables
-    methods(table, title).savefig(picture, dpi=150)
-    print(markdown(table))
+    if len(compared) > 1:
+        settings = ["network_settings", "reference_settings"]
+        differ = differing(results, ["network", "dataset"], settings)
+        titles = [f"{title(one)} {differ[one.index[0]]}".strip() for one in compared]
+        sys.exit(f"error: one network, scale and th_g is compared, not: {'; '.join(titles)}")
+    found = lowest(compared[0], ["method", "attack", "seed"])
+    methods(found, title(found)).savefig(picture, dpi=150)
+    print(markdown(found))
+
+
+def title(results: pd.DataFrame) -> str:
+    one = results.iloc[0]
+    return f"{one.network} on {one.dataset}, th_g {one.thg:g}"
+
+
+def markdown(results: pd.DataFrame) -> str:
+    """A table to paste, the best under the strongest attack on top: mean ± standard deviation in percent."""
+    found = 100 * results.pivot(index=["method", "seed"], columns="attack", values="attacked_accuracy").astype(
+        float
+    )
+    found = found.reindex(columns=[name for name in ATTACKS if name in found])
+    seeds = found.groupby("method")
+    mean, deviation = seeds.mean(), seeds.std()
+    spread = deviation.map(" ± {:.2f}".format).where(deviation.notna(), "")
+    cells = (mean.map("{:.2f}".format) + spread).where(mean.notna(), "-")
+    cells.insert(0, "seeds", seeds.size().astype(str))
+    order = mean.sort_values(mean.columns[-1], ascending=False).index
+    lines = [["method", *cells], ["---"] * (1 + len(cells.columns))]
+    lines += [[f"`{method}`", *cells.loc[method]] for method in order]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

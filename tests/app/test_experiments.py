@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from worstcase.app import doors, job, naming, resume, schema, status, sweeps
 from worstcase.app.state import Begun
 from worstcase.evaluation.record import Record
-from worstcase.report.write import SECTIONS
+from worstcase.paper import SECTIONS
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").iterdir())
 OF_PROJECT = {"methods", "monte_carlo"}  # sections that are not the paper's

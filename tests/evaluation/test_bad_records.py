@@ -9,6 +9,7 @@ from commands import run, shorten_ensembles
 
 from worstcase.app import status
 from worstcase.evaluation.record import Record, finished_runs
+from worstcase.paper import SECTIONS
 from worstcase.report.write import write_report
 
 WRONG = {
@@ -82,7 +83,7 @@ def test_each_is_read_or_skipped_with_a_line_that_names_file_and_field(record, t
     print(f"{total} records: {len(read)} read, {len(skipped)} skipped")
 
     assert list(status.of_folders([root]))[-1].endswith("begun (at work, or killed)")
-    write_report([root], tmp_path / "report")
+    write_report([root], tmp_path / "report", SECTIONS)
     assert not [line for line in caplog.messages if "left out" in line]
 
 

@@ -273,7 +273,7 @@ def test_where_nothing_can_be_written_one_line_says_so(tmp_path, out, said):
     add(tmp_path / "run", own_network())
     (tmp_path / "file").write_text("mine")
     with pytest.raises((ValueError, OSError), match=re.escape(said)) as error:
-        write_report([tmp_path / "run"], tmp_path / out)
+        write_report([tmp_path / "run"], tmp_path / out, {})
     assert "\n" not in str(error.value)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -285,14 +285,14 @@ def test_a_page_of_the_users_is_not_read_for_what_to_delete(tmp_path):
     put(tmp_path / "out", USERS | {"index.html": page})
     before = contents(tmp_path / "out")
     with pytest.raises(ValueError, match=re.escape("out/index.html is not of an earlier report")):
-        write_report([tmp_path / "run"], tmp_path / "out")
+        write_report([tmp_path / "run"], tmp_path / "out", {})
     assert contents(tmp_path / "out") == before and (tmp_path / "victim.csv").read_bytes() == b"mine"
 
 
 def test_two_reports_of_the_same_runs_are_equal(tmp_path):
     add(tmp_path / "run", own_network())
-    write_report([tmp_path / "run"], tmp_path / "out")
+    write_report([tmp_path / "run"], tmp_path / "out", {})
     before = without_list(tmp_path / "out")
-    write_report([tmp_path / "run"], tmp_path / "out")
+    write_report([tmp_path / "run"], tmp_path / "out", {})
     assert without_list(tmp_path / "out") == before
-    assert before.keys() == {"index.html", "runs.csv", "runs.png"}
+    assert before.keys() == {"index.html", "runs.csv", "runs.png", "runs-thg.png"}

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from records import CONFIG, attack_record, record
 
 from worstcase import results_frame
-from worstcase.report.frame import COLUMNS
+from worstcase.report.frame import COLUMNS, SETTINGS
 
 
 @pytest.fixture
@@ -37,14 +38,36 @@ def test_a_row_for_each_attack_and_th_g_with_what_the_training_says(runs):
     assert of.attacked_accuracy.tolist() == [0.5, 0.25] and of.thg.tolist() == [0.01, 0.02]
     assert of.seed.tolist() == [7, 7] and of.trained_thg.tolist() == [0.05, 0.05]
     assert of.train_seconds.tolist() == [3.5, 3.5] and of["flags"].tolist() == [2, 2]
+    assert set(frame.training.dropna()) == {str(runs / "trained")} and frame.training.notna().sum() == 3
     (given,) = frame[frame.method.isna()].to_dict("records")
-    assert given["seed"] == 5 and pd.isna(given["trained_thg"]) and pd.isna(given["train_seconds"])
+    assert given["attack_seed"] == 5 and given["as_trained"]
+    assert all(pd.isna(given[name]) for name in ("seed", "training", "trained_thg", "train_seconds"))
     assert frame.certified_accuracy.isna().all()
 
 
 def test_it_can_be_grouped_over_seeds(runs):
     means = results_frame([str(runs)]).groupby(["network", "method", "attack", "thg"]).attacked_accuracy.mean()
     assert means["lenet", "vanilla", "lwc", 0.02] == 0.25
+
+
+def test_settings_tell_rows_apart_that_differ_in_more_than_the_seed(runs):
+    other = {**CONFIG, "seed": 8, "trainer": {"max_epochs": 9}}
+    for name, config in (("again", {**CONFIG, "seed": 8}), ("longer", other)):
+        (runs / name).mkdir()
+        record(config=config, seed=8).save(runs / name)
+    frame = results_frame([runs]).query("kind == 'train'")
+    assert frame.groupby(SETTINGS).seed.agg(set).tolist() == [{7, 8}, {8}]
+    (longer,) = frame.network_settings[frame.network_settings.str.contains("max_epochs")]
+    assert json.loads(longer)["trainer.max_epochs"] == 9
+    assert json.loads(frame.attack_settings.iloc[0]) == {"steps": 10}
+
+
+def test_the_sweep_of_a_run_is_read_from_its_record(runs):
+    (runs / "job").mkdir()
+    record(sweep="python -m src.train -m seed=0,1").save(runs / "job")
+    assert results_frame([runs]).set_index("folder").sweep.dropna().to_dict() == {
+        str(runs / "job"): "python -m src.train -m seed=0,1"
+    }
 
 
 def test_every_field_of_a_record_that_is_a_number_is_a_column_or_left_out_on_purpose():

@@ -8,13 +8,16 @@ import html.parser
 import logging
 import re
 
+import pandas as pd
 import pytest
 from studies import add, own_network
 
+from worstcase import results_frame
 from worstcase.evaluation.record import Record
-from worstcase.report.rows import Row, Run, as_csv, read_runs
+from worstcase.paper import SECTIONS
+from worstcase.report.rows import as_csv, columns
 from worstcase.report.section import Section
-from worstcase.report.write import SECTIONS, write_report
+from worstcase.report.write import write_report
 from worstcase.report.your_runs import your_runs
 
 HOSTILE = "\"></td></section><script>alert(1)</script>'\n\r\t\x00\x1b[31m\u202e{{ 7*7 }}$\\frac{$"
@@ -45,23 +48,22 @@ class Page(html.parser.HTMLParser):
 def report(tmp_path, *records: Record) -> tuple[list[Section], str]:
     for number, record in enumerate(records):
         add(tmp_path / "runs" / str(number), record)
-    sections = write_report([tmp_path / "runs"], tmp_path / "out")
+    sections = write_report([tmp_path / "runs"], tmp_path / "out", SECTIONS)
     return sections, (tmp_path / "out" / "index.html").read_text()
 
 
 def test_a_run_that_is_of_no_figure_of_the_paper_has_a_page(tmp_path):
     sections, page = report(tmp_path, own_network(flags=["one", "two"]))
     assert [section.name for section in sections] == ["runs"]
-    row = ["mine:Net, mine", "vanilla", "0.02", "3"]
+    row = ["mine:Net", "mine", "vanilla", "0.02", "3"]
     assert Page(page).cells == [
-        *row,
-        *("flwc", "90.00 %", "50.00 %", "2", "not in the paper"),
-        *row,
-        *("lwc", "90.00 %", "25.00 %", "2", "not in the paper"),
+        *(*row, "flwc", "90.00 %", "50.00 %", "-", "2"),
+        *(*row, "lwc", "90.00 %", "25.00 %", "-", "2"),
     ]
     with (tmp_path / "out" / "runs.csv").open() as lines:
         first, second = csv.DictReader(lines)
-    assert (float(first["clean accuracy"]), float(first["lowest found"])) == pytest.approx((90, 50))
+    assert (float(first["clean"]), float(first["attacked"])) == pytest.approx((90, 50))
+    assert first["unit"] == "%" and first["certified"] == ""
     assert (second["attack"], second["flags"], second["seed"]) == ("lwc", "2", "3")
     assert "From the records of 1 finished run." in page
     assert [name for name in re.split(r"[ ,.<]+", page.split("allow these:")[1]) if name in SECTIONS] == list(
@@ -85,10 +87,53 @@ def test_the_picture_has_a_dot_for_each_run_and_attack_in_its_methods_colour(tmp
     assert len({(line.get_color(), line.get_marker()) for line in drawn}) == len(drawn)
 
 
+def test_each_number_of_a_run_stands_in_its_own_row(tmp_path):
+    """Whatever the order in which the runs finished."""
+    for number, (seed, lowest, proven) in enumerate([(2, 0.3, 0.2), (0, 0.5, None), (1, 0.4, 0.1)]):
+        attack = dataclasses.replace(own_network().attacks[0], accuracy=lowest)
+        one = own_network(seed=seed, attacks=[attack], certified_accuracy=proven)
+        add(tmp_path / str(number), one)
+    header, body = columns(your_runs(results_frame([tmp_path])).rows)
+    shown = [dict(zip(header, line, strict=True)) for line in body]
+    assert [(of["seed"], of["clean"], of["attacked"], of["certified"]) for of in shown] == [
+        ("0", "90.00 %", "50.00 %", "-"),
+        ("1", "90.00 %", "40.00 %", "10.00 %"),
+        ("2", "90.00 %", "30.00 %", "20.00 %"),
+    ]
+
+
+def test_runs_of_one_method_say_in_what_they_differ(tmp_path):
+    for epochs in (1, 9):
+        config = {**own_network().config, "trainer": {"max_epochs": epochs, "deterministic": True}}
+        add(tmp_path / str(epochs), own_network(config=config))
+    rows = your_runs(results_frame([tmp_path])).rows
+    assert set(rows["differs in"]) == {"max_epochs=1", "max_epochs=9"}
+
+
+def test_a_picture_has_a_line_over_th_g_for_each_network_and_a_bar_down_to_what_is_proven(tmp_path):
+    def found(thg, accuracy):
+        return dataclasses.replace(
+            own_network().attacks[0], thg=thg, accuracy=accuracy, max_relative_perturbation=0.0
+        )
+
+    attacks = [found(0.01, 0.7), found(0.03, 0.4), found(0.03, 0.3)]
+    several = own_network(thg=0.03, attacks=attacks, certified_accuracy=0.1)
+    sections, _ = report(tmp_path, several, own_network(seed=4), own_network(dataset="other", thg=0.02))
+    mine, other = sections[0].figures["runs-thg"].axes
+    assert [axes.get_title() for axes in (mine, other)] == ["mine:Net, mine", "mine:Net, other"]
+    drawn = {tuple(line.get_xdata()): list(line.get_ydata()) for line in mine.lines}
+    assert drawn.keys() == {(0, 0.01, 0.03), (0, 0.02)}
+    assert drawn[0, 0.01, 0.03] == pytest.approx([90, 70, 30]) and drawn[0, 0.02] == pytest.approx([90, 25])
+    assert len(other.lines) == 1
+    bars = [segment.tolist() for bars in mine.collections for segment in bars.get_segments() if segment.size]
+    assert sorted(end for bar in bars for _, end in bar) == pytest.approx([10, 10, 30, 70])
+
+
 def test_weights_that_were_given_have_no_seed_of_a_training(tmp_path):
     given = own_network(kind="evaluate", method=None, train_seconds=None, epochs=None)
     sections, _ = report(tmp_path, given)
-    assert {(row.labels["method"], row.labels["seed"]) for row in sections[0].rows} == {("given weights", "-")}
+    rows = sections[0].rows
+    assert set(zip(rows.method, rows.seed, strict=True)) == {("given weights", "-")}
 
 
 def test_text_of_a_record_stays_text(tmp_path):
@@ -97,27 +142,27 @@ def test_text_of_a_record_stays_text(tmp_path):
     sections, page = report(tmp_path, hostile, own_network(model="m" * 200, method="n" * 200))
     _, plain = report(tmp_path / "plain", own_network(flags=["x"]), own_network(model="m", method="n"))
     assert Page(page).tags == Page(plain).tags
-    assert Page(page).ids == Page(plain).ids == ["runs", "picture-runs"]
+    assert Page(page).ids == Page(plain).ids == ["runs", "picture-runs", "picture-runs-thg"]
     shown = next(cell for cell in Page(page).cells if "alert" in cell)
     assert shown.startswith('"></td></section><script>') and "\\n\\r\\t\\x00\\x1b[31m\\u202e{{ 7*7 }}" in shown
     assert max(map(len, Page(page).cells)) < 300
     assert all(char.isprintable() or char == "\n" for char in page)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *(".report.json", "index.html", "runs.csv", "runs.png")
+        *(".report.json", "index.html", "runs.csv", "runs.png", "runs-thg.png")
     }
     assert [section.name for section in sections] == ["runs"]
 
 
 @pytest.mark.parametrize("config", [{}, {"thg": [0.01, 0.02]}])
-def test_a_run_of_which_little_is_known_is_shown_and_stops_no_other_part(config):
-    odd = own_network(config=config, model="lenet", dataset="mnist", command="python 'open")
-    made = {
-        name: section
-        for name, make in {"runs": your_runs, **SECTIONS}.items()
-        if (section := make([Run(odd, odd)]))
-    }
+@pytest.mark.parametrize("source", [None, "."], ids=["given", "of itself"])
+def test_a_run_of_which_little_is_known_is_shown_and_stops_no_other_part(tmp_path, config, source):
+    known = {"kind": "evaluate", "source_run": source, "config": config, "command": "python 'open"}
+    add(tmp_path / "odd", own_network(model="lenet", dataset="mnist", **known))
+    results = results_frame([tmp_path])
+    assert (results.training.notna() == (source == ".")).all()
+    made = {name: section for name, make in {"runs": your_runs, **SECTIONS}.items() if (section := make(results))}
     assert made.keys() == {"runs"}
-    assert made["runs"].command is None and made["runs"].commands == ["python 'open"]
+    assert made["runs"].sweeps == [] and made["runs"].commands == ["python 'open"]
 
 
 def test_a_training_that_cannot_be_read_is_unknown(tmp_path, caplog):
@@ -125,17 +170,17 @@ def test_a_training_that_cannot_be_read_is_unknown(tmp_path, caplog):
     (tmp_path / "training" / "results.json").write_text("{")
     for number, source in enumerate(("../../training", "a\x00b", "/proc/1/root/x" * 1000)):
         add(tmp_path / "runs" / str(number), own_network(kind="evaluate", source_run=source))
-    assert [run.trained for run in read_runs([tmp_path / "runs"])] == [None] * 3
+    assert results_frame([tmp_path / "runs"]).groupby("folder").training.count().tolist() == [0] * 3
     said = [record.getMessage() for record in caplog.records if "training of" in record.getMessage()]
     assert said and all("\n" not in line and "\x00" not in line for line in said)
 
 
 @pytest.mark.parametrize("where", ["make", "draw"])
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, caplog, where):
-    def fails(runs):
+    def fails(results):
         if where == "make":
             raise KeyError("odd\nname")
-        made = your_runs(runs)
+        made = your_runs(results)
         made.figures["runs"].axes[0].set_title("$\\frac{$")
         return dataclasses.replace(made, name="fig1", figures={"fig1": made.figures["runs"]})
 
@@ -150,8 +195,8 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, caplo
 
 
 def test_a_file_is_named_after_a_part_of_the_report_alone(tmp_path, monkeypatch, caplog):
-    def named(runs):
-        return dataclasses.replace(your_runs(runs), name="../fig1")
+    def named(results):
+        return dataclasses.replace(your_runs(results), name="../fig1")
 
     monkeypatch.setitem(SECTIONS, "fig1", named)
     report(tmp_path, own_network())
@@ -177,7 +222,8 @@ def test_a_file_is_named_after_a_part_of_the_report_alone(tmp_path, monkeypatch,
     ],
 )
 def test_no_cell_of_the_csv_is_a_formula(cell, written):
-    text = as_csv([Row({cell: cell, "other": "x"}, [-0.5, 2.0], scale=cell)])
+    values = {"unit": "%", "mean": 0.0075, "each seed": [-0.005, 0.02]}
+    text = as_csv(pd.DataFrame([{cell: cell, "other": "x", **values, "scale": cell}]))
     header, line = csv.reader(text.splitlines(keepends=True))
     assert header[0] == line[0] == line[-1] == written
     assert line[header.index("each seed")] == "-0.5 2" and float(line[header.index("mean")]) == 0.75

@@ -10,7 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from worstcase.app import naming, schema
+from worstcase.app import naming, schema, sweeps
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
@@ -66,6 +66,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     result = evaluation.record(
         source_run=os.path.relpath(cfg["run"], folder) if cfg["run"] else None,
         command=command("evaluate"),
+        sweep=sweeps.command(),
         config=cfg,
         method=record.method if record else None,
         model=record.model if record else cfg["net"],

@@ -20,9 +20,10 @@ def _report(cfg: DictConfig) -> None:
 
 def report(folders: list[Path], out: Path, *, upload: bool) -> None:
     """Write the page and its files into `out`, say what they show, and upload them if asked."""
+    from worstcase.paper import SECTIONS
     from worstcase.report.write import PAGE, write_report
 
-    sections = write_report(folders, out)
+    sections = write_report(folders, out, SECTIONS)
     for section in sections:
         print(f"  {section.name:<12} {section.title}, {section.seeds}")
     print(f"report: {out / PAGE}")

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from worstcase.app import resume, tracking
+from worstcase.app import resume, sweeps, tracking
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import is_first_process, run_job
@@ -113,6 +113,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     record = at_test.evaluation.record(
         kind="train",
         command=command("train"),
+        sweep=sweeps.command(),
         config=cfg,
         method=choices["method"],
         model=cfg["net"] or choices["model"],

@@ -127,6 +127,8 @@ class Record:
     source_run: str | None
     """Of an evaluation: the training run's folder, relative to this record's."""
     command: str
+    sweep: str | None = None
+    """The whole command of the sweep that the run is a job of, as ``python -m src.train -m seed=0,1``."""
     config: Annotated[dict[str, Any], Shape(Config)]
     seed: Seed
     method: Name | None

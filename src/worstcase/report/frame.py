@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worstcase.evaluation.record import Record, runs_and_trainings
+from worstcase.evaluation.settings import trains_without_thg, without_place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,29 +17,48 @@ if TYPE_CHECKING:
 COLUMNS = {
     "folder": "of the run",
     "kind": "train or evaluate",
+    "training": "the folder of the network's training; missing where weights were given or it is gone",
     "network": "as model= or net= names it",
     "dataset": "as dataset= names it",
     "method": "that trained the network; missing where its weights were given",
     "trained_thg": "th_g that the network was trained for",
-    "seed": "of the training; of the attack where weights were given",
+    "seed": "of the training; missing where it is",
     "thg": "th_g that was attacked",
+    "as_trained": "whether that is the one that the network was trained for, if it was for one",
     "full_scale": "what th_g is relative to: layer_max or unit",
     "weight_bits": "missing: float",
     "activation_bits": "missing: float",
     "attack": "its name",
+    "attack_seed": "of what the attack drew",
     "clean_accuracy": "as programmed",
     "attacked_accuracy": "the lowest that this attack found, at this th_g",
     "certified_accuracy": "what no chip is below; missing where nothing is proven",
     "heldout_accuracy": "on the half that a separate attack did not see; missing where none was made",
+    "reference": "the split that was attacked and scored",
     "samples": "of the reference set",
     "passes": "forward or backward, over the reference set, that the attack took",
     "seconds": "that the attack took",
     "train_seconds": "that the training took",
     "epochs": "of the training",
     "flags": "how many, of the whole run",
+    "explained": "whether the record has a diagnosis of the run's worst chip at this th_g",
+    "network_settings": "how the network was made and trained, but for method, th_g and seed",
+    "method_settings": "how the training method was set",
+    "reference_settings": "what was attacked: data, bits, which layers are programmed, the unit of th_g",
+    "attack_settings": "how the attack was set",
+    "command": "that repeats the run",
+    "sweep": "the command of the sweep that the run is a job of; missing for a single run",
     "commit": "of the library that ran",
+    "trained_commit": "of the library that trained the network",
 }
-"""What each column holds. Accuracies are fractions 0..1."""
+"""What each column holds. Accuracies are fractions 0..1. Settings are JSON of dotted names and their values."""
+
+SETTINGS = ["network_settings", "method_settings", "reference_settings", "attack_settings"]
+"""Rows that are equal in these, network, data set, method, attack and th_g differ in the seed alone."""
+
+_FLOATS = [name for name in COLUMNS if name.endswith(("accuracy", "thg", "seconds"))] + ["passes"]
+_INTEGERS = ["seed", "attack_seed", "weight_bits", "activation_bits", "samples", "epochs", "flags"]
+_LARGEST = 2**63 - 1  # that a column holds; a record of others may say more
 
 
 def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd.DataFrame:
@@ -56,33 +78,103 @@ def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd
     import pandas as pd
 
     rows = [row for found in runs_and_trainings(map(Path, folders)) for row in _rows(*found)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).convert_dtypes()
+    for row in rows:
+        row |= {name: min(row[name], _LARGEST) for name in _INTEGERS if row[name] is not None}
+    types = dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_INTEGERS, "Int64")
+    types |= dict.fromkeys(("as_trained", "explained"), "boolean")
+    frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    return frame.astype({name: types.get(name, "string") for name in COLUMNS})
 
 
-def _rows(folder: Path, record: Record, training: Record | None) -> Iterable[dict[str, Any]]:
+def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dict[str, Any]]:
+    trained = (training or record).config
+    run = {
+        "folder": str(folder),
+        "kind": record.kind,
+        "training": os.path.normpath(folder / (record.source_run or "")) if training else None,
+        "network": record.model,
+        "dataset": record.dataset,
+        "method": record.method,
+        "trained_thg": _trained_thg(training),
+        "seed": training.seed if training else None,
+        "full_scale": record.full_scale,
+        "weight_bits": record.weight_bits,
+        "activation_bits": record.activation_bits,
+        "clean_accuracy": record.clean_accuracy,
+        "certified_accuracy": record.certified_accuracy,
+        "reference": record.reference,
+        "samples": record.samples,
+        "train_seconds": training.train_seconds if training else None,
+        "epochs": training.epochs if training else record.epochs,
+        "flags": len(record.flags),
+        "network_settings": _network_settings(record, training),
+        "method_settings": _settings({key: trained.get(key) for key in ("method", "val_attack")}),
+        "reference_settings": _reference_settings(record),
+        "command": record.command,
+        "sweep": record.sweep,
+        "commit": record.git_commit,
+        "trained_commit": training.git_commit if training else None,
+    }
     for attack in record.attacks:
-        yield {
-            "folder": str(folder),
-            "kind": record.kind,
-            "network": record.model,
-            "dataset": record.dataset,
-            "method": record.method,
-            "trained_thg": training.config["thg"] if training else None,
-            "seed": training.seed if training else attack.seed,
-            "thg": attack.thg,
-            "full_scale": record.full_scale,
-            "weight_bits": record.weight_bits,
-            "activation_bits": record.activation_bits,
+        thg = _rounded(attack.thg)
+        yield run | {
+            "thg": thg,
+            "as_trained": _as_trained(thg, record, training),
             "attack": attack.attack,
-            "clean_accuracy": record.clean_accuracy,
+            "attack_seed": attack.seed,
             "attacked_accuracy": attack.accuracy,
-            "certified_accuracy": record.certified_accuracy,
             "heldout_accuracy": attack.heldout_accuracy,
-            "samples": record.samples,
             "passes": attack.passes,
             "seconds": attack.seconds,
-            "train_seconds": training.train_seconds if training else None,
-            "epochs": record.epochs,
-            "flags": len(record.flags),
-            "commit": record.git_commit,
+            "explained": record.diagnosis is not None and thg == _rounded(record.diagnosis["thg"]),
+            "attack_settings": _settings(attack.parameters),
         }
+
+
+def _rounded(thg: float) -> float:
+    """To be compared: in floats 3 x 0.1 / 10 is not 0.03."""
+    return round(float(thg), 9)
+
+
+def _trained_thg(training: Record | None) -> float | None:
+    """None also where a record of others has several or none."""
+    thg = training.config.get("thg") if training else None
+    return _rounded(thg) if isinstance(thg, int | float) else None
+
+
+def _as_trained(thg: float, record: Record, training: Record | None) -> bool:
+    if training is None:
+        return record.source_run is None  # weights given; of a training that is gone nothing is known
+    if trains_without_thg(training.config):
+        return True
+    return thg == _trained_thg(training) and record.full_scale == training.full_scale
+
+
+def _network_settings(record: Record, training: Record | None) -> str:
+    trained = (training or record).config
+    made = {key: trained.get(key) for key in ("net", "init_from", "model", "trainer", "full_scale")}
+    made |= {key: trained.get(key) for key in ("layers", "exclude")} | {"dataset": _data(trained)}
+    given = ("checkpoint",) if training else ("checkpoint", "weights")
+    return _settings(made | {key: record.config.get(key) for key in given})
+
+
+def _reference_settings(record: Record) -> str:
+    said = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
+    shown = ("dataset", "samples", "full_scale", "weight_bits", "activation_bits")
+    return _settings(said | {key: getattr(record, key) for key in shown})
+
+
+def _data(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's data set, without which draw of it and where it lies."""
+    return {key: value for key, value in without_place(config)["dataset"].items() if key != "seed"}
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{before}{key}.")
+            else:
+                yield f"{before}{key}", value
+
+    return json.dumps(dict(sorted(flat(config))))

@@ -1,4 +1,4 @@
-"""All figures and tables that finished runs allow, as PNG, CSV and one HTML page that needs no other file."""
+"""What finished runs allow, as PNG, CSV and one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
 from worstcase.evaluation.record import visible
-from worstcase.report import attacks, training, worst_chip
 from worstcase.report.files import replace_files
-from worstcase.report.rows import Run, as_csv, columns, cut, read_runs
+from worstcase.report.frame import results_frame
+from worstcase.report.rows import as_csv, columns, cut
 from worstcase.report.section import Section
 from worstcase.report.your_runs import your_runs
 
@@ -25,32 +26,11 @@ log = logging.getLogger(__name__)
 
 PAGE = "index.html"
 DPI = 150
-SECTIONS: dict[str, Callable[[Sequence[Run]], Section | None]] = {  # in the order of the paper
-    "fig1": attacks.fig1,
-    "table1": attacks.table1,
-    "table2": attacks.table2,
-    "fig3": worst_chip.fig3,
-    "fig4": worst_chip.fig4,
-    "table3": worst_chip.table3,
-    "fig5": worst_chip.fig5,
-    "fig6": worst_chip.fig6,
-    "table4": attacks.table4,
-    "fig7": attacks.fig7,
-    "table5": training.table5,
-    "fig8a": training.fig8a,
-    "fig8b": training.fig8b,
-    "fig8c": training.fig8c,
-    "table6": training.table6,
-    "methods": training.compared_methods,
-    "monte_carlo": attacks.sampled_chips,
-}
-"""Each gives None where the runs do not allow it."""
-
-_NAMES = "|".join(["runs", *SECTIONS])
-_OWN = re.compile(rf"{re.escape(PAGE)}|({_NAMES})\.csv|({_NAMES})(-[a-z0-9_]+)*\.png")
+Sections = Mapping[str, Callable[[pd.DataFrame], Section | None]]
+"""By name, what makes a part of the results of `worstcase.results_frame`; None where they do not allow it."""
 
 
-def write_report(folders: Iterable[Path], out: Path) -> list[Section]:
+def write_report(folders: Iterable[Path], out: Path, sections: Sections) -> list[Section]:
     """Write the report of the finished runs below some folders; no network is run.
 
     Args:
@@ -58,10 +38,11 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Section]:
         out: gets NAME.csv and NAME.png (or NAME-PART.png) for each figure and table, ``index.html``, and a list of
             these. Files of an earlier report there that this one does not make are deleted, if they are as it left
             them.
+        sections: its parts after your runs, such as `worstcase.paper.SECTIONS`.
 
     Returns:
-        Your runs, then what there was enough for, in the paper's order. A part that fails is left out, with a
-        warning.
+        Your runs, then what there was enough for, in the order of the sections. A part that fails is left out,
+        with a warning.
 
     Raises:
         ValueError: there are no finished runs, or `out` holds a file of such a name that no report made; nothing
@@ -70,35 +51,36 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Section]:
     """
     folders = list(folders)
     where = ", ".join(map(str, folders))
-    runs = read_runs(folders)
-    if not runs:
+    results = results_frame(folders)
+    if results.empty:
         raise ValueError(f"no finished runs below {where}; make some with: python -m src.train -m seed=0,1,2")
-    sections, shown, failed = [], [], []
+    count = results.folder.nunique()
+    makers: Sections = {"runs": your_runs, **sections}
+    names = "|".join(makers)
+    own = re.compile(rf"{re.escape(PAGE)}|({names})\.csv|({names})(-[a-z0-9_]+)*\.png")
+    made, shown, failed = [], [], []
     files: dict[str, bytes] = {}
-    for name, make in {"runs": your_runs, **SECTIONS}.items():
+    for name, make in makers.items():
         try:
-            if (section := make(runs)) is None:
+            if (section := make(results)) is None:
                 continue
-            made, content = _drawn(section)
+            drawn, content = _drawn(section, own)
         except Exception as error:  # whatever a record of others makes a figure do
             log.warning("%s is left out: %s", name, _in_one_line(error))
             failed.append(name)
             continue
-        sections.append(section)
+        made.append(section)
         shown.append(content)
-        files |= made
-    if not sections:
-        raise ValueError(
-            f"nothing can be shown of the {len(runs)} finished runs below {where}; see the lines above"
-        )
-    made_names = {section.name for section in sections}
-    missing = [name for name in SECTIONS if name not in made_names and name not in failed]
-    page = _page().render(shown=shown, missing=missing, failed=failed, runs=len(runs))
-    replace_files(out, {**files, PAGE: page.encode()}, _OWN)
-    return sections
+        files |= drawn
+    if not made:
+        raise ValueError(f"nothing can be shown of the {count} finished runs below {where}; see the lines above")
+    missing = [name for name in sections if name not in failed and name not in {section.name for section in made}]
+    page = _page().render(shown=shown, missing=missing, failed=failed, runs=count)
+    replace_files(out, {**files, PAGE: page.encode()}, own)
+    return made
 
 
-def _drawn(section: Section) -> tuple[dict[str, bytes], dict[str, Any]]:
+def _drawn(section: Section, own: re.Pattern[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
     """A section's files by name, and what the page shows of it."""
     files = {f"{section.name}.csv": as_csv(section.rows).encode(errors="backslashreplace")}
     pictures = {}
@@ -109,10 +91,10 @@ def _drawn(section: Section) -> tuple[dict[str, bytes], dict[str, Any]]:
             figure.savefig(png, format="png", dpi=DPI)
         files[f"{name}.png"] = png.getvalue()
         pictures[name] = base64.b64encode(png.getvalue()).decode()
-    if odd := [name for name in files if not _OWN.fullmatch(name)]:
+    if odd := [name for name in files if not own.fullmatch(name)]:
         raise ValueError(f"{odd[0]} is not named after a part of the report")
     header, body = columns(section.rows)
-    said = ("name", "title", "caption", "seeds", "convention", "notes", "command", "commands")
+    said = ("name", "title", "caption", "seeds", "convention", "notes", "sweeps", "commands")
     shown = {key: getattr(section, key) for key in said}
     return files, {**shown, "pictures": pictures, "header": header, "body": body}
 

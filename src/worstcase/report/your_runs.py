@@ -1,73 +1,128 @@
-"""Every finished run, whether or not the paper has its network."""
+"""The first part of the page: every finished run, whether or not the paper has its network."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from worstcase.evaluation.record import visible
-from worstcase.report.rows import CLEAN, Finding, Result, Run, cut, results
-from worstcase.report.section import Section, section
+from worstcase.report.rows import GIVEN, cut, differing
+from worstcase.report.section import Section
 
 NAMED = 19
 """Methods with a colour and shape of their own; the others share one."""
+PANELS = 6
+"""Networks that are drawn against th_g: those with the most results."""
+ORDER = ["network", "dataset", "method", "thg", "seed", "attack"]
 
 
-def your_runs(runs: Sequence[Run]) -> Section | None:
-    found = sorted(
-        (r for r in results(runs) if r.attack != CLEAN),
-        key=lambda r: (r.run.network_name, r.method, r.thg, r.run.seed, r.attack),
-    )
+def your_runs(results: pd.DataFrame) -> Section:
     caption = (
-        "Every finished run, with what each of its attacks found. In the picture a dot is one attack of one run: "
-        "on the diagonal the attack changed nothing, and the farther below it, the more the worst chip loses."
+        "Every finished run, with what each of its attacks found. In the first picture a dot is one attack of one "
+        "run: on the diagonal it changed nothing, and the farther below, the more the worst chip loses. In the "
+        "second a line is one network: it starts at the accuracy as programmed and goes through the lowest that "
+        "was found at each th_g. A bar reaches from there down to what is proven."
     )
-    return section("runs", "Your runs", caption, [_row(r) for r in found], found, {"": _picture(found)})
+    found = results.assign(method=results.method.fillna(GIVEN)).sort_values(ORDER, kind="stable")
+    found["style"], styles = _styles(found.method)
+    figures = {"runs": _attacked(found, styles), "runs-thg": _over_thg(found, styles)}
+    return Section("runs", "Your runs", caption, _rows(found), results, figures)
 
 
-def _row(result: Result) -> Finding:
-    run = result.run
-    labels = {
-        "network": run.network_name,
-        "method": result.method,
-        "th_g": f"{result.thg:g}",
-        "seed": str(run.seed) if run.trained else "-",
-        "attack": result.attack,
-    }
-    clean, flags = 100 * run.record.clean_accuracy, len(run.record.flags)
-    return Finding(labels, [result.accuracy], scale=", ".join(run.differences()), clean=clean, flags=flags)
+def _rows(found: pd.DataFrame) -> pd.DataFrame:
+    differ = differing(found, ["network", "dataset", "method", "attack"])
+    rows = pd.DataFrame(
+        {
+            "network": found.network,
+            "data": found.dataset,
+            "method": found.method,
+            "th_g": found.thg.map("{:g}".format),
+            "seed": found.seed.astype("string").fillna("-"),
+            "attack": found.attack,
+            "unit": "%",
+            "clean": found.clean_accuracy,
+            "attacked": found.attacked_accuracy,
+            "certified": found.certified_accuracy,
+            "flags": found["flags"],
+        }
+    )
+    return rows.assign(**{"differs in": differ}) if (differ != "").any() else rows
 
 
-def _picture(found: Sequence[Result]) -> Figure:
-    """Clean accuracy against lowest found, a colour a method."""
-    methods = [method for method, _ in Counter(r.method for r in found).most_common()]
-    own, shared = sorted(methods[:NAMED]), methods[NAMED:]
-    groups = [[r for r in found if r.method == method] for method in own]
-    names = [cut(visible(method), 40) for method in own]
+def _styles(methods: pd.Series) -> tuple[pd.Series, list[dict[str, Any]]]:
+    """For each result the number of its style; colour, marker and name of each style."""
+    ranked = [method for method, _ in Counter(methods).most_common()]
+    own, shared = sorted(ranked[:NAMED]), ranked[NAMED:]
+    styles = [
+        {"color": f"C{number % 10}", "marker": "o^"[number // 10], "label": cut(visible(method), 40)}
+        for number, method in enumerate(own)
+    ]
     if shared:
-        groups.append([r for r in found if r.method in shared])
-        names.append(f"{len(shared)} other methods")
-    columns = 4 if max(map(len, names)) <= 16 else 2
-    figure = Figure(figsize=(7.0, 4.8 + 0.2 * ceil(len(names) / columns)), layout="constrained")
+        styles.append({"color": "black", "marker": "D", "label": f"{len(shared)} other methods"})
+    return methods.map({method: number for number, method in enumerate(own)}).fillna(len(own)), styles
+
+
+def _attacked(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
+    """Clean accuracy against lowest found, a colour a method."""
+    figure = Figure(figsize=(7.0, 4.8 + _height_of_legend(styles)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], "--", color="gray", lw=1)
-    dots = []
-    for number, of in enumerate(groups):
-        clean, lowest = [100 * r.run.record.clean_accuracy for r in of], [r.accuracy for r in of]
-        color, marker = (f"C{number % 10}", "o^"[number // 10]) if number < len(own) else ("black", "D")
-        style: dict[str, Any] = {"ms": 7, "mec": "white", "mew": 0.5, "alpha": 0.75, "clip_on": False}
-        dots += axes.plot(clean, lowest, marker, color=color, **style)
+    for number, of in found.groupby("style"):
+        dots: dict[str, Any] = {"ls": "", "ms": 7, "mec": "white", "mew": 0.5, "alpha": 0.75, "clip_on": False}
+        axes.plot(100 * of.clean_accuracy, 100 * of.attacked_accuracy, **dots, **styles[int(number)])
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     axes.set_xlabel("accuracy as programmed (%)")
     axes.set_ylabel("lowest found (%)")
     axes.grid(alpha=0.3)
-    legend = figure.legend(dots, [""] * len(dots), loc="outside lower center", ncols=columns, fontsize="small")
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_parse_math(False)
-        text.set_text(name)
+    _add_legend(figure, styles)
     return figure
+
+
+def _over_thg(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
+    """A panel a network and data set; in it a line for each trained network, from its accuracy as programmed."""
+    panels = sorted(found.groupby(["network", "dataset", "full_scale"]), key=lambda one: -len(one[1]))[:PANELS]
+    figure = Figure(figsize=(7.0, 0.4 + 3.4 * len(panels) + _height_of_legend(styles)), layout="constrained")
+    drawn = figure.subplots(len(panels), squeeze=False)[:, 0]
+    for axes, ((network, dataset, full_scale), of) in zip(drawn, panels, strict=True):
+        for _, own in of.groupby([of.training.fillna(of.network_settings), "reference_settings"]):
+            by_thg = 100 * own.groupby("thg")[["attacked_accuracy", "certified_accuracy"]].min().astype(float)
+            lowest = pd.Series({0.0: 100 * own.clean_accuracy.min()} | by_thg.attacked_accuracy.to_dict())
+            line: dict[str, Any] = {"lw": 1, "ms": 5, "alpha": 0.75, "clip_on": False}
+            style = styles[int(own["style"].iloc[0])]
+            axes.plot(lowest, **line, **style)
+            proven = by_thg.dropna()
+            ends = proven.certified_accuracy, proven.attacked_accuracy
+            axes.vlines(proven.index, *ends, color=style["color"], lw=3, alpha=0.3)
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 100)
+        axes.set_title(cut(visible(f"{network}, {dataset}"), 60), fontsize="medium", parse_math=False)
+        axes.set_xlabel(
+            "th_g (of each layer's largest weight)" if full_scale == "layer_max" else "th_g (weight units)"
+        )
+        axes.set_ylabel("lowest found (%)")
+        axes.grid(alpha=0.3)
+    _add_legend(figure, styles)
+    return figure
+
+
+def _columns(styles: list[dict[str, Any]]) -> int:
+    return 4 if max(len(style["label"]) for style in styles) <= 16 else 2
+
+
+def _height_of_legend(styles: list[dict[str, Any]]) -> float:
+    return 0.2 * ceil(len(styles) / _columns(styles))
+
+
+def _add_legend(figure: Figure, styles: list[dict[str, Any]]) -> None:
+    marks = [Line2D([], [], ls="", color=style["color"], marker=style["marker"]) for style in styles]
+    names = [""] * len(marks)
+    legend = figure.legend(marks, names, loc="outside lower center", ncols=_columns(styles), fontsize="small")
+    for text, style in zip(legend.get_texts(), styles, strict=True):
+        text.set_parse_math(False)
+        text.set_text(style["label"])

@@ -1,17 +1,20 @@
 import dataclasses
 
+import pandas as pd
 import pytest
 from commands import run
+from studies import add
 
+from worstcase import results_frame
 from worstcase.evaluation.figures import accuracy_over_thg
 from worstcase.evaluation.record import Record
 
 
 @pytest.fixture
-def records(trained):
+def sweep(trained, tmp_path):
     """A sweep of two methods, two bounds and two seeds, made of one real record."""
     record = Record.load(trained)
-    return [
+    records = [
         dataclasses.replace(
             record,
             method=method,
@@ -26,10 +29,18 @@ def records(trained):
         for thg in (0.01, 0.02)
         for seed in (0, 1)
     ]
+    for number, one in enumerate(records):
+        add(tmp_path / "sweep" / str(number), one)
+    return tmp_path / "sweep"
 
 
-def test_means_and_deviations_over_seeds_are_drawn(records):
-    (axes,) = accuracy_over_thg(records).axes
+@pytest.fixture
+def results(sweep):
+    return results_frame([sweep])
+
+
+def test_means_and_deviations_over_seeds_are_drawn(results):
+    (axes,) = accuracy_over_thg(results).axes
     drawn = {container.get_label(): container for container in axes.containers}
     assert set(drawn) == {
         f"{method}, {what}"
@@ -44,34 +55,31 @@ def test_means_and_deviations_over_seeds_are_drawn(records):
     assert "th_g" in axes.get_xlabel() and "%" in axes.get_ylabel()
 
 
-def test_the_band_between_certified_and_found_is_drawn_where_records_have_one(records):
-    (axes,) = accuracy_over_thg(records).axes
+def test_the_band_between_certified_and_found_is_drawn_where_runs_have_one(results):
+    (axes,) = accuracy_over_thg(results).axes
     assert not any("certified" in drawn.get_label() for drawn in axes.collections)
-    certified = [
-        dataclasses.replace(r, certified_accuracy=0.5 * r.attacked_accuracy if r.method == "atrice" else None)
-        for r in records
-    ]
+    lowest = results.groupby("folder").attacked_accuracy.transform("min")
+    certified = results.assign(certified_accuracy=(0.5 * lowest).where(results.method == "atrice"))
     (axes,) = accuracy_over_thg(certified).axes
     (band,) = [drawn for drawn in axes.collections if "certified" in drawn.get_label()]
     assert band.get_label() == "atrice, between certified and found"
-    found = 100 * records[-1].attacked_accuracy
+    found = 100 * lowest.iloc[-1]
     heights = {y for x, y in band.get_paths()[0].vertices if x == 0.01}
     assert sorted(heights) == pytest.approx([found / 2, found])
 
 
-def test_records_that_cannot_share_a_figure_are_refused(records):
+def test_records_that_cannot_share_a_figure_are_refused(results):
     with pytest.raises(ValueError, match="not 2"):
-        accuracy_over_thg([*records, dataclasses.replace(records[0], dataset="mnist")])
+        accuracy_over_thg(pd.concat([results, results.head(1).assign(dataset="mnist", folder="other")]))
+    with pytest.raises(ValueError, match="not 2"):
+        accuracy_over_thg(results.drop(results.index[results.attack == "lwc"][0]))
     with pytest.raises(ValueError, match="not 0"):
-        accuracy_over_thg([])
+        accuracy_over_thg(results.head(0))
 
 
-def test_the_example_draws_a_sweep(records, tmp_path):
+def test_the_example_draws_a_sweep(sweep, tmp_path):
     picture = tmp_path / "picture.png"
-    done = run("examples.accuracy_over_thg", tmp_path, picture, fails=True)
+    done = run("examples.accuracy_over_thg", tmp_path / "nothing", picture, fails=True)
     assert "no finished runs below" in done.stderr
-    for number, record in enumerate(records):
-        (tmp_path / str(number)).mkdir()
-        record.save(tmp_path / str(number))
-    run("examples.accuracy_over_thg", tmp_path, picture)
+    run("examples.accuracy_over_thg", sweep, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")

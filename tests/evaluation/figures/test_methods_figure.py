@@ -4,9 +4,10 @@ import pytest
 from commands import run
 from records import attack_record, record
 
-from worstcase.evaluation.figures.methods import markdown, methods
-from worstcase.report.rows import read_runs
-from worstcase.report.training import method_tables
+from examples.compare_methods import markdown
+from worstcase import results_frame
+from worstcase.evaluation.figures.methods import methods
+from worstcase.paper.training import method_tables
 
 
 @pytest.fixture
@@ -30,21 +31,22 @@ def sweep(tmp_path):
 
 
 def test_the_lowest_of_each_attack_counts_for_each_seed(sweep):
-    ((title, table),) = method_tables(read_runs([sweep]))
-    assert table["vanilla"]["clean"] == pytest.approx([0.9, 0.9])
-    assert table["vanilla"]["ensemble"] == pytest.approx([0.1, 0.11])
-    assert table["vanilla"]["flwc"] == pytest.approx([0.15, 0.15])
-    assert set(table) == {"vanilla", "universal_at"}
+    ((title, found),) = method_tables(results_frame([sweep]))
+    by_seed = found.sort_values("seed").groupby(["method", "attack"]).attacked_accuracy.agg(list)
+    assert by_seed["vanilla", "clean"] == pytest.approx([0.9, 0.9])
+    assert by_seed["vanilla", "ensemble"] == pytest.approx([0.1, 0.11])
+    assert by_seed["vanilla", "flwc"] == pytest.approx([0.15, 0.15])
+    assert set(found.method) == {"vanilla", "universal_at"}
     assert title == "LeNet, MNIST, mnist5k for mnist, float, 2 epochs, th_g 0.03"
 
 
 def test_table_and_figure_say_the_same(sweep):
-    ((_, table),) = method_tables(read_runs([sweep]))
-    assert markdown(table).splitlines()[2:] == [
+    ((_, found),) = method_tables(results_frame([sweep]))
+    assert markdown(found).splitlines()[2:] == [
         "| `universal_at` | 2 | 90.00 ± 0.00 | 85.00 ± 0.00 | 80.50 ± 0.71 |",
         "| `vanilla` | 2 | 90.00 ± 0.00 | 15.00 ± 0.00 | 10.50 ± 0.71 |",
     ]
-    (axes,) = methods(table, "LeNet").axes
+    (axes,) = methods(found, "LeNet").axes
     drawn = {c.get_label(): c[0].get_xdata().tolist() for c in axes.containers}
     assert drawn["lowest found (ensemble)"] == pytest.approx([10.5, 80.5])
     assert drawn["as programmed"] == pytest.approx([90, 90])
@@ -57,4 +59,4 @@ def test_example(sweep, tmp_path):
     assert (tmp_path / "methods.png").stat().st_size > 10_000
     (sweep / "other").mkdir()
     record(samples=500).save(sweep / "other")
-    assert "one network, scale and th_g is compared, not: LeNet" in run(*example, fails=True).stderr
+    assert "one network, scale and th_g is compared, not: lenet on mnist5k" in run(*example, fails=True).stderr

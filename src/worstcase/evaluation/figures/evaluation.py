@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from worstcase.evaluation.figures.accuracy_over_thg import accuracy_over_thg
@@ -14,7 +15,18 @@ def evaluation_figures(record: Record) -> dict[str, Figure]:
     """By file name: of the worst chip, of several th_g as a curve, of Monte Carlo's chips."""
     figures = diagnosis_figures(record)
     if len({found.thg for found in record.attacks}) > 1:
-        figures["accuracy_over_thg"] = accuracy_over_thg([record])
+        run = {
+            "folder": ".",
+            "network": record.model,
+            "method": record.method,
+            "clean_accuracy": record.clean_accuracy,
+            "certified_accuracy": record.certified_accuracy,
+            **{name: getattr(record, name) for name in ("dataset", "full_scale", "reference", "seed")},
+        }
+        curve = [
+            {**run, "attack": of.attack, "thg": of.thg, "attacked_accuracy": of.accuracy} for of in record.attacks
+        ]
+        figures["accuracy_over_thg"] = accuracy_over_thg(pd.DataFrame(curve))
     for found in record.attacks:
         if found.distribution:
             figures[f"monte_carlo-thg{found.thg:g}"] = monte_carlo(record, found)

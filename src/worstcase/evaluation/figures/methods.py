@@ -2,64 +2,48 @@
 
 from __future__ import annotations
 
-import statistics
 from textwrap import fill
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-Accuracies = dict[str, dict[str, list[float]]]
-"""By method, by 'clean' or attack: the accuracies 0..1 of the seeds."""
+STYLES = {"ensemble": ("D", "C3"), "lwc": ("o", "C1"), "flwc": ("v", "C4"), "clean": ("^", "C0")}
+"""Marker and colour of what is drawn, the strongest attack first."""
 
 
-def methods(table: Accuracies, title: str) -> Figure:
-    """A row a method, the best under the ensemble on top: mean, one standard deviation, and each seed as a dot.
+def methods(results: pd.DataFrame, title: str) -> Figure:
+    """A row a method: mean, one standard deviation, and each seed as a dot; on top the best under the ensemble.
 
     Args:
-        table: as `worstcase.report.method_tables` gives it.
+        results: with the columns method, attack ('clean': as programmed) and attacked_accuracy, a row a seed.
         title: of the figure.
     """
-    order = sorted(table, key=lambda method: statistics.mean(table[method].get("ensemble", [0.0])))
-    names = [name for name in ("ensemble", "lwc", "flwc", "clean") if any(name in table[m] for m in order)]
-    labels = {"clean": "as programmed", "flwc": "lowest found (flwc)", "lwc": "lowest found (lwc)"}
+    percents = 100 * results.set_index(["attack", "method"]).attacked_accuracy.astype(float)
+    means = percents.groupby(level=["attack", "method"]).mean().unstack("attack")
+    names = [name for name in STYLES if name in means]
+    order = means.sort_values(names, na_position="first").index
+    height = pd.Series(range(len(order)), order)
     figure = Figure(figsize=(7.0, 1.4 + 0.55 * len(order)), layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(names):
-        rows = [row for row, method in enumerate(order) if name in table[method]]
-        seeds = [[100 * a for a in table[order[row]][name]] for row in rows]
-        heights = [row + 0.16 * ((len(names) - 1) / 2 - i) for row in rows]
+        marker, color = STYLES[name]
+        own = percents[name]
+        of = own.groupby("method")
+        heights = height + 0.16 * ((len(names) - 1) / 2 - i)
         axes.errorbar(
-            [statistics.mean(s) for s in seeds],
-            heights,
-            xerr=[statistics.stdev(s) if len(s) > 1 else 0.0 for s in seeds],
-            fmt="Dov^"[i],
-            color=("C3", "C1", "C4", "C0")[i],
+            (mean := of.mean().reindex(order).dropna()),
+            heights[mean.index],
+            xerr=of.std().fillna(0)[mean.index],
+            fmt=marker,
+            color=color,
             capsize=3,
-            label=labels.get(name, f"lowest found ({name})"),
+            label="as programmed" if name == "clean" else f"lowest found ({name})",
         )
-        for height, s in zip(heights, seeds, strict=True):
-            axes.plot(s, [height] * len(s), ".", color=("C3", "C1", "C4", "C0")[i], alpha=0.4)
-    axes.set_yticks(range(len(order)), order)
+        axes.plot(own, heights[own.index], ".", color=color, alpha=0.4)
+    axes.set_yticks(height, order)
     axes.set_xlim(-2, 102)
     axes.set_xlabel("accuracy (%): mean and standard deviation over seeds")
     axes.set_title(fill(title, 75), fontsize="medium")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(names), fontsize="small")
     return figure
-
-
-def markdown(table: Accuracies) -> str:
-    """The same numbers as a table to paste: mean ± standard deviation in percent."""
-    order = sorted(table, key=lambda method: -statistics.mean(table[method].get("ensemble", [0.0])))
-    names = [name for name in ("clean", "flwc", "lwc", "ensemble") if any(name in table[m] for m in order)]
-    lines = ["| method | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for method in order:
-        cells = [_cell(table[method].get(name)) for name in names]
-        lines.append(f"| `{method}` | {len(table[method].get('clean', []))} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(accuracies: list[float] | None) -> str:
-    if not accuracies:
-        return "-"
-    deviation = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    return f"{100 * statistics.mean(accuracies):.2f}{deviation}"

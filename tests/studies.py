@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worstcase.evaluation.record import AttackRecord, Record
-from worstcase.report.rows import read_runs
-from worstcase.report.section import Section
-from worstcase.report.write import SECTIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from worstcase.report.section import Section
 
 TARGETS = {"vanilla": "worstcase.methods.Vanilla", "va": "worstcase.methods.VariationAware"}
+SWEEP = "python -m src.train -m experiment=fig8a scale=quick"
 
 
 def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> Record:
@@ -42,6 +46,7 @@ def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> R
             "method": {"_target_": TARGETS.get(method, method), "monitor": "val/accuracy"},
         },
         command=f"python -m src.train experiment=fig8a scale=quick method={method} thg={thgs[-1]} seed={seed}",
+        sweep=SWEEP,
         git_commit="a" * 40,
         flags=[],
     )
@@ -109,8 +114,16 @@ def add(folder: Path, record: Record, **changes: object) -> None:
 
 
 def sections(*folders: Path) -> dict[str, Section]:
-    runs = read_runs(folders)
-    return {name: section for name, make in SECTIONS.items() if (section := make(runs))}
+    from worstcase import results_frame
+    from worstcase.paper import SECTIONS
+
+    results = results_frame(folders)
+    return {name: section for name, make in SECTIONS.items() if (section := make(results))}
+
+
+def rows_of(section: Section, **labels: str) -> list[pd.Series]:
+    """The rows of some labels."""
+    return [row for _, row in section.rows.iterrows() if all(row[name] == label for name, label in labels.items())]
 
 
 def labels(method: str, attack: str) -> dict[str, str]:

@@ -1,34 +1,78 @@
-"""Which numbers stand in one row, and as what."""
+"""Which numbers stand in one row of the paper's tables, and as what."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import os
 import shutil
 
 import pytest
-from studies import add, labels, record_of, sections
+from studies import add, labels, record_of, rows_of, sections
 
+from worstcase import results_frame
 from worstcase.evaluation.record import Record
-from worstcase.report import paper
-from worstcase.report.rows import Run, read_runs, results
+from worstcase.paper import numbers
+from worstcase.paper.beside import beside_paper
 
 
-def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made):
-    found = {(row.labels["method"], row.labels["th_g"]) for row in made["fig8a"].rows}
+def lines(folder, name):
+    return list(csv.DictReader((folder / f"{name}.csv").open()))
+
+
+def test_the_papers_tables_are_whole():
+    for table in (numbers.TABLE1, numbers.TABLE1_MINUTES, numbers.TABLE2):
+        assert table.keys() == numbers.NETWORKS.keys() == numbers.BITS.keys()
+    assert numbers.TABLE4[numbers.CONVNET]["flwc"] == numbers.TABLE6[0.03]["vanilla"]
+    assert json.dumps(sorted(numbers.TABLE6)) == "[0.0, 0.01, 0.02, 0.03, 0.04]"
+
+
+def test_mean_deviation_points_and_the_papers_value_stand_in_one_row(made, report_folder):
+    (row,) = [row for row in lines(report_folder, "table5") if (row["method"], row["attack"]) == ("va", "lwc")]
+    assert row["network"] == "LeNet, MNIST"
+    assert float(row["mean"]) == pytest.approx(55) and float(row["deviation"]) == pytest.approx(50**0.5)
+    assert [float(value) for value in row["each seed"].split()] == pytest.approx([50, 60])
+    assert (row["paper"], row["paper deviation"], row["seeds"]) == ("81.58", "0.8", "2")
+    assert row["scale"] == "mnist5k for mnist, float, 3 epochs"
+
+
+def test_the_papers_value_stands_only_beside_its_own_attack(made, report_folder):
+    for row in lines(report_folder, "table5"):
+        assert (row["paper"] != "") == (row["attack"] == "lwc")
+    assert {row["what"]: row["paper"] for row in lines(report_folder, "table1") if row["unit"] == "%"} == {
+        "as programmed": "99.12",
+        "lowest found (lwc)": "7.35",
+        "lowest found (pgd)": "13.44",
+        "lowest found (flwc)": "",
+    }
+
+
+def test_the_worst_chip_is_explained_from_its_own_record(made, explained):
+    answers = made["table3"].rows[made["table3"].rows.quantity.str.contains("answers")]
+    assert answers["class"].is_unique and answers["mean"].sum() == explained.samples
+    ends = made["fig5"].rows.iloc[0]
+    assert ends.paper == numbers.FIG5_AT_AN_END == 0.65 and 0 < ends["mean"] <= 1
+    assert made["fig4"].rows.query("chip == 'worst'").paper.tolist() == [0.47, 0.90]
+    assert len(made["fig3"].rows) >= 4
+
+
+def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made, study, tmp_path):
+    rows = made["fig8a"].rows
+    found = set(zip(rows.method, rows.th_g, strict=True))
     assert found == {(method, thg) for method in ("vanilla", "va", "atrice") for thg in ("0.01", "0.03")}
-    record = made["fig8a"].runs[0].record
+    record = Record.load(study / "vanilla" / "thg0.03-seed0")
     config = {**record.config, "thg": 0.02, "method": {"_target_": "atrice"}}
-    attacked_elsewhere = dataclasses.replace(record, method="atrice", config=config)
-    assert not any(r.as_trained for r in results([Run(attacked_elsewhere, attacked_elsewhere)]))
+    add(tmp_path / "attacked_elsewhere", record, method="atrice", config=config)
+    assert not results_frame([tmp_path]).as_trained.any()
 
 
 def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
     record = Record.load(study / "va" / "thg0.03-seed1")
     other = {**record.config, "model": {**record.config["model"], "optimizer": {"lr": 1.0}}}
     add(tmp_path / "other", record, config=other)
-    rows = [row for row in sections(study, tmp_path)["table5"].rows if row.labels == labels("va", "lwc")]
-    assert sorted(len(row.values) for row in rows) == [1, 2]
+    rows = rows_of(sections(study, tmp_path)["table5"], **labels("va", "lwc"))
+    assert sorted(len(row["each seed"]) for row in rows) == [1, 2]
     assert sorted(row.scale.split(", ")[-1] for row in rows) == ["lr=0.002", "lr=1.0"]
 
 
@@ -41,8 +85,7 @@ def test_an_evaluation_on_other_batches_has_a_row_of_its_own(study, tmp_path):
         found = [dataclasses.replace(record.attacks[0], attack="ensemble", thg=0.03)]
         again = {"kind": "evaluate", "source_run": "../..", "attacks": found}
         add(trained / "evaluations" / "one", record, **again, config=other)
-    made = sections(tmp_path / "study")["table5"].rows
-    rows = [row for row in made if row.labels == labels("va", "ensemble")]
+    rows = rows_of(sections(tmp_path / "study")["table5"], **labels("va", "ensemble"))
     assert [row.scale.split(", ")[-1] for row in rows] == ["batch_size=32", "batch_size=33"]
 
 
@@ -51,28 +94,29 @@ def test_networks_trained_with_other_bounds_have_rows_of_their_own(study, tmp_pa
     trained = tmp_path / "study" / "va" / "thg0.03-seed1"
     record = Record.load(trained)
     dataclasses.replace(record, config={**record.config, "full_scale": "unit"}).save(trained)
-    made = sections(tmp_path / "study")["table5"].rows
-    rows = [row for row in made if row.labels == labels("va", "lwc")]
+    rows = rows_of(sections(tmp_path / "study")["table5"], **labels("va", "lwc"))
     assert [row.scale.split(", ")[-1] for row in rows] == ["full_scale=layer_max", "full_scale=unit"]
 
 
-def test_a_network_selected_by_its_worst_case_counts_at_its_own_th_g(made):
-    record = next(run.record for run in made["fig8a"].runs if run.record.method == "vanilla")
+def test_a_network_selected_by_its_worst_case_counts_at_its_own_th_g(study, tmp_path):
+    record = Record.load(study / "vanilla" / "thg0.03-seed0")
     method = {**record.config["method"], "monitor": "val/attacked_accuracy"}
-    selected = dataclasses.replace(record, config={**record.config, "thg": 0.03, "method": method})
-    assert {r.thg for r in results([Run(record, record)]) if r.as_trained} == {0.01, 0.03}
-    assert {r.thg for r in results([Run(selected, selected)]) if r.as_trained} == {0.03}
+    add(tmp_path / "regular", record)
+    add(tmp_path / "selected", record, config={**record.config, "thg": 0.03, "method": method})
+    for name, thgs in (("regular", {0.01, 0.03}), ("selected", {0.03})):
+        results = results_frame([tmp_path / name])
+        assert set(results.thg) == {0.01, 0.03} and set(results.thg[results.as_trained]) == thgs
 
 
 def test_an_evaluations_training_is_found_outside_the_folders_and_unknown_if_it_is_gone(study, tmp_path):
     trained, out = tmp_path / "trained", tmp_path / "evaluations" / "one"
     shutil.copytree(study / "atrice" / "thg0.03-seed1", trained)
     add(out, Record.load(trained), kind="evaluate", source_run="../../trained")
-    (run,) = read_runs([tmp_path / "evaluations"])
-    assert run.trained == Record.load(trained) and run.seed == 1
+    found = results_frame([tmp_path / "evaluations"])
+    assert set(found.training) == {str(trained)} and set(found.seed) == {1} and found.as_trained.all()
     shutil.rmtree(trained)
-    (run,) = read_runs([tmp_path / "evaluations"])
-    assert run.trained is None and not any(r.as_trained for r in results([run]))
+    found = results_frame([tmp_path / "evaluations"])
+    assert found.training.isna().all() and found.seed.isna().all() and not found.as_trained.any()
 
 
 @pytest.mark.parametrize(
@@ -82,9 +126,12 @@ def test_an_evaluations_training_is_found_outside_the_folders_and_unknown_if_it_
         ({"model": {"variant": "lecun98"}}, "variant lecun98"),
     ],
 )
-def test_other_networks_than_the_papers_are_another_scale(config, scale, explained):
-    other = dataclasses.replace(explained, config={**explained.config, **config}, samples=500)
-    assert {scale, "500 test images"} <= set(Run(other, other).differences())
+def test_other_networks_than_the_papers_are_another_scale(config, scale, explained, tmp_path):
+    add(tmp_path / "other", explained, source_run=None, config={**explained.config, **config}, samples=500)
+    ((of, said),) = set(
+        zip(*(beside_paper(results_frame([tmp_path]))[name] for name in ("of", "scale")), strict=True)
+    )
+    assert of == numbers.LENET and {scale, "500 test images"} <= set(said.split(", "))
 
 
 def test_a_network_without_sampled_chips_stays_in_table_i(study, tmp_path):
@@ -92,7 +139,8 @@ def test_a_network_without_sampled_chips_stays_in_table_i(study, tmp_path):
     sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
     add(tmp_path / "sampled", record, attacks=[sampled], config={**record.config, "trainer": {"max_epochs": 9}})
     add(tmp_path / "convnet", record, model="convnet", dataset="cifar10", samples=10_000)
-    shown = {(row.labels["network"], row.labels["what"]) for row in sections(tmp_path, study)["table1"].rows}
+    rows = sections(tmp_path, study)["table1"].rows
+    shown = set(zip(rows.network, rows.what, strict=True))
     assert ("LeNet, MNIST", "lowest found (monte_carlo)") in shown
     assert ("LeNet, MNIST", "lowest found (flwc)") not in shown  # of other networks than the sampled one
     assert ("ConvNet, CIFAR-10", "lowest found (flwc)") in shown
@@ -116,8 +164,8 @@ def test_a_network_that_two_experiments_trained_is_one_of_its_seed(study, tmp_pa
     lower = [dataclasses.replace(record.attacks[0], thg=0.03, accuracy=0.2)]
     add(tmp_path / "again", record, attacks=lower, command="python -m src.train experiment=table1")
     made = sections(study, tmp_path)
-    (row,) = [row for row in made["table5"].rows if row.labels == labels("vanilla", "lwc")]
-    assert row.values == pytest.approx([20, 60])
+    (row,) = rows_of(made["table5"], **labels("vanilla", "lwc"))
+    assert row["each seed"] == pytest.approx([0.2, 0.6])
     assert "methods-1" in made["methods"].figures
 
 
@@ -127,8 +175,8 @@ def test_an_evaluations_seed_is_not_another_trainings(study, tmp_path):
     record = Record.load(trained)
     add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", seed=7)
     made = sections(tmp_path / "study")
-    (row,) = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
-    assert row.values == pytest.approx([50, 60])
+    (row,) = rows_of(made["table5"], **labels("va", "lwc"))
+    assert row["each seed"] == pytest.approx([0.5, 0.6])
     assert made["table5"].seeds == "2 seeds (0, 1)"
 
 
@@ -139,8 +187,9 @@ def test_an_attack_in_other_settings_has_a_row_of_its_own(study, tmp_path):
     stronger = dataclasses.replace(record.attacks[1], accuracy=0.3, parameters={"steps": 10, "epochs": 50})
     add(trained / "evaluations" / "lwc", record, kind="evaluate", source_run="../..", attacks=[stronger])
     made = sections(tmp_path / "study")
-    rows = [row for row in made["table5"].rows if row.labels == labels("va", "lwc")]
-    assert sorted((row.values, "epochs=50" in row.scale) for row in rows) == [([30], True), ([50, 60], False)]
+    rows = rows_of(made["table5"], **labels("va", "lwc"))
+    found = sorted((row["each seed"], "epochs=50" in row.scale) for row in rows)
+    assert found == [([0.3], True), ([0.5, 0.6], False)]
 
 
 def test_th_g_from_a_range_of_floats_is_that_of_the_tables(study, tmp_path):
@@ -150,8 +199,7 @@ def test_th_g_from_a_range_of_floats_is_that_of_the_tables(study, tmp_path):
         tmp_path / "ranged",
         record_of(Record.load(study / "va" / "thg0.03-seed0"), method="trice", seed=0, thgs=[thg]),
     )
-    rows = sections(study, tmp_path)["methods"].rows
-    assert any(row.labels == labels("trice", "lwc") for row in rows)
+    assert rows_of(sections(study, tmp_path)["methods"], **labels("trice", "lwc"))
 
 
 def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
@@ -176,7 +224,8 @@ def test_the_first_curve_has_the_plain_name_whatever_was_run_before(study, tmp_p
 def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_path):
     add(tmp_path / "own", Record.load(study / "va" / "thg0.03-seed0"), model="own")
     made = sections(study, tmp_path)
-    (scale,) = {row.scale for row in made["methods"].rows if row.labels["network"].startswith("own")}
+    rows = made["methods"].rows
+    (scale,) = set(rows.scale[rows.network.str.startswith("own")])
     assert scale == "not in the paper"
 
 
@@ -184,19 +233,15 @@ def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
     record = Record.load(study / "vanilla" / "thg0.03-seed0")
     sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
     add(tmp_path / "sampled", record, attacks=[sampled])
-    scales = {row.labels["what"]: row.scale for row in sections(tmp_path)["table1"].rows}
+    rows = sections(tmp_path)["table1"].rows
+    scales = dict(zip(rows.what, rows.scale, strict=True))
     assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
 
 
-def test_torchvisions_networks_given_to_an_evaluation_are_the_papers(explained):
+def test_torchvisions_networks_given_to_an_evaluation_are_the_papers(explained, tmp_path):
     for net, network in (
-        ("torchvision.models:resnet18", paper.IMAGENET),
-        ("torchvision.models:vgg16", paper.VGG16),
+        ("torchvision.models:resnet18", numbers.IMAGENET),
+        ("torchvision.models:vgg16", numbers.VGG16),
     ):
-        given = dataclasses.replace(explained, model=net, dataset="imagenet", method=None)
-        assert Run(given, None).network == network
-
-
-def test_an_evaluation_knows_its_training(study):
-    (evaluation,) = [run for run in read_runs([study]) if run.record.kind == "evaluate"]
-    assert evaluation.trained.kind == "train" and evaluation.trained.seed == evaluation.record.seed
+        add(tmp_path / net, explained, source_run=None, model=net, dataset="imagenet", method=None)
+        assert set(beside_paper(results_frame([tmp_path / net])).of) == {network}
