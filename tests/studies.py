@@ -43,7 +43,11 @@ def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> R
         config={
             **record.config,
             "thg": thgs[-1],
-            "method": {"_target_": TARGETS.get(method, method), "monitor": "val/accuracy"},
+            "method": {
+                "_target_": TARGETS.get(method, method),
+                "monitor": "val/accuracy",
+                "trains_without_thg": method in TARGETS,
+            },
         },
         command=f"python -m src.train experiment=fig8a scale=quick method={method} thg={thgs[-1]} seed={seed}",
         sweep=SWEEP,

@@ -94,7 +94,7 @@ def test_report_uploads_its_figures_and_tables(study: Path, tmp_path: Path):
     ("override", "message"),
     [
         ("folders=[nowhere]", "there is no folder nowhere"),
-        ("folders=[tests/report]", "no finished runs below tests/report; make some with"),
+        ("folders=[tests/report]", "no finished runs below tests/report; make one with"),
         ("folder=[x]", "there is no setting folder; did you mean folders?"),
     ],
 )

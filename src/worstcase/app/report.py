@@ -8,8 +8,9 @@ import hydra
 from omegaconf import DictConfig
 
 from worstcase.app import naming, tracking
-from worstcase.app.doors import CONF
+from worstcase.app.doors import CONF, door
 from worstcase.app.start import errors_in_one_line, start
+from worstcase.evaluation.record import RECORD, files_named
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="report")
@@ -23,6 +24,9 @@ def report(folders: list[Path], out: Path, *, upload: bool) -> None:
     from worstcase.paper import SECTIONS
     from worstcase.report.write import PAGE, write_report
 
+    if next(files_named(RECORD, folders), None) is None:
+        where = ", ".join(map(str, folders))
+        raise FileNotFoundError(f"no finished runs below {where}; make one with: {door('train')}")
     sections = write_report(folders, out, SECTIONS)
     for section in sections:
         print(f"  {section.name:<12} {section.title}, {section.seeds}")

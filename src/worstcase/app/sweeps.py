@@ -36,8 +36,7 @@ class Job(NamedTuple):
 def announce(sweep: DictConfig) -> None:
     """Tell the jobs of a sweep, in this process and in those it will start, what they are part of."""
     os.environ[FAILURES] = str(Path(sweep.hydra.sweep.dir, f".failed-{uuid4().hex}").absolute())
-    words = [*sweep.hydra.overrides.task, *(said for said in sweep.hydra.overrides.hydra if "sweep.dir=" in said)]
-    os.environ[SWEEP] = shlex.join([*door(sweep.hydra.job.name).split(), "-m", *words])
+    os.environ[SWEEP] = shlex.join([*door(sweep.hydra.job.name).split(), "-m", *sweep.hydra.overrides.task])
 
 
 def command() -> str | None:

@@ -53,7 +53,7 @@ def write_report(folders: Iterable[Path], out: Path, sections: Sections) -> list
     where = ", ".join(map(str, folders))
     results = results_frame(folders)
     if results.empty:
-        raise ValueError(f"no finished runs below {where}; make some with: python -m src.train -m seed=0,1,2")
+        raise ValueError(f"no finished runs below {where}")
     count = results.folder.nunique()
     makers: Sections = {"runs": your_runs, **sections}
     names = "|".join(makers)
