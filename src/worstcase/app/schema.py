@@ -53,6 +53,7 @@ class EvaluateConfig:
     layers: list[str] | None = None
     exclude: list[str] | None = None
     heldout: bool = False
+    merge: bool = False
     diagnosis: str | None = MISSING
     seed: int | None = None
     data_dir: str | None = None
