@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from commands import run
+from commands import files, refusal, run, without_times
 from safetensors.torch import load_file
 
 from worstcase import load_run
@@ -68,16 +68,44 @@ def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
     assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "layers"} <= names
 
 
-def test_monte_carlo_goes_over_a_list_of_th_g_and_in_shares(trained, tmp_path):
-    sample = ["src.evaluate", f"run={trained}", "attack=monte_carlo", "dataset.limit=100", "thg=[0.01,0.05]"]
-    run(*sample, "attack.instances=4", f"hydra.run.dir={tmp_path / 'whole'}")
-    run(*sample, "attack.instances=2", "attack.first=2", f"hydra.run.dir={tmp_path / 'share'}")
-    for thg in ("0.01", "0.05"):
-        whole, share = (
-            [line.rpartition(",")[0] for line in (tmp_path / name / f"thg{thg}" / "instances.csv").open()]
-            for name in ("whole", "share")
-        )
-        assert whole[4:] == share[2:] and len(share) == 4
+@pytest.mark.parametrize("thg", ["thg=0.05", "thg=[0.01,0.05]"])
+def test_shares_of_monte_carlo_are_merged_into_what_one_run_over_all_finds(mine, tmp_path, thg):
+    sample = [f"run={mine}", "attack=monte_carlo", "dataset.limit=100", thg]
+    run("src.evaluate", "-m", *sample, "attack.instances=2", "attack.first=0,2")
+    other = "attack.sampler=vertex"
+    run("src.evaluate", *sample, "attack.instances=4", "attack.first=4", other)  # of another kind
+    before = files(mine)
+    gap = run("src.evaluate", *sample, "attack.instances=6", "merge=true", fails=True).stderr
+    assert "has chips 4 to 5 (attack.first=4 attack.instances=2)" in gap
+    run("src.evaluate", *sample, "attack.instances=4", "merge=true", before=(draw_nothing,))
+    assert before.items() <= files(mine).items()
+    run("src.evaluate", *sample, "attack.instances=4", f"hydra.run.dir={tmp_path / 'whole'}")
+    whole = record(tmp_path / "whole")
+    records = [record(path.parent) for path in mine.glob("evaluations/*/results.json")]
+    (merged,) = (found for found in records if found["config"]["merge"])
+    assert without_times(merged)["attacks"] == without_times(whole)["attacks"]
+    assert merged["flags"] == whole["flags"] and merged["diagnosis"] == whole["diagnosis"]
+    shares = [found for found in records if found["config"]["attack"]["instances"] == 2]
+    of_shares = sum(found["seconds"] for share in shares for found in share["attacks"])
+    assert len(shares) == 2 and sum(found["seconds"] for found in merged["attacks"]) > of_shares / 4
+
+
+def draw_nothing() -> None:
+    from worstcase.attacks import monte_carlo
+
+    monte_carlo._correct = None
+
+
+def test_chips_of_other_data_are_not_merged(mine):
+    sample = [f"run={mine}", "attack=monte_carlo", "attack.instances=2"]
+    run("src.evaluate", *sample, "dataset.limit=50")
+    done = run("src.evaluate", *sample, "dataset.limit=60", "merge=true", fails=True)
+    assert "has chips 0 to 1 (attack.first=0 attack.instances=2)" in done.stderr
+
+
+def test_only_monte_carlo_is_merged():
+    own = ["net=worstcase.models:LeNet", "checkpoint=none.pt", "dataset=mnist5k"]
+    assert "merge=true: needs attack=monte_carlo" in refusal("evaluate", *own, "attack=flwc", "merge=true")
 
 
 def test_other_weights_in_the_same_file_are_another_evaluation(trained, tmp_path):

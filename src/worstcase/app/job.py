@@ -46,9 +46,9 @@ def run_job(kind: str, work: Work, cfg: DictConfig) -> float | None:
         cfg: its configuration.
 
     Returns:
-        What a sweeper that searches settings may go by: of a training what the best epoch reached on the validation
-        split in its ``method.monitor``, so that no search selects by the test set; of an evaluation the attacked
-        accuracy. None in processes beside the first, and where another process is at work on the same job.
+        What a sweeper may select settings by. Of a training: its ``method.monitor`` on the validation split, at
+        the best epoch, since selection never sees the test set. Of an evaluation: the attacked accuracy. None in
+        processes beside the first, and where another process is at work on the same job.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     shown = state.shown(folder)

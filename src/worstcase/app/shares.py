@@ -9,45 +9,52 @@ from typing import Any
 
 from worstcase.app import schema
 from worstcase.app.state import shown
-from worstcase.attacks.instances import COLUMNS, FILE, read_lines
 from worstcase.evaluation.record import finished_runs
 from worstcase.evaluation.settings import without_place
 
 
 def merge(settings: dict[str, Any], evaluations: Path, folder: Path) -> None:
-    """Leave in a folder the instances that an evaluation needs and finished ones like it have drawn.
+    """Leave in an evaluation's folder the instances that it needs, from finished evaluations that drew them.
 
     Args:
-        settings: of the evaluation.
-        evaluations: the folder of those that may have drawn them.
+        settings: of the evaluation, by Monte Carlo.
+        evaluations: the folder of those that may have drawn them: with equal settings, but for the range.
         folder: of the evaluation.
 
     Raises:
-        ConfigError: it is not of Monte Carlo, or some instances have not been drawn; they are named.
+        ConfigError: some have not been drawn; they are named.
     """
-    attack = settings["attack"]
-    if attack["_target_"] != "worstcase.attacks.MonteCarlo":
-        raise schema.ConfigError("merge=true: is for attack=monte_carlo")
+    from worstcase.attacks.instances import FILE
+
     alike = _alike(settings)
-    shares = [share for share, record in finished_runs([evaluations]) if _alike(record.config) == alike]
-    wanted = range(attack["first"], attack["first"] + attack["instances"])
+    shares = sorted(share for share, record in finished_runs([evaluations]) if _alike(record.config) == alike)
+    first = settings["attack"]["first"]
+    wanted = range(first, first + settings["attack"]["instances"])
     thgs = schema.bounds(settings)
     for file in [Path(f"thg{thg:g}", FILE) for thg in thgs] if len(thgs) > 1 else [Path(FILE)]:
-        headers, lines = {}, {}
-        for share in sorted(shares):
-            header, drawn = read_lines(share / file)
-            found = {index: line for index, line in drawn.items() if index in wanted}
-            if found:
-                headers[header] = share / file
-                lines |= found
-        if missing := [index for index in wanted if index not in lines]:
-            parts = "; ".join(_parts(missing))
-            raise schema.ConfigError(f"merge=true: no finished evaluation in {shown(evaluations)} has {parts}")
-        if len(headers) > 1:
-            first, second = list(headers.values())[:2]
-            raise schema.ConfigError(f"merge=true: {shown(first)} and {shown(second)} hold chips of different runs")
+        content = _merged([share / file for share in shares], wanted, evaluations)
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text("\n".join([*headers, COLUMNS, *(lines[index] for index in wanted), ""]))
+        (folder / file).write_text(content)
+
+
+def _merged(files: list[Path], wanted: range, evaluations: Path) -> str:
+    """The content of a file of instances with those of several."""
+    from worstcase.attacks.instances import COLUMNS, read_lines
+
+    homes: dict[str, Path] = {}
+    lines: dict[int, str] = {}
+    for file in files:
+        header, found = read_lines(file)
+        if not found.keys().isdisjoint(wanted):
+            homes[header] = file
+            lines |= found
+    if missing := [index for index in wanted if index not in lines]:
+        parts = "; ".join(_parts(missing))
+        raise schema.ConfigError(f"merge=true: no finished evaluation in {shown(evaluations)} has {parts}")
+    if len(homes) > 1:
+        one, other = list(homes.values())[:2]
+        raise schema.ConfigError(f"merge=true: {shown(one)} and {shown(other)} differ in their first lines")
+    return "\n".join([*homes, COLUMNS, *(lines[index] for index in wanted), ""])
 
 
 def _alike(settings: dict[str, Any]) -> dict[str, Any]:

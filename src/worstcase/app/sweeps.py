@@ -22,7 +22,7 @@ from worstcase.app.doors import DOOR, door
 from worstcase.app.state import failure, unfinished
 
 FAILURES = "WORSTCASE_FAILURES"
-"""Environment variable, URL-encoded: the file in which the jobs of a sweep list the folders of those that failed."""
+"""Environment variable, URL-encoded: the file in which jobs of a sweep list the folders of those that failed."""
 SWEEP = "WORSTCASE_SWEEP"
 """Environment variable, URL-encoded: the command of the sweep that is at work."""
 
@@ -42,18 +42,17 @@ def announce(sweep: DictConfig) -> None:
     """
     if sweep.hydra.job.name == "train" and "minimize" in str(sweep.hydra.sweeper.get("direction")):
         raise schema.ConfigError(
-            "hydra.sweeper.direction=minimize: a training returns an accuracy; say hydra.sweeper.direction=maximize"
+            "hydra.sweeper.direction=minimize: training returns an accuracy; say hydra.sweeper.direction=maximize"
         )
     words = [*sweep.hydra.overrides.task, *(said for said in sweep.hydra.overrides.hydra if "sweep.dir=" in said)]
     told = {
         FAILURES: str(Path(sweep.hydra.sweep.dir, f".failed-{uuid4().hex}").absolute()),
         SWEEP: shlex.join([*door(sweep.hydra.job.name).split(), "-m", *words]),
-        DOOR: os.environ.get(DOOR, ""),
     }
-    set_for_jobs = {key: quote(value) for key, value in told.items() if value}
-    os.environ.update(set_for_jobs)
+    os.environ.update({name: quote(value) for name, value in told.items()})
     with read_write(sweep.hydra.overrides):  # for processes that do not inherit this one's environment
-        sweep.hydra.overrides.hydra += [f"+hydra.job.env_set.{key}='{value}'" for key, value in set_for_jobs.items()]
+        for name in sorted({*told, DOOR} & os.environ.keys()):
+            sweep.hydra.overrides.hydra.append(f"+hydra.job.env_set.{name}='{os.environ[name]}'")
 
 
 def command() -> str | None:

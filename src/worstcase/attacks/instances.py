@@ -26,7 +26,7 @@ class Instance(NamedTuple):
 
 
 def read_lines(file: Path) -> tuple[str, dict[int, str]]:
-    """The first line of a file, which says what it holds instances of, and the line of each; nothing of no file."""
+    """The first line, which says what a file holds instances of, and each one's line; nothing of no file."""
     if not file.is_file():
         return "", {}
     header, *lines = file.read_text().splitlines() or [""]
