@@ -68,26 +68,23 @@ def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
     assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "layers"} <= names
 
 
-@pytest.mark.parametrize("thg", ["thg=0.05", "thg=[0.01,0.05]"])
-def test_shares_of_monte_carlo_are_merged_into_what_one_run_over_all_finds(mine, tmp_path, thg):
-    sample = [f"run={mine}", "attack=monte_carlo", "dataset.limit=100", thg]
+def test_shares_of_monte_carlo_are_merged_into_what_one_run_over_all_finds(mine, tmp_path):
+    sample = [f"run={mine}", "attack=monte_carlo", "dataset.limit=100", "thg=[0.01,0.05]"]
     run("src.evaluate", "-m", *sample, "attack.instances=2", "attack.first=0,2")
-    other = "attack.sampler=vertex"
-    run("src.evaluate", *sample, "attack.instances=4", "attack.first=4", other)  # of another kind
     before = files(mine)
-    gap = run("src.evaluate", *sample, "attack.instances=6", "merge=true", fails=True).stderr
-    assert "has chips 4 to 5 (attack.first=4 attack.instances=2)" in gap
     run("src.evaluate", *sample, "attack.instances=4", "merge=true", before=(draw_nothing,))
     assert before.items() <= files(mine).items()
     run("src.evaluate", *sample, "attack.instances=4", f"hydra.run.dir={tmp_path / 'whole'}")
     whole = record(tmp_path / "whole")
-    records = [record(path.parent) for path in mine.glob("evaluations/*/results.json")]
-    (merged,) = (found for found in records if found["config"]["merge"])
+    folders = [path.parent for path in mine.glob("evaluations/*/results.json")]
+    (folder,) = (folder for folder in folders if record(folder)["config"]["merge"])
+    merged = record(folder)
+    assert len(folders) == 3 and len(merged["attacks"]) == 2
     assert without_times(merged)["attacks"] == without_times(whole)["attacks"]
     assert merged["flags"] == whole["flags"] and merged["diagnosis"] == whole["diagnosis"]
-    shares = [found for found in records if found["config"]["attack"]["instances"] == 2]
-    of_shares = sum(found["seconds"] for share in shares for found in share["attacks"])
-    assert len(shares) == 2 and sum(found["seconds"] for found in merged["attacks"]) > of_shares / 4
+    for thg in ("0.01", "0.05"):
+        place = f"thg{thg}/instances.csv"
+        assert without_seconds(folder / place) == without_seconds(tmp_path / "whole" / place)
 
 
 def draw_nothing() -> None:
@@ -96,11 +93,20 @@ def draw_nothing() -> None:
     monte_carlo._correct = None
 
 
-def test_chips_of_other_data_are_not_merged(mine):
-    sample = [f"run={mine}", "attack=monte_carlo", "attack.instances=2"]
-    run("src.evaluate", *sample, "dataset.limit=50")
-    done = run("src.evaluate", *sample, "dataset.limit=60", "merge=true", fails=True)
-    assert "has chips 0 to 1 (attack.first=0 attack.instances=2)" in done.stderr
+def without_seconds(file):
+    return [line.rpartition(",")[0] for line in file.open()]
+
+
+def test_what_is_missing_or_of_other_data_is_not_merged(mine):
+    sample = ["src.evaluate", f"run={mine}", "attack=monte_carlo"]
+    run(*sample, "attack.instances=2", "dataset.limit=50")
+    merge = [*sample, "attack.instances=4", "attack.first=1", "merge=true"]
+    done = run(*merge, "dataset.limit=50", fails=True)
+    assert "has chips 2 to 4 (attack.first=2 attack.instances=3)" in done.stderr
+    done = run(*merge, "dataset.limit=60", fails=True)
+    assert "has chips 1 to 4 (attack.first=1 attack.instances=4)" in done.stderr
+    run(*sample, "attack.instances=3", "attack.first=2", "dataset.limit=50")
+    run(*merge, "dataset.limit=50", before=(draw_nothing,))
 
 
 def test_only_monte_carlo_is_merged():
