@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from commands import run
+from commands import files, refusal, run, without_times
 from safetensors.torch import load_file
 
 from worstcase import load_run
@@ -68,16 +68,50 @@ def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
     assert {"accuracy_over_thg", "confusion", "confidence", "perturbation", "layers"} <= names
 
 
-def test_monte_carlo_goes_over_a_list_of_th_g_and_in_shares(trained, tmp_path):
-    sample = ["src.evaluate", f"run={trained}", "attack=monte_carlo", "dataset.limit=100", "thg=[0.01,0.05]"]
-    run(*sample, "attack.instances=4", f"hydra.run.dir={tmp_path / 'whole'}")
-    run(*sample, "attack.instances=2", "attack.first=2", f"hydra.run.dir={tmp_path / 'share'}")
+def test_shares_of_monte_carlo_are_merged_into_what_one_run_over_all_finds(mine, tmp_path):
+    sample = [f"run={mine}", "attack=monte_carlo", "dataset.limit=100", "thg=[0.01,0.05]"]
+    run("src.evaluate", "-m", *sample, "attack.instances=2", "attack.first=0,2")
+    before = files(mine)
+    run("src.evaluate", *sample, "attack.instances=4", "merge=true", before=(draw_nothing,))
+    assert before.items() <= files(mine).items()
+    run("src.evaluate", *sample, "attack.instances=4", f"hydra.run.dir={tmp_path / 'whole'}")
+    whole = record(tmp_path / "whole")
+    folders = [path.parent for path in mine.glob("evaluations/*/results.json")]
+    (folder,) = (folder for folder in folders if record(folder)["config"]["merge"])
+    merged = record(folder)
+    assert len(folders) == 3 and len(merged["attacks"]) == 2
+    assert without_times(merged)["attacks"] == without_times(whole)["attacks"]
+    assert merged["flags"] == whole["flags"] and merged["diagnosis"] == whole["diagnosis"]
     for thg in ("0.01", "0.05"):
-        whole, share = (
-            [line.rpartition(",")[0] for line in (tmp_path / name / f"thg{thg}" / "instances.csv").open()]
-            for name in ("whole", "share")
-        )
-        assert whole[4:] == share[2:] and len(share) == 4
+        place = f"thg{thg}/instances.csv"
+        assert without_seconds(folder / place) == without_seconds(tmp_path / "whole" / place)
+
+
+def draw_nothing() -> None:
+    from worstcase.attacks import monte_carlo
+
+    monte_carlo._correct = None
+
+
+def without_seconds(file):
+    return [line.rpartition(",")[0] for line in file.open()]
+
+
+def test_what_is_missing_or_of_other_data_is_not_merged(mine):
+    sample = ["src.evaluate", f"run={mine}", "attack=monte_carlo"]
+    run(*sample, "attack.instances=2", "dataset.limit=50")
+    merge = [*sample, "attack.instances=4", "attack.first=1", "merge=true"]
+    done = run(*merge, "dataset.limit=50", fails=True)
+    assert "has chips 2 to 4 (attack.first=2 attack.instances=3)" in done.stderr
+    done = run(*merge, "dataset.limit=60", fails=True)
+    assert "has chips 1 to 4 (attack.first=1 attack.instances=4)" in done.stderr
+    run(*sample, "attack.instances=3", "attack.first=2", "dataset.limit=50")
+    run(*merge, "dataset.limit=50", before=(draw_nothing,))
+
+
+def test_only_monte_carlo_is_merged():
+    own = ["net=worstcase.models:LeNet", "checkpoint=none.pt", "dataset=mnist5k"]
+    assert "merge=true: needs attack=monte_carlo" in refusal("evaluate", *own, "attack=flwc", "merge=true")
 
 
 def test_other_weights_in_the_same_file_are_another_evaluation(trained, tmp_path):

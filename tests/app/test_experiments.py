@@ -1,10 +1,15 @@
 """Every experiment composes at both scales, and the smallest jobs of the cheap ones run."""
 
 import contextlib
+import csv
 import json
+import os
 import random
+import shlex
 import time
+from enum import Enum
 from functools import cache
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from commands import QUICK, REPOSITORY, files, forked, run, running, shorten_ens
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf, open_dict
 
 from worstcase.app import doors, job, naming, resume, schema, status, sweeps
 from worstcase.app.state import Begun
@@ -181,6 +187,93 @@ def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp
 def test_where_the_data_lie_is_no_part_of_a_job_unless_it_tells_which_they_are(hydra, dataset, moves):
     here, there = (folders(f"dataset={dataset}", f"data_dir={place}") for place in ("here", "there"))
     assert (here != there) == moves
+
+
+# ---- what a sweep tells its jobs, and they a sweeper
+
+
+def returned_to(file):
+    """What a job returns to a sweeper goes to a file too, a line each."""
+    from worstcase.app import evaluate, train
+
+    for command in (train, evaluate):
+
+        def told(*arguments, original=command.run_job):
+            value = original(*arguments)
+            with file.open("a") as lines:
+                lines.write(f"{value}\n")
+            return value
+
+        command.run_job = told
+
+
+def returned(file, *words):
+    """What the jobs of a command return."""
+    file.unlink(missing_ok=True)
+    run(*words, before=(returned_to, file))
+    return [float(line) for line in file.read_text().splitlines()]
+
+
+def best(folder, metric):
+    with (folder / "metrics.csv").open() as lines:
+        return max(float(row[metric]) for row in csv.DictReader(lines) if row[metric])
+
+
+def test_a_sweeper_selects_by_the_validation_split_never_by_the_test_set(tmp_path):
+    small = ["method=vanilla", *QUICK, "trainer.max_epochs=3", "dataset.limit=400", f"hydra.sweep.dir={tmp_path}"]
+    sweep = ["src.train", "-m", *small, "thg=0.01,0.05"]
+    values = returned(tmp_path / "told", *sweep)
+    folders = [path.parent for path in tmp_path.rglob("results.json")]
+    (trained,) = (folder for folder in folders if "epoch 3 of 3" in (folder / "run.log").read_text())
+    accuracy = pytest.approx(best(trained, "val/accuracy"))
+    assert values == [accuracy, accuracy] and len(folders) == 2  # one of them took the other's training
+    assert [Record.load(folder).validation for folder in folders] == values
+    assert values[0] not in [Record.load(folder).attacked_accuracy for folder in folders]
+    (folders[0] / "results.json").unlink()  # as if killed in the test; the other is not run again
+    assert returned(tmp_path / "told", *sweep) == values
+
+    hardened = ["method=atrice", *QUICK, "trainer.max_epochs=2", f"hydra.run.dir={tmp_path / 'hardened'}"]
+    values = returned(tmp_path / "told", "src.train", *hardened)
+    assert values == [pytest.approx(best(tmp_path / "hardened", "val/attacked_accuracy"))]
+
+    attack = ["attack=flwc", f"run={trained}", f"hydra.run.dir={tmp_path / 'evaluation'}"]
+    values = returned(tmp_path / "told", "src.evaluate", *attack)
+    assert values == [Record.load(tmp_path / "evaluation").attacked_accuracy]
+
+
+def test_jobs_that_inherit_no_environment_know_their_sweep(hydra, tmp_path, monkeypatch):
+    for name in (sweeps.SWEEP, sweeps.FAILURES):
+        monkeypatch.setenv(name, "another's")
+    monkeypatch.setenv(doors.DOOR, "1")
+    place = tmp_path / "it's, [x] = 'a b' \\ ü"
+    sweep = compose("train", ["thg=0.01"], return_hydra_config=True)
+    with open_dict(sweep.hydra):
+        sweep.hydra.job.name, sweep.hydra.sweep.dir = "train", str(place)
+        sweep.hydra.overrides.task = ["init_from='a b'", "lr=tag(log, interval(1e-4,1e-2))"]
+    sweeps.announce(sweep)
+    job = compose("train", list(sweep.hydra.overrides.hydra), return_hydra_config=True).hydra.job
+    assert job.env_set == {name: os.environ[name] for name in (sweeps.SWEEP, sweeps.FAILURES, doors.DOOR)}
+    assert unquote(job.env_set[sweeps.FAILURES]).startswith(f"{place}/.failed-")
+    assert shlex.split(unquote(job.env_set[sweeps.SWEEP]))[3:] == sweep.hydra.overrides.task
+
+
+@pytest.mark.parametrize(("name", "refused"), [("train", True), ("evaluate", False)])
+def test_a_search_for_the_settings_that_train_worst_is_refused(name, refused, monkeypatch):
+    for variable in (sweeps.SWEEP, sweeps.FAILURES):
+        monkeypatch.setenv(variable, "another's")
+    direction = Enum("Direction", "minimize maximize").minimize
+    sweep = OmegaConf.create(
+        {
+            "hydra": {
+                "job": {"name": name},
+                "sweeper": {"direction": direction},
+                "sweep": {"dir": "x"},
+                "overrides": {"task": [], "hydra": []},
+            }
+        }
+    )
+    with pytest.raises(schema.ConfigError, match="maximize") if refused else contextlib.nullcontext():
+        sweeps.announce(sweep)
 
 
 # ---- sweeps that survive

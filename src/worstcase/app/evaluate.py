@@ -10,7 +10,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from worstcase.app import naming, schema, sweeps
+from worstcase.app import naming, schema, shares, sweeps
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
@@ -36,6 +36,9 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     from worstcase.evaluation.flags import lower_elsewhere
     from worstcase.runs import CHECKPOINT, build, check_fit, load_weights, make_crossbar, network
 
+    siblings = Path(cfg["run"], "evaluations") if cfg["run"] else folder.parent
+    if cfg["merge"]:
+        shares.merge(cfg, siblings, folder)
     record = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
     thgs = schema.bounds(cfg)
     crossbar = make_crossbar(network(record.config if record else {}, cfg["net"]), {**cfg, "thg": thgs[-1]})
@@ -73,7 +76,6 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         dataset=chosen or (record.dataset if record else None),
         epochs=record.epochs if record else None,
     )
-    siblings = Path(cfg["run"], "evaluations") if cfg["run"] else folder.parent
     others = [other for _, other in finished_runs([siblings])] if siblings.name == "evaluations" else []
     result.flags += lower_elsewhere(result, others + ([record] if record else []))
     evaluation.save(folder, result)

@@ -46,8 +46,9 @@ def run_job(kind: str, work: Work, cfg: DictConfig) -> float | None:
         cfg: its configuration.
 
     Returns:
-        The attacked accuracy, 0..1, for sweepers that search settings; None in processes beside the first, and
-        where another process is at work on the same job.
+        What a sweeper may select settings by. Of a training: its ``method.monitor`` on the validation split, at
+        the best epoch, since selection never sees the test set. Of an evaluation: the attacked accuracy. None in
+        processes beside the first, and where another process is at work on the same job.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     shown = state.shown(folder)
@@ -60,7 +61,7 @@ def run_job(kind: str, work: Work, cfg: DictConfig) -> float | None:
             _beside_the_first(work, settings, folder)
             return None
         if record := _finished(kind, settings, folder, shown):
-            return record.attacked_accuracy
+            return _value(record)
         check_folder(folder, settings, shown)
         with locked(folder / LOCK) as free:
             if not free:
@@ -72,9 +73,13 @@ def run_job(kind: str, work: Work, cfg: DictConfig) -> float | None:
                 record = _do(kind, work, settings, folder, shown)
             with suppress(OSError):  # whoever locks the folder now finds a finished job
                 (folder / LOCK).unlink(missing_ok=True)
-        return record.attacked_accuracy
+        return _value(record)
     except Exception as error:
         _fail(kind, folder, settings, error)
+
+
+def _value(record: Record) -> float | None:
+    return record.validation if record.kind == "train" else record.attacked_accuracy
 
 
 def is_first_process() -> bool:

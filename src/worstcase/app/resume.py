@@ -30,6 +30,8 @@ class Trained:
 
     seconds: float
     epochs: int
+    validation: float
+    """What the monitored metric was at that epoch."""
     training: str
     """A digest of all settings that it depends on."""
 

@@ -53,6 +53,7 @@ class EvaluateConfig:
     layers: list[str] | None = None
     exclude: list[str] | None = None
     heldout: bool = False
+    merge: bool = False
     diagnosis: str | None = MISSING
     seed: int | None = None
     data_dir: str | None = None
@@ -161,6 +162,8 @@ def check(settings: Mapping[str, Any]) -> None:
         value = flat.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
+    if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
+        raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
         _check_trainer(settings["trainer"])
 

@@ -75,7 +75,8 @@ class CheckBeforeRun(Callback):
     """Hydra callback: a single run's settings are checked before its folder is made."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        sweeps.announce(config)
+        with errors_in_one_line():  # Hydra would go on
+            sweeps.announce(config)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:

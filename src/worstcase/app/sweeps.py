@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from hydra import compose
@@ -14,16 +15,16 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from worstcase.app import naming, schema
-from worstcase.app.doors import door
+from worstcase.app.doors import DOOR, door
 from worstcase.app.state import failure, unfinished
 
 FAILURES = "WORSTCASE_FAILURES"
-"""Environment variable: the file in which the jobs of a sweep list the folders of those that failed."""
+"""Environment variable, URL-encoded: the file in which jobs of a sweep list the folders of those that failed."""
 SWEEP = "WORSTCASE_SWEEP"
-"""Environment variable: the command of the sweep that is at work."""
+"""Environment variable, URL-encoded: the command of the sweep that is at work."""
 
 
 class Job(NamedTuple):
@@ -34,26 +35,41 @@ class Job(NamedTuple):
 
 
 def announce(sweep: DictConfig) -> None:
-    """Tell the jobs of a sweep, in this process and in those it will start, what they are part of."""
-    os.environ[FAILURES] = str(Path(sweep.hydra.sweep.dir, f".failed-{uuid4().hex}").absolute())
-    os.environ[SWEEP] = shlex.join([*door(sweep.hydra.job.name).split(), "-m", *sweep.hydra.overrides.task])
+    """Tell the jobs of a sweep, in whatever processes they run, what they are part of.
+
+    Raises:
+        ConfigError: a sweeper would search the settings that train worst.
+    """
+    if sweep.hydra.job.name == "train" and "minimize" in str(sweep.hydra.sweeper.get("direction")):
+        raise schema.ConfigError(
+            "hydra.sweeper.direction=minimize: training returns an accuracy; say hydra.sweeper.direction=maximize"
+        )
+    told = {
+        FAILURES: str(Path(sweep.hydra.sweep.dir, f".failed-{uuid4().hex}").absolute()),
+        SWEEP: shlex.join([*door(sweep.hydra.job.name).split(), "-m", *sweep.hydra.overrides.task]),
+    }
+    os.environ.update({name: quote(value) for name, value in told.items()})
+    with read_write(sweep.hydra.overrides):  # for processes that do not inherit this one's environment
+        for name in sorted({*told, DOOR} & os.environ.keys()):
+            sweep.hydra.overrides.hydra.append(f"+hydra.job.env_set.{name}='{os.environ[name]}'")
 
 
 def command() -> str | None:
     """The command of the sweep of which this job is part; None for a single run."""
-    return os.environ.get(SWEEP) if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    said = os.environ.get(SWEEP) if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    return unquote(said) if said else None
 
 
 def list_failure(folder: Path) -> None:
     """Tell the process that started the sweep of a job that failed."""
     if FAILURES in os.environ:
-        with Path(os.environ[FAILURES]).open("a") as listed:
+        with Path(unquote(os.environ[FAILURES])).open("a") as listed:
             listed.write(f"{folder}\n")
 
 
 def failures() -> Iterator[str]:
     """Lines: of each job of this sweep that failed, in any of its processes, its error and its command."""
-    listed = Path(os.environ[FAILURES])
+    listed = Path(unquote(os.environ[FAILURES]))
     folders = [Path(line) for line in listed.read_text().splitlines()] if listed.is_file() else []
     listed.unlink(missing_ok=True)
     for folder, told in unfinished(sorted(set(folders))):

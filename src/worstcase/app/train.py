@@ -98,7 +98,13 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         with resume.training_of(folder, cfg) as trained:
             if trained is None:
                 trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
-                trained = resume.Trained(timer.time_elapsed("train"), trainer.current_epoch, resume.digest(cfg))
+                assert best.best_model_score is not None  # it has saved a checkpoint
+                trained = resume.Trained(
+                    seconds=timer.time_elapsed("train"),
+                    epochs=trainer.current_epoch,
+                    validation=best.best_model_score.item(),
+                    training=resume.digest(cfg),
+                )
                 if is_first_process():
                     trained.save(folder)
         trainer.test(method, datamodule, ckpt_path=folder / CHECKPOINT, weights_only=True, verbose=False)
@@ -120,6 +126,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         dataset=choices["dataset"],
         train_seconds=trained.seconds,
         epochs=trained.epochs,
+        validation=trained.validation,
     )
     at_test.evaluation.save(folder, record)
     return record

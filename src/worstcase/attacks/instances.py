@@ -25,6 +25,14 @@ class Instance(NamedTuple):
     """That it took, of those it was computed together with an equal share."""
 
 
+def read_lines(file: Path) -> tuple[str, dict[int, str]]:
+    """The first line, which says what a file holds instances of, and each one's line; nothing of no file."""
+    if not file.is_file():
+        return "", {}
+    header, *lines = file.read_text().splitlines() or [""]
+    return header, {int(match[1]): line for line in lines if (match := LINE.fullmatch(line))}
+
+
 class InstanceFile:
     """Lines of instances below one that says what they are instances of.
 

@@ -46,7 +46,8 @@ class MonteCarlo(Attack):
 
     Instance i depends on the seed and i alone, is drawn on the CPU, and is the same in any range of instances. In
     a folder, ``instances.csv`` keeps what is done: a run that was killed goes on from there. Several
-    machines share the work by taking a range each: append their files to one, and run the whole range there.
+    machines share the work by taking a range each: append their files to one, and run the whole range there, as
+    ``python -m src.evaluate merge=true`` does.
 
     Args:
         instances: how many chips, 1 or more.

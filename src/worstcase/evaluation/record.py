@@ -155,6 +155,8 @@ class Record:
     """Of the worst chip at the largest th_g; None: it was not explained."""
     train_seconds: Number | None
     epochs: Count | None
+    validation: float | None = None
+    """Of training: the value of its ``method.monitor`` on the validation split, at the epoch that was kept."""
     parameters: Count
     parameters_perturbed: Count
     threads: Positive
