@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py [--model lenet convnet] [--width 1.0] [--rounds 3] [--steps N]
 
 Takes about ten minutes: nearly all for ConvNet, and half of that for `adversarial` (see --methods). A batch is 128
-random images; Lightning's trainer runs as in a real training. The methods take turns, so that a machine that is busy
-now and then slows all of them. Prints the median over all steps.
+random images; Lightning's trainer runs as in a real training. The methods take turns, so that a machine that is
+busy now and then slows all of them. Prints the median over all steps.
 """
 
 import argparse

@@ -40,7 +40,7 @@ def test_the_margin_has_the_values_worked_out_by_hand():
     assert margin(LOGITS, LABELS).tolist() == [2.0, -1.0, 0.0]
 
 
-def test_the_gradient_of_p2_is_zero_for_wrong_and_tied_samples():
+def test_the_gradient_of_p2_is_zero_for_wrong_answers():
     logits = LOGITS.clone().requires_grad_()
     objectives.p2(logits, LABELS)[:2].sum().backward()
     assert logits.grad.tolist() == [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
@@ -60,7 +60,7 @@ def test_objectives_are_positive_only_for_right_answers(name):
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_minimising_an_objective_lowers_the_true_logit(name):
-    """From a right answer, every objective pushes the true logit down; into_class if its target is another class."""
+    """From a right answer, every objective pushes the true logit down (into_class with another target class)."""
     logits = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
     objective("into_class:1" if name == "into_class" else name)(logits, torch.tensor([0])).sum().backward()
     if name != "p4" and name != "p5":
