@@ -37,16 +37,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128, help="batch size of the loader (128)")
     parser.add_argument("--passes", type=int, default=10, help="plain passes per round (10)")
     parser.add_argument("--checkpoint", type=Path, help="a run's checkpoint; without it, random weights")
-    said = parser.parse_args()
+    arguments = parser.parse_args()
 
     data = digits()
-    batches = torch.arange(len(data)).split(said.batch_size)
+    batches = torch.arange(len(data)).split(arguments.batch_size)
     loader = DataLoader(data, sampler=batches, batch_size=None)
     net = LeNet().eval()
-    if said.checkpoint:
+    if arguments.checkpoint:
         from worstcase.runs import load_weights
 
-        load_weights(Crossbar(net, 0.0), said.checkpoint)
+        load_weights(Crossbar(net, 0.0), arguments.checkpoint)
     crossbar = Crossbar(net, 0.03)
 
     @torch.inference_mode()
@@ -57,20 +57,20 @@ def main() -> None:
 
     plain_pass()
     plain, sampled, rounds = 0.0, 0.0, 0
-    for first in range(0, said.instances, ROUND):
-        instances = min(ROUND, said.instances - first)
+    for first in range(0, arguments.instances, ROUND):
+        instances = min(ROUND, arguments.instances - first)
         start = time.perf_counter()
-        for _ in range(said.passes):
+        for _ in range(arguments.passes):
             plain_pass()
         plain += time.perf_counter() - start
         rounds += 1
         start = time.perf_counter()
         MonteCarlo(instances=instances, first=first)(crossbar, loader, progress=False)
         sampled += time.perf_counter() - start
-    a_pass, an_instance = plain / (rounds * said.passes), sampled / said.instances
-    print(f"{len(data):,} images, batches of {said.batch_size}, {torch.get_num_threads()} threads")
-    print(f"plain forward pass    {1000 * a_pass:7.1f} ms, mean of {rounds * said.passes}")
-    print(f"Monte Carlo instance  {1000 * an_instance:7.1f} ms, mean of {said.instances:,}")
+    a_pass, an_instance = plain / (rounds * arguments.passes), sampled / arguments.instances
+    print(f"{len(data):,} images, batches of {arguments.batch_size}, {torch.get_num_threads()} threads")
+    print(f"plain forward pass    {1000 * a_pass:7.1f} ms, mean of {rounds * arguments.passes}")
+    print(f"Monte Carlo instance  {1000 * an_instance:7.1f} ms, mean of {arguments.instances:,}")
     print(f"ratio                 {an_instance / a_pass:7.2f}")
 
 

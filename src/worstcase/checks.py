@@ -77,8 +77,8 @@ def number(
         allowed = f"{low:g}..{high:g}"
     else:
         limits = {"above {:g}": above, "{:g} or more": low, "below {:g}": below, "{:g} or less": high}
-        said = [text.format(limit) for text, limit in limits.items() if math.isfinite(limit)]
-        allowed = " and ".join(said if is_finite else [*said, "finite"])
+        texts = [text.format(limit) for text, limit in limits.items() if math.isfinite(limit)]
+        allowed = " and ".join(texts if is_finite else [*texts, "finite"])
     if not is_number:
         allowed = f"a number, {allowed}"
     raise ValueError(_message(name, value, allowed, also))

@@ -24,23 +24,25 @@ def main() -> None:
     parser.add_argument("--device-bits", type=int, nargs="+", default=[1, 2, 4], metavar="K")
     parser.add_argument("--max-pulses", type=int, default=1000, help="most pulses of a device (1000)")
     parser.add_argument("--seed", type=int, default=0)
-    said = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        check_seed("seed", said.seed)
-        cells = [(m, k, len(device_weights(m, k))) for m in said.weight_bits for k in said.device_bits]
-        bounds = {(m, k): perturbation_bound(said.tolerance, m, k) for m, k, _ in cells}
-        generator = torch.Generator().manual_seed(said.seed)
+        check_seed("seed", arguments.seed)
+        cells = [(m, k, len(device_weights(m, k))) for m in arguments.weight_bits for k in arguments.device_bits]
+        bounds = {(m, k): perturbation_bound(arguments.tolerance, m, k) for m, k, _ in cells}
+        generator = torch.Generator().manual_seed(arguments.seed)
         done = write_verify(
-            (100_000,), said.sigma, said.tolerance, max_pulses=said.max_pulses, generator=generator
+            (100_000,), arguments.sigma, arguments.tolerance, max_pulses=arguments.max_pulses, generator=generator
         )
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"tolerance th = {said.tolerance:g} levels of a device, sigma = {said.sigma:g} after one pulse")
+    print(
+        f"tolerance th = {arguments.tolerance:g} levels of a device, sigma = {arguments.sigma:g} after one pulse"
+    )
     print(" bits/weight  bits/device  devices  th_g in levels  thg of full scale  pulses/weight")
     for m, k, devices in cells:
         levels, pulses = bounds[m, k] * (2**m - 1), devices * done.mean_pulses
         print(f"{m:12}{k:13}{devices:9}{levels:16.4g}{bounds[m, k]:19.4g}{pulses:15.3g}")
-    print(f"{done.failed:,} of {done.verified.numel():,} devices did not verify in {said.max_pulses} pulses")
+    print(f"{done.failed:,} of {done.verified.numel():,} devices did not verify in {arguments.max_pulses} pulses")
 
 
 if __name__ == "__main__":

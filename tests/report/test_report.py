@@ -124,12 +124,12 @@ def browser():
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")], ids=["desktop", "phone"])
 def test_a_browser_shows_every_figure_and_reports_no_error(browser, made, report_folder, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    messages, asked = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
     page.goto((report_folder / "index.html").as_uri(), wait_until="load")
-    assert said == [] and asked.count("file") == 1 and set(asked) <= {"file", "data"}
+    assert messages == [] and asked.count("file") == 1 and set(asked) <= {"file", "data"}
     pictures = page.eval_on_selector_all(
         "img", "all => all.map(i => [i.id, i.complete && i.naturalWidth, i.getBoundingClientRect().width])"
     )

@@ -171,8 +171,8 @@ def test_a_training_that_cannot_be_read_is_unknown(tmp_path, caplog):
     for number, source in enumerate(("../../training", "a\x00b", "/proc/1/root/x" * 1000)):
         add(tmp_path / "runs" / str(number), own_network(kind="evaluate", source_run=source))
     assert results_frame([tmp_path / "runs"]).groupby("folder").training.count().tolist() == [0] * 3
-    said = [record.getMessage() for record in caplog.records if "training of" in record.getMessage()]
-    assert said and all("\n" not in line and "\x00" not in line for line in said)
+    messages = [record.getMessage() for record in caplog.records if "training of" in record.getMessage()]
+    assert messages and all("\n" not in line and "\x00" not in line for line in messages)
 
 
 @pytest.mark.parametrize("where", ["make", "draw"])

@@ -167,19 +167,19 @@ class ShuffledBatches(DistributedSampler[Tensor]):
         return iter(batches[self.rank :: self.num_replicas][: len(self)])
 
 
-def check_classes(said: int | None, found: int | None, where: object) -> int:
+def check_classes(given: int | None, found: int | None, where: object) -> int:
     """The number of classes, as set or as found in the data. Where both are known they must agree.
 
     Raises:
         ValueError: they disagree, neither is known, or the number is below 2.
     """
-    if said is not None:
-        whole("num_classes", said, least=2)
-    if said is None and found is None:
+    if given is not None:
+        whole("num_classes", given, least=2)
+    if given is None and found is None:
         raise ValueError(f"the number of classes of {where} is not known; set num_classes=NUMBER")
-    if said is not None and found is not None and said != found:
-        raise ValueError(f"num_classes={said}, but {where} has {found} classes")
-    return said or found or 0
+    if given is not None and found is not None and given != found:
+        raise ValueError(f"num_classes={given}, but {where} has {found} classes")
+    return given or found or 0
 
 
 def check_labels(labels: Tensor, images: int, classes: int, where: str) -> None:

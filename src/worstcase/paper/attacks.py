@@ -49,7 +49,7 @@ def table2(results: pd.DataFrame) -> Section | None:
     found = found[(found.attack == "lwc") & found.parameters.map({"c_range", "lr", "epochs"}.issubset)]
     if found.empty:
         return None
-    largest_c = found.parameters.map(lambda said: max(said["c_range"]))
+    largest_c = found.parameters.map(lambda settings: max(settings["c_range"]))
     settings = {"c": largest_c, "lr": found.parameters.str["lr"], "runs": found.parameters.str["epochs"]}
     rows = []
     for name, values in settings.items():
@@ -79,7 +79,7 @@ def table4(results: pd.DataFrame) -> Section | None:
 def fig7(results: pd.DataFrame) -> Section | None:
     found = at_papers_thg(results)
     found = found[(found.method == "vanilla") & (found.attack == "flwc") & found.of.notna()]
-    steps = pd.Series([said.get("steps") for said in found.parameters], found.index, dtype=object)
+    steps = pd.Series([settings.get("steps") for settings in found.parameters], found.index, dtype=object)
     found = found.assign(steps=steps).dropna(subset="steps")
     for within in (["folder"], ["network_settings", "reference_settings"]):
         several = found[found.groupby(within).steps.transform("nunique") > 1]

@@ -42,8 +42,8 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
     differ = {folder: _differences(run, of[folder]) for folder, run in runs.items()}
     parameters = found.attack_settings.map(json.loads)
     chips = [
-        [f"{few:,} chips"] if name and (few := said.get("instances", numbers.CHIPS)) < numbers.CHIPS else []
-        for said, name in zip(parameters, found.folder.map(of), strict=True)
+        [f"{few:,} chips"] if name and (few := settings.get("instances", numbers.CHIPS)) < numbers.CHIPS else []
+        for settings, name in zip(parameters, found.folder.map(of), strict=True)
     ]
     found["of"] = found.folder.map(of).astype("string")
     return found.assign(
@@ -53,8 +53,8 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
         scale=[", ".join(differ[folder] + few) for folder, few in zip(found.folder, chips, strict=True)],
         parameters=parameters,
         default=[
-            (usual := DEFAULTS.get(attack)) is None or said.get(*usual) == usual[1]
-            for attack, said in zip(found.attack, parameters, strict=True)
+            (usual := DEFAULTS.get(attack)) is None or settings.get(*usual) == usual[1]
+            for attack, settings in zip(found.attack, parameters, strict=True)
         ],
     )
 

@@ -159,9 +159,9 @@ def _network_settings(record: Record, training: Record | None) -> str:
 
 
 def _reference_settings(record: Record) -> str:
-    said = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
+    attacked = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
     shown = ("dataset", "samples", "full_scale", "weight_bits", "activation_bits")
-    return _settings(said | {key: getattr(record, key) for key in shown})
+    return _settings(attacked | {key: getattr(record, key) for key in shown})
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, Any]:

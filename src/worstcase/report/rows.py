@@ -39,7 +39,7 @@ def lowest(results: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def differing(results: pd.DataFrame, within: list[str], settings: Sequence[str] = SETTINGS) -> pd.Series:
     """For each result, the settings, as NAME=VALUE, that differ within its group."""
-    said = pd.Series("", results.index, dtype="string")
+    texts = pd.Series("", results.index, dtype="string")
     for _, own in results.groupby(within, sort=False, dropna=False):
         named = [
             [
@@ -50,7 +50,7 @@ def differing(results: pd.DataFrame, within: list[str], settings: Sequence[str] 
             for row in own[list(settings)].to_dict("records")
         ]
         shared = set.intersection(*map(set, named))
-        said[own.index] = [
+        texts[own.index] = [
             ", ".join(
                 dict.fromkeys(
                     f"{one[1].split('.')[-1]}={one[2].strip(chr(34))}" for one in row if one not in shared
@@ -58,7 +58,7 @@ def differing(results: pd.DataFrame, within: list[str], settings: Sequence[str] 
             )
             for row in named
         ]
-    return said
+    return texts
 
 
 def drawn_together(results: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -94,8 +94,8 @@ def _drawn(section: Section, own: re.Pattern[str]) -> tuple[dict[str, bytes], di
     if odd := [name for name in files if not own.fullmatch(name)]:
         raise ValueError(f"{odd[0]} is not named after a part of the report")
     header, body = columns(section.rows)
-    said = ("name", "title", "caption", "seeds", "convention", "notes", "sweeps", "commands")
-    shown = {key: getattr(section, key) for key in said}
+    fields = ("name", "title", "caption", "seeds", "convention", "notes", "sweeps", "commands")
+    shown = {key: getattr(section, key) for key in fields}
     return files, {**shown, "pictures": pictures, "header": header, "body": body}
 
 
