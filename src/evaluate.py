@@ -1,4 +1,4 @@
-"""Attack what a training left, or weights of your own: python -m src.evaluate."""
+"""Attack a trained network, or your own weights: python -m src.evaluate."""
 
 from worstcase.app.evaluate import main
 

@@ -1,4 +1,4 @@
-"""One page of your runs, and the paper's figures and tables: python -m src.report."""
+"""Make one page of your runs and of the paper's figures and tables: python -m src.report."""
 
 from worstcase.app.report import main
 

@@ -1,4 +1,4 @@
-"""The commands as a user gives them, in processes of their own."""
+"""Runs the commands as a user does, in processes of their own."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Running:
-    """A command at work."""
+    """A command that is running."""
 
     process: multiprocessing.process.BaseProcess
     out: Path
     err: Path
 
     def wait_until(self, condition: Callable[[], object]) -> None:
-        """It must not end before."""
+        """Wait for a condition; the command must not end before."""
         until = time.monotonic() + 300
         while not condition():
             assert self.process.exitcode is None and time.monotonic() < until, self.err.read_text()
             time.sleep(0.02)
 
     def wait(self) -> int | None:
-        """Its exit code, None if it has none after 300 s."""
+        """Wait for the exit code; None if the command runs longer than 300 s."""
         self.process.join(timeout=300)
         return self.process.exitcode
 
@@ -68,9 +68,10 @@ def running(
         arguments: the module and its words.
         at: the folder of `src/` and `conf/` in which it runs.
         before: a function, with its arguments, that is called in the process before the command.
-        variables: of its environment besides those of `environment`.
+        variables: of its environment, besides those of `environment`.
 
-    Its process is forked from one that has imported the large packages, which takes longer than most commands.
+    Its process is forked from one that has already imported the large packages: that takes longer than most
+    commands.
     """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
@@ -88,12 +89,12 @@ def running(
 def run(
     *arguments: object, fails: bool = False, killed_by: tuple | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; it must succeed, or fail, as said.
+    """Run a command. It must succeed unless `fails` or `killed_by` is given.
 
     Args:
         arguments: the module and its words.
         fails: it must end with a non-zero exit code.
-        killed_by: a function, with its arguments, that is called before it and has it killed.
+        killed_by: a function, with its arguments, that is called in the process before the command and kills it.
         options: of `running`.
     """
     if killed_by:
@@ -111,7 +112,7 @@ def _become(
 ) -> None:
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY), number)
-    gc.freeze()  # what has been imported is not looked through again and again
+    gc.freeze()  # the garbage collector does not scan the imported modules again and again
     os.chdir(at)
     os.environ.update(environment() | variables)
     import torch
@@ -125,7 +126,7 @@ def _become(
 
 
 def shorten_ensembles() -> None:
-    """They have all their parts, but of a few steps each: what they find is not as low as it could be."""
+    """Make ensembles fast: all their parts run, with a few steps each, and find less than they could."""
     from worstcase.attacks import Ensemble
     from worstcase.attacks.ensemble import Schedule
 
@@ -134,8 +135,11 @@ def shorten_ensembles() -> None:
 
 
 def refusal(config: str, *overrides: str) -> str | None:
-    """What the command that has this configuration says of settings before it makes a folder, in this process."""
-    # not above, as the processes of `run` import this file and begin without them
+    """The error of a command about its settings, before it makes a folder; None if there is none.
+
+    Runs in this process.
+    """
+    # imported here: the processes of `run` import this file and must start without these
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -156,7 +160,7 @@ def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 
-QUICK = [  # a training of a moment
+QUICK = [  # a training of a few seconds
     "trainer.max_epochs=1",
     "dataset.limit=200",
     "attack@test_attack=flwc",
@@ -165,7 +169,7 @@ QUICK = [  # a training of a moment
 
 
 def without_times(content: dict) -> dict:
-    """A record but for what differs from run to run: durations, and the commit where somebody is at work on it."""
+    """A record without what differs between runs: durations, and the commit, which may change meanwhile."""
     content = {key: value for key, value in content.items() if key not in ("train_seconds", "git_commit")}
     content["attacks"] = [{k: v for k, v in found.items() if k != "seconds"} for found in content["attacks"]]
     return content

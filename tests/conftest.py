@@ -1,4 +1,4 @@
-"""What several test files use: a trained network and tiny ones."""
+"""Fixtures that several test files use: a trained network and tiny ones."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the core
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Makes a folder of a name in the first test process that needs it, for all of them; no test may write to it.
+    """Makes a named folder in the first test process that needs it, for all processes. No test may write to it.
 
-    As pytest-xdist's documentation has it, under "Making session-scoped fixtures execute only once".
+    This is "Making session-scoped fixtures execute only once" of pytest-xdist's documentation.
     """
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -48,7 +48,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def trained(made_once: Callable) -> Iterator[Path]:
-    """The folder of a vanilla LeNet, trained on the real digits for three epochs; `mine` may be written to."""
+    """The folder of a vanilla LeNet, trained on real digits for three epochs. To write to it, use `mine`."""
 
     def train(folder: Path) -> None:
         words = ["method=vanilla", "trainer.max_epochs=3", f"hydra.run.dir={folder / 'run'}"]
@@ -57,25 +57,25 @@ def trained(made_once: Callable) -> Iterator[Path]:
     folder = made_once("trained", train) / "run"
     before = files(folder)
     yield folder
-    assert files(folder) == before, "a test wrote to what all tests share"
+    assert files(folder) == before, "a test changed the folder that all tests share"
 
 
 @pytest.fixture
 def mine(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that folder for one test alone."""
+    """A copy of that folder for one test."""
     return shutil.copytree(trained, tmp_path / "mine")
 
 
 @pytest.fixture
 def short_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ensembles of a few steps, where it is not the point how low they get."""
-    monkeypatch.setattr(Ensemble, "schedule", Ensemble.schedule)  # that it comes back
+    """Ensembles of a few steps, for tests in which it does not matter how much they find."""
+    monkeypatch.setattr(Ensemble, "schedule", Ensemble.schedule)  # restores it after the test
     shorten_ensembles()
 
 
 @pytest.fixture
 def small_net() -> nn.Module:
-    """Convolution, batch norm with used statistics, dropout and a linear layer, for 1x6x6 inputs."""
+    """Convolution, batch norm with running statistics, dropout and a linear layer, for 1x6x6 inputs."""
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3)
@@ -86,7 +86,7 @@ def small_net() -> nn.Module:
 
 @pytest.fixture
 def small_loader(small_batches: list) -> DataLoader:
-    """The same batches as a loader: Lightning takes a plain list for several loaders."""
+    """The same batches as a loader, since Lightning takes a plain list for several loaders."""
     return DataLoader(small_batches, batch_size=None)
 
 
@@ -111,7 +111,7 @@ def explained(trained: Path, made_once: Callable) -> Record:
 
 @pytest.fixture(scope="session")
 def study(trained: Path, explained: Record, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three methods of two seeds at several th_g, as training runs, and the explained evaluation."""
+    """Trainings by three methods with two seeds at several th_g, and the explained evaluation."""
     root = tmp_path_factory.mktemp("study")
     record = Record.load(trained)
     for method, thgs in (("vanilla", [[0.01, 0.03]]), ("va", [[0.01, 0.03]]), ("atrice", [[0.01], [0.03]])):

@@ -1,4 +1,4 @@
-"""Records of a small study, made of what real runs leave."""
+"""Records of a small study, made from the records of real runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SWEEP = "python -m src.train -m experiment=fig8a scale=quick"
 
 
 def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> Record:
-    """A record as if another method, seed and list of th_g had been run: LWC finds 0.5 + seed / 10, F-LWC less."""
+    """A record with another method, seed and th_g, in which LWC finds 0.5 + seed / 10 and F-LWC finds less."""
 
     def found(attack: str, thg: float, accuracy: float, **parameters: object) -> AttackRecord:
         return dataclasses.replace(
@@ -57,7 +57,7 @@ def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> R
 
 
 def own_network(**changes: object) -> Record:
-    """The record of a training whose network is not of the paper, and of two attacks on it."""
+    """The record of a training of a network that is not in the paper, with two attacks on it."""
     found = {
         "thg": 0.02,
         "final_accuracy": 0.4,
@@ -126,7 +126,7 @@ def sections(*folders: Path) -> dict[str, Section]:
 
 
 def rows_of(section: Section, **labels: str) -> list[pd.Series]:
-    """The rows of some labels."""
+    """The rows with these labels."""
     return [row for _, row in section.rows.iterrows() if all(row[name] == label for name, label in labels.items())]
 
 

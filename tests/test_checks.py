@@ -32,13 +32,13 @@ from worstcase.checks import check_seed, number, whole
         (lambda: number("x", 1.5, high=1), "x=1.5: must be 1 or less"),
     ],
 )
-def test_what_is_refused_is_one_line(check, message):
+def test_a_bad_value_is_refused_in_one_line(check, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         check()
     assert str(error.value) == message
 
 
-def test_what_is_in_range_is_fine():
+def test_values_in_range_are_accepted():
     for value in (1, 7, 32):
         whole("n", value, most=32)
     for value in (0, 1, 0.5, 1.0):
@@ -49,6 +49,6 @@ def test_what_is_in_range_is_fine():
         check_seed("seed", value)
 
 
-def test_they_need_no_pytorch():
+def test_the_checks_need_no_pytorch():
     code = "import sys, worstcase.checks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""The documents: links lead somewhere, public names are explained, what they show runs."""
+"""The documents: their links lead somewhere, public names have docstrings, and the code shown runs."""
 
 import inspect
 import re
@@ -17,13 +17,13 @@ PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), REPOSIT
 
 
 def prose(page: Path) -> str:
-    """Without blocks and pieces of code."""
+    """The text of a page without its code."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^ {4,}.*$|`[^`\n]*\]\([^`\n]*`", "", text, flags=re.MULTILINE)
 
 
 def anchors(page: Path) -> list[str]:
-    """Of the headings, as GitHub makes them."""
+    """The anchors that GitHub makes for the headings."""
     headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
@@ -48,7 +48,7 @@ def test_a_broken_link_is_found(tmp_path):
     assert broken(page, "page.md#the-two") and broken(page, "none.md")
 
 
-def test_each_flag_is_explained_and_each_explanation_is_of_a_flag():
+def test_each_flag_has_one_explanation_and_each_explanation_has_a_flag():
     raised = re.findall(r'_explained\("([\w-]+)"', inspect.getsource(flags))
     page = REPOSITORY / "docs" / "flags.md"
     sections = re.split(r"^## ", page.read_text(), flags=re.MULTILINE)[1:]
@@ -76,11 +76,11 @@ def undocumented(module: object) -> list[str]:
 
 
 @pytest.mark.parametrize("module", [worstcase, attacks, methods, models, data], ids=lambda module: module.__name__)
-def test_public_names_are_documented(module):
+def test_public_names_have_docstrings(module):
     assert undocumented(module) == []
 
 
-def test_an_undocumented_name_is_found():
+def test_a_name_without_a_docstring_is_found():
     class Module:
         __all__ = ("Thing",)
 
@@ -104,7 +104,7 @@ def test_python_in_the_documents_runs(page, trained, short_ensemble, tmp_path, m
     assert 0 <= names["result"].attacked_accuracy <= names["result"].clean_accuracy
 
 
-def test_the_citation_is_of_this_version():
+def test_the_citation_names_this_version():
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= cited.keys()
     assert f'version = "{cited["version"]}"' in (REPOSITORY / "pyproject.toml").read_text()

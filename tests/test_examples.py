@@ -11,7 +11,7 @@ from examples.trice_search import kpp, quartile_points, shrunk
 from worstcase import Crossbar
 
 
-def test_resnet20_is_the_published_one():
+def test_resnet20_has_the_published_layout():
     """0.27 million parameters (He et al., 2016), and the names that its published weights have."""
     net = resnet20()
     assert sum(p.numel() for p in net.parameters()) == 269_722
@@ -25,15 +25,15 @@ def test_resnet20_is_the_published_one():
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_your_own_network():
+def test_your_own_network_runs_and_finds_a_worse_chip():
     shown = run("examples.your_own_network").stdout.splitlines()
     clean, lowest = (float(part) for part in re.match(r"clean ([\d.]+)%; .* at most ([\d.]+)%", shown[0]).groups())
     assert clean > 80 and lowest < clean - 10
     assert shown[-2].startswith("true classes:") and shown[-1].startswith("its answers:")
 
 
-def test_first_steps(short_ensemble, tmp_path, monkeypatch):
-    """The notebook's cells run, and it is kept with their outputs."""
+def test_the_notebook_first_steps_runs(short_ensemble, tmp_path, monkeypatch):
+    """Its cells run, and the file has their outputs."""
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((REPOSITORY / "examples" / "first_steps.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -48,15 +48,15 @@ def test_first_steps(short_ensemble, tmp_path, monkeypatch):
     assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
 
 
-def test_trice_search_halves_its_interval_round_the_best_of_three_points():
+def test_trice_search_halves_its_interval_around_the_best_point():
     assert quartile_points(0.0, 0.4) == pytest.approx([0.1, 0.2, 0.3])
     assert shrunk(0.0, 0.4, 0.1) == pytest.approx((0.0, 0.2))
     assert shrunk(0.0, 0.4, 0.2) == pytest.approx((0.1, 0.3))
     assert shrunk(0.0, 0.4, 0.3) == pytest.approx((0.2, 0.4))
 
 
-def test_kpp_is_a_quantile_of_the_accuracies_of_random_instances():
-    """Weights 1 and 0 with noise of 1 each: an instance is wrong where the second becomes the larger."""
+def test_kpp_is_a_quantile_of_the_accuracies_of_random_chips():
+    """Weights 1 and 0, each with noise of deviation 1: a chip is wrong if the second becomes the larger."""
     layer = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0], [0.0]]))

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING promises: an attack or a method is one file, one conf file, and one line of a test table."""
+"""As CONTRIBUTING promises, an attack or a method is one file, one conf file, and one line of a test table."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from worstcase.objectives import cross_entropy
 
 
 class OneStep(Attack):
-    """One sign step from the weights as programmed, as far as the box goes."""
+    """One sign step from the weights as programmed to the edge of the box."""
 
     name = "one_step"
 
@@ -30,7 +30,7 @@ class OneStep(Attack):
         return 4
 '''
 METHOD = '''
-"""Training on chips that are drawn evenly from the box."""
+"""Training on chips that are drawn uniformly from the box."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +39,7 @@ from worstcase.methods.base import Method
 
 
 class Uniform(Method):
-    """The loss of a chip that is drawn evenly from the box."""
+    """The loss of a chip that is drawn uniformly from the box."""
 
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         chip = self.crossbar.box.sample("uniform", self.draws)
@@ -49,7 +49,7 @@ class Uniform(Method):
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory):
-    """A copy of the repository with both changes."""
+    """A copy of the repository with a new attack and a new method."""
     copy = tmp_path_factory.mktemp("copy") / "repository"
     copy.mkdir()
     for part in ("src", "conf", "tests"):
@@ -76,14 +76,14 @@ def of_the_copy(source: Path) -> None:
     sys.path.insert(0, str(source))
 
 
-def test_both_pass_the_shared_tests(changed):
+def test_a_new_attack_and_method_pass_the_shared_tests(changed):
     files = ["tests/attacks/test_attacks.py", "tests/methods/test_methods.py"]
     words = ["pytest", "-n0", "-q", "-p", "no:cacheprovider", *files, "-k", "one_step or uniform"]
     shown = run(*words, at=changed, before=(of_the_copy, changed / "src")).stdout
     assert int(shown.strip().splitlines()[-1].split()[0]) > 20
 
 
-def test_both_are_in_the_commands(changed, tmp_path):
+def test_the_commands_know_a_new_attack_and_method(changed, tmp_path):
     words = [
         "method=uniform",
         *QUICK[:2],

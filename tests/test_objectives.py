@@ -11,8 +11,8 @@ LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [1.0, 1.0, 0.0]])  # ri
 LABELS = torch.tensor([0, 2, 0])
 
 
-def test_eq_7_by_hand():
-    """p2, p3, p6, p7 as printed; p1, p4, p5 as corrected (see their docstrings)."""
+def test_objectives_have_the_values_of_eq_7_worked_out_by_hand():
+    """p2, p3, p6 and p7 as printed; p1, p4 and p5 as corrected in their docstrings."""
     z = torch.tensor([[math.exp(o) / sum(map(math.exp, row)) for o in row] for row in LOGITS.tolist()])
     z_t = [z[0, 0], z[1, 2], z[2, 0]]
     z_margin = [z[0, 0] - z[0, 1], z[1, 2] - z[1, 1], 0.0]
@@ -36,19 +36,19 @@ def test_eq_7_by_hand():
         torch.testing.assert_close(objective(name)(LOGITS, LABELS), torch.tensor(values), msg=name)
 
 
-def test_margin_by_hand():
+def test_the_margin_has_the_values_worked_out_by_hand():
     assert margin(LOGITS, LABELS).tolist() == [2.0, -1.0, 0.0]
 
 
-def test_gradient_of_p2_by_hand():
+def test_the_gradient_of_p2_is_zero_for_wrong_answers():
     logits = LOGITS.clone().requires_grad_()
     objectives.p2(logits, LABELS)[:2].sum().backward()
     assert logits.grad.tolist() == [[1.0, -1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize("name", ["p2", "p3", "p4", "p5", "p6", "p7"])
-def test_positive_only_where_the_answer_is_right(name):
-    """The condition of Eq. 6; p2, p3, p6 and p7 are so exactly there, p4 and p5 where Z_t is above a half."""
+def test_objectives_are_positive_only_for_right_answers(name):
+    """The condition of Eq. 6. p2, p3, p6 and p7 are positive for all right answers, p4 and p5 if Z_t > 0.5."""
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(1000, 7, generator=generator)
     labels = torch.randint(7, (1000,), generator=generator)
@@ -59,8 +59,8 @@ def test_positive_only_where_the_answer_is_right(name):
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
-def test_lowering_it_lowers_the_true_class(name):
-    """Minimised from a right answer, every objective pushes the true logit down; into_class as far as it may."""
+def test_minimising_an_objective_lowers_the_true_logit(name):
+    """From a right answer, every objective pushes the true logit down (into_class with another target class)."""
     logits = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
     objective("into_class:1" if name == "into_class" else name)(logits, torch.tensor([0])).sum().backward()
     if name != "p4" and name != "p5":
@@ -78,7 +78,7 @@ def test_extreme_logits_give_finite_values_and_gradients(name):
     assert value.isfinite().all() and logits.grad.isfinite().all()
 
 
-def test_cross_entropy_is_pytorchs():
+def test_cross_entropy_agrees_with_pytorch():
     torch.testing.assert_close(
         -objectives.cross_entropy(LOGITS, LABELS), F.cross_entropy(LOGITS, LABELS, reduction="none")
     )
@@ -94,7 +94,7 @@ def test_unknown_names_are_refused(name):
         objective(name)
 
 
-def test_a_class_that_is_not_there_is_refused():
+def test_a_target_class_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="into_class:3: there are 3 classes"):
         objective("into_class:3")(LOGITS, LABELS)
 

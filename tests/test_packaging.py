@@ -3,7 +3,7 @@ import tomllib
 from commands import REPOSITORY
 
 
-def test_every_package_of_the_library_is_installed():
+def test_pyproject_lists_every_package():
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {
         ".".join(path.parent.relative_to(REPOSITORY / "src").parts)

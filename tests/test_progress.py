@@ -11,7 +11,7 @@ from worstcase.progress import progress_bar
 
 @pytest.fixture
 def place(monkeypatch):
-    """Makes progress believe that it is shown on a terminal, in a notebook, or in neither."""
+    """Makes progress think that it is on a terminal, in a notebook, or in neither."""
 
     def be(**options):
         monkeypatch.setattr(progress, "Console", partial(Console, **options))
@@ -27,7 +27,7 @@ def work():
         show(4, 31, 0.5)
 
 
-def test_a_bar_on_a_terminal_is_gone_at_the_end(place, capsys):
+def test_the_bar_on_a_terminal_is_erased_at_the_end(place, capsys):
     place(force_terminal=True)
     work()
     shown = capsys.readouterr().err
@@ -35,14 +35,14 @@ def test_a_bar_on_a_terminal_is_gone_at_the_end(place, capsys):
     assert shown.endswith("\x1b[2K")  # erased
 
 
-def test_a_bar_in_a_notebook(place, capsys):
+def test_a_notebook_shows_a_bar(place, capsys):
     place(force_jupyter=True)
     work()
     shown = capsys.readouterr().err
     assert "flwc" in shown and "pass 4/31, lowest so far 50.00%" in shown
 
 
-def test_a_bar_in_a_notebook_of_more_passes_than_expected(place, capsys):
+def test_a_notebook_shows_more_passes_than_expected(place, capsys):
     place(force_jupyter=True)
     with progress_bar("flwc") as show:
         time.sleep(0.15)
@@ -50,7 +50,7 @@ def test_a_bar_in_a_notebook_of_more_passes_than_expected(place, capsys):
     assert "pass 33/33, lowest so far 50.00%" in capsys.readouterr().err
 
 
-def test_a_line_now_and_then_elsewhere(place, capsys, caplog, monkeypatch):
+def test_other_output_gets_a_line_every_few_seconds(place, capsys, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     work()
     assert not caplog.messages  # it was quick
@@ -60,7 +60,7 @@ def test_a_line_now_and_then_elsewhere(place, capsys, caplog, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_where_it_is_switched_off(place, capsys, caplog):
+def test_nothing_is_shown_when_progress_is_off(place, capsys, caplog):
     caplog.set_level(logging.INFO)
     place(force_terminal=True)
     with progress_bar("flwc", enabled=False) as show:

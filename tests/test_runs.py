@@ -12,7 +12,7 @@ from worstcase.models import LeNet
 from worstcase.runs import build, load_weights
 
 
-def test_a_finished_run_comes_back_ready_to_attack(trained):
+def test_a_loaded_run_is_ready_to_attack(trained):
     run = load_run(trained)
     assert not any(module.training for module in run.crossbar.modules())
     found = worstcase.attacks.LWC()(run.crossbar, run.datamodule.test_dataloader(), progress=False)
@@ -22,8 +22,8 @@ def test_a_finished_run_comes_back_ready_to_attack(trained):
 
 
 @pytest.mark.parametrize("attack", [0, 1])
-def test_saved_perturbation_is_feasible_and_has_the_recorded_accuracy(trained, attack):
-    """Recomputed from the files alone."""
+def test_a_saved_perturbation_is_feasible_and_gives_the_recorded_accuracy(trained, attack):
+    """Both are computed again from the files alone."""
     run = load_run(trained)
     found = run.record.attacks[attack]
     perturbation = load_file(trained / found.perturbation)
@@ -41,7 +41,7 @@ def test_saved_perturbation_is_feasible_and_has_the_recorded_accuracy(trained, a
     assert right / total == pytest.approx(found.accuracy, abs=0.002)
 
 
-def test_checkpoints_hold_plain_tensors(trained):
+def test_checkpoints_load_as_plain_tensors(trained):
     content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     assert any(key.startswith("crossbar.net.conv1") for key in content["state_dict"])
 
@@ -66,13 +66,13 @@ def test_safetensors_and_data_parallel_checkpoints_load_too(tmp_path):
         assert torch.equal(net.fc1.weight, other.fc1.weight)
 
 
-def test_a_checkpoint_older_than_batch_norms_counter_loads(tmp_path, small_net):
+def test_a_checkpoint_without_num_batches_tracked_loads(tmp_path, small_net):
     state = {k: v for k, v in small_net.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "old.th")
     load_weights(Crossbar(small_net, 0.1), tmp_path / "old.th")
 
 
-def test_weights_of_another_network_are_refused_with_what_differs(tmp_path):
+def test_weights_of_another_network_are_refused_and_the_differences_named(tmp_path):
     torch.save(LeNet(num_classes=7).state_dict(), tmp_path / "seven.pt")
     with pytest.raises(
         ValueError, match=r"does not belong to this LeNet: fc3.weight is \(7, 84\), not \(10, 84\)"
@@ -84,8 +84,8 @@ def test_weights_of_another_network_are_refused_with_what_differs(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
-def test_weights_that_are_not_finite_are_named_with_the_file(tmp_path, value):
-    """1e300 is finite in the file, and not in the network."""
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    """1e300 is finite in the file, but not in the network."""
     state = {name: tensor.double() for name, tensor in LeNet().state_dict().items()}
     state["fc2.weight"][3, 5] = value
     torch.save(state, tmp_path / "broken.pt")
@@ -97,7 +97,7 @@ def test_weights_that_are_not_finite_are_named_with_the_file(tmp_path, value):
     assert torch.equal(before.fc1.weight, weights)
 
 
-def test_statistics_that_are_no_numbers_are_named_and_infinite_masks_are_not(tmp_path, small_net):
+def test_statistics_with_nan_are_refused_and_infinite_masks_are_not(tmp_path, small_net):
     state = small_net.state_dict()
     state["1.running_mean"] = torch.full((4,), torch.nan)
     torch.save(state, tmp_path / "broken.pt")
@@ -109,7 +109,7 @@ def test_statistics_that_are_no_numbers_are_named_and_infinite_masks_are_not(tmp
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
-def test_weights_of_another_kind_of_number_are_named(tmp_path, dtype):
+def test_weights_of_another_kind_of_number_are_refused_by_name(tmp_path, dtype):
     state = LeNet().state_dict()
     state["conv1.weight"] = state["conv1.weight"].to(dtype)
     torch.save(state, tmp_path / "other.pt")
@@ -129,7 +129,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_what_is_no_state_of_dense_tensors_is_refused_in_one_line(tmp_path, kind):
+def test_anything_but_dense_tensors_is_refused_in_one_line(tmp_path, kind):
     torch.save(STRANGE[kind](LeNet().state_dict()), tmp_path / "strange.pt")
     with pytest.raises(ValueError, match=r"strange.pt") as error:
         load_weights(Crossbar(LeNet(), 0.1), tmp_path / "strange.pt")
@@ -139,7 +139,7 @@ def test_what_is_no_state_of_dense_tensors_is_refused_in_one_line(tmp_path, kind
 @pytest.mark.parametrize(
     "ranges", ["x", [1], torch.tensor(1.0), torch.full((5,), -1.0), torch.full((5,), torch.inf)]
 )
-def test_ranges_of_outputs_that_cannot_be_are_refused(tmp_path, ranges):
+def test_invalid_ranges_of_outputs_are_refused(tmp_path, ranges):
     crossbar = Crossbar(LeNet(), 0.1, activation_bits=4)
     state = {f"crossbar.net.{key}": value for key, value in crossbar.net.state_dict().items()}
     torch.save({"state_dict": {**state, "crossbar.outputs.ranges": ranges}}, tmp_path / "strange.pt")
@@ -147,7 +147,7 @@ def test_ranges_of_outputs_that_cannot_be_are_refused(tmp_path, ranges):
         load_weights(crossbar, tmp_path / "strange.pt")
 
 
-def test_a_run_of_quantised_outputs_needs_their_ranges(trained, tmp_path):
+def test_a_run_with_quantised_outputs_needs_their_ranges(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluations"))
     content = json.loads((copy / "results.json").read_text())
     content["config"]["model"]["activation_bits"] = 4
@@ -200,7 +200,7 @@ def test_a_foreign_configuration_executes_no_code(config):
         build(config, nn.Module)
 
 
-def test_ours_and_torchvisions_networks_are_built():
+def test_networks_of_this_project_and_of_torchvision_are_built():
     assert isinstance(build({"_target_": "worstcase.models.LeNet", "num_classes": 3}, nn.Module), LeNet)
     squeezenet = build({"_target_": "torchvision.models.squeezenet1_1", "num_classes": 3}, nn.Module)
     assert squeezenet(torch.zeros(1, 3, 64, 64)).shape == (1, 3)

@@ -7,21 +7,21 @@ import sys
 from typing import Any
 
 SEEDS = 2**32
-"""Seeds are 0 and more, below this."""
+"""Seeds are 0 or more, and below this."""
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None, *, also: str = "") -> None:
-    """A whole number, an int and no bool, from least to most is fine.
+    """Check that a value is a whole number (an int, not a bool) from least to most.
 
     Args:
         name: of the setting, as the user knows it.
         value: what it was set to.
-        least: the smallest that is allowed.
-        most: the largest; None: any.
-        also: ends the message: what else is allowed, or the unit.
+        least: the smallest allowed value.
+        most: the largest allowed value; None: no limit.
+        also: end of the message: what else is allowed, or the unit.
 
     Raises:
-        ValueError: the value is anything else.
+        ValueError: it is not.
 
     Example:
         >>> whole("steps", 10)
@@ -49,19 +49,19 @@ def number(
     below: float = math.inf,
     also: str = "",
 ) -> None:
-    """A finite number, an int or float and no bool, within limits is fine.
+    """Check that a value is a finite number (an int or float, not a bool) within limits.
 
     Args:
         name: of the setting, as the user knows it.
         value: what it was set to.
-        low: the smallest that is allowed.
-        high: the largest that is.
-        above: instead of low, what it must be above.
-        below: instead of high, what it must be below.
-        also: ends the message: what else is allowed, or the unit.
+        low: the smallest allowed value.
+        high: the largest allowed value.
+        above: like low, but itself not allowed.
+        below: like high, but itself not allowed.
+        also: end of the message: what else is allowed, or the unit.
 
     Raises:
-        ValueError: the value is anything else.
+        ValueError: it is not.
 
     Example:
         >>> number("lr", 1, above=0)
@@ -70,25 +70,25 @@ def number(
         ValueError: alpha=1.5: must be 0..1
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    is_finite = is_number and abs(value) <= sys.float_info.max  # of an int too, which may be larger
+    is_finite = is_number and abs(value) <= sys.float_info.max  # an int may be larger than any float
     if is_finite and low <= value <= high and above < value < below:
         return
     if math.isfinite(low) and math.isfinite(high):
         allowed = f"{low:g}..{high:g}"
     else:
         limits = {"above {:g}": above, "{:g} or more": low, "below {:g}": below, "{:g} or less": high}
-        said = [text.format(limit) for text, limit in limits.items() if math.isfinite(limit)]
-        allowed = " and ".join(said if is_finite else [*said, "finite"])
+        texts = [text.format(limit) for text, limit in limits.items() if math.isfinite(limit)]
+        allowed = " and ".join(texts if is_finite else [*texts, "finite"])
     if not is_number:
         allowed = f"a number, {allowed}"
     raise ValueError(_message(name, value, allowed, also))
 
 
 def check_seed(name: str, value: Any) -> None:
-    """A whole number below 2^32 is fine, what PyTorch's generator for the CPU tells apart.
+    """Check that a seed is a whole number below 2^32: PyTorch's CPU generator uses no more bits.
 
     Raises:
-        ValueError: the value is anything else.
+        ValueError: it is not.
     """
     whole(name, value, least=0, most=SEEDS - 1)
 

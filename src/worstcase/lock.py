@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""A lock on a file, for one process at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(file: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a file for this process alone within a block, however the process ends.
+    """Lock a file for this process within a block. The lock is released however the process ends.
 
-    If another process has it, wait until it is free, or yield False.
+    Yields whether the block has the lock: if another process holds it, yields False, or waits with `wait`.
 
-    Where the file system has no locks this is said, and the block is run.
+    If the file system has no locks, the block runs after a warning.
     """
     lock = FileLock(file)
     try:

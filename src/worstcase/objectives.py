@@ -1,7 +1,7 @@
 """What a gradient attack minimises instead of the accuracy, which has no gradient (Eq. 6-8 of the paper).
 
-Each takes logits (samples, classes) and labels (samples,) and returns (samples,): the lower, the closer the sample
-is to a wrong answer, or the more certain of it. O are the logits, Z = softmax(O), t the true class.
+Each takes logits (samples, classes) and labels (samples,) and returns (samples,). A lower value means that the
+sample is closer to a wrong answer, or more certainly wrong. O are the logits, Z = softmax(O), t the true class.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def p7(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """log Z_t, minus the cross-entropy: keeps pushing answers that are wrong already."""
+    """log Z_t, the negative cross-entropy. It keeps pushing answers that are already wrong."""
     return -F.cross_entropy(logits, labels, reduction="none")
 
 
 def sigmoid_margin(logits: Tensor, labels: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     """Sigmoid of margin / temperature: the share of right answers as the temperature goes to 0.
 
-    Unlike a hinge, it gives up samples that are far from the boundary for those that are near.
+    Unlike a hinge, it ignores samples far from the boundary in favour of those near it.
     """
     return torch.sigmoid(margin(logits, labels) / temperature)
 
@@ -88,13 +88,13 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def into_class(logits: Tensor, labels: Tensor, target: int = 0) -> Tensor:
-    """-log Z_target: everything into one class, whatever the label; 0 for samples that are in it by right.
+    """-log Z_target: pushes all samples into one class. It is 0 for samples whose label is that class.
 
     Raises:
         ValueError: there is no such class.
     """
     if not 0 <= target < logits.shape[1]:
-        raise ValueError(f"objective=into_class:{target}: there are {logits.shape[1]} classes, from 0")
+        raise ValueError(f"objective=into_class:{target}: there are {logits.shape[1]} classes, numbered from 0")
     loss = F.cross_entropy(logits, torch.full_like(labels, target), reduction="none")
     return loss * (labels != target)
 
@@ -106,10 +106,10 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
 
 
 def objective(name: str) -> Objective:
-    """An objective by its name, with its parameter after a colon where it has one.
+    """The objective with a name, such as ``p2``. A parameter follows after a colon.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such objective.
 
     Example:
         >>> objective("into_class:1")(torch.zeros(1, 2), torch.tensor([0]))

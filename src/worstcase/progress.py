@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal and in a notebook, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal or in a notebook, and a plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Show = Callable[[float, float, float], None]
 
 @contextmanager
 def progress_bar(name: str, *, enabled: bool = True) -> Iterator[Show]:
-    """Show how far an attack is: yields a function of passes done, passes expected, and lowest accuracy so far."""
+    """Show the progress of an attack. Yields a function of passes done, passes expected, and lowest accuracy."""
     console = Console(stderr=True)
     if not enabled:
         yield lambda passes, total, accuracy: None
@@ -52,13 +52,13 @@ def _on_terminal(name: str, console: Console) -> Iterator[Show]:
 @contextmanager
 def _in_notebook(name: str) -> Iterator[Show]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are no ipywidgets: the bar is then one of text
+        warnings.simplefilter("ignore")  # tqdm's warning that without ipywidgets the bar is plain text
         from tqdm.auto import tqdm
     form = "{desc} {bar:20} pass {n}/{total}{postfix} [{elapsed}]"
     with tqdm(total=1, desc=name, leave=False, bar_format=form) as bar:
 
         def show(passes: float, total: float, accuracy: float) -> None:
-            bar.total = round(max(passes, total))  # tqdm forgets a total that is exceeded
+            bar.total = round(max(passes, total))  # tqdm drops a total that is exceeded
             bar.set_postfix_str(f"lowest so far {accuracy:.2%}", refresh=False)
             bar.update(round(passes) - bar.n)
 

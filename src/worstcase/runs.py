@@ -31,19 +31,19 @@ class Run:
 
 
 def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None) -> Run:
-    """Give back what a finished run trained.
+    """Load what a finished run trained.
 
-    A foreign run executes no code and downloads nothing: see `build`, and checkpoints are read as plain tensors.
+    A foreign run executes no code and downloads nothing: see `build`. Checkpoints are read as plain tensors.
 
     Args:
         folder: of a training run.
-        checkpoint: weights to take instead of the run's best.
-        net: ``module:callable`` of the run's network where it is the user's own, see `user_net`.
+        checkpoint: weights to use instead of the run's best.
+        net: ``module:callable`` of the network, needed if the run used a custom one; see `user_net`.
 
     Raises:
         FileNotFoundError: no run finished there, or the checkpoint is missing.
-        ValueError: the folder holds something else, the network or the data set is the user's own and not named,
-            the record cannot be followed, or the checkpoint cannot be read or belongs to another network.
+        ValueError: the folder does not hold a training run; its network is custom and `net` is not given; its
+            network or data set cannot be built; or the checkpoint cannot be read or belongs to another network.
     """
     folder = Path(folder)
     record = Record.load_training(folder)
@@ -59,19 +59,19 @@ def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
     """The untrained network of a run's configuration, or the user's own.
 
     Raises:
-        ValueError: the configuration names a network of its user's, which is built only if `own` names it.
+        ValueError: the run used a custom network, which is built only if `own` names it.
     """
     if own:
         return user_net(own)
     if config["net"]:
         raise ValueError(
-            f"the run's network is its user's {config['net']}; if you trust it, say net={config['net']}"
+            f"this run uses a custom network, {config['net']}; if you trust it, say net={config['net']}"
         )
     return build(config["model"]["net"], nn.Module)
 
 
 def make_crossbar(net: nn.Module, config: Mapping[str, Any]) -> Crossbar:
-    """A network as a configuration programs it."""
+    """The crossbar of a network, with the settings of a configuration."""
     return Crossbar(
         net,
         config["thg"],
@@ -92,14 +92,14 @@ def user_net(name: str) -> nn.Module:
     try:
         net = resolve_name(name)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"net={name}: must be module:callable, without arguments: {error}") from None
+        raise ValueError(f"net={name}: must be module:callable that takes no arguments: {error}") from None
     if not isinstance(net, nn.Module):
         raise ValueError(f"net={name}: must return a torch.nn.Module, not {type(net).__name__}")
     return net
 
 
 def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
-    """Make sure that a network takes the images of a data set and has an output for each class.
+    """Check that a network takes the images of a data set and has an output for each class.
 
     Raises:
         ValueError: it does not.
@@ -120,11 +120,11 @@ def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
 
 
 def build(config: Mapping[str, Any], kind: type) -> Any:
-    """Build the network or the data set that a record names: the one way from a record to an object.
+    """Build the network or the data set that a record names. There is no other way from a record to an object.
 
-    A network is a class of ``worstcase.models`` or a classifier of ``torchvision.models``, a data set a class of
-    ``worstcase.data``. Their arguments are numbers, strings that are taken as they are, and lists of these.
-    Nothing is downloaded: of a network's pretrained weights only how it transforms its inputs is kept.
+    A network is a class of ``worstcase.models`` or a classifier of ``torchvision.models``; a data set is a class
+    of ``worstcase.data``. Arguments are numbers, strings, which are not interpreted, and lists of these. Nothing
+    is downloaded: pretrained weights are left out, but the options that come with them are kept.
 
     Args:
         config: ``_target_``, and the arguments.
@@ -150,7 +150,7 @@ def build(config: Mapping[str, Any], kind: type) -> Any:
         raise ValueError(f"{target} cannot be built as the record says: {reason}") from error
 
 
-_OWN: dict[type, tuple[str, str]] = {  # what is built, and how a user names another
+_OWN: dict[type, tuple[str, str]] = {  # what may be built, and how to name anything else
     nn.Module: ("a network of worstcase.models or torchvision.models", "net=module:callable"),
     ImageDataModule: ("a data set of worstcase.data", "dataset=NAME"),
 }
@@ -192,8 +192,8 @@ def _is_plain(value: Any) -> bool:
 def load_weights(crossbar: Crossbar, file: Path) -> None:
     """Load a run's checkpoint, or a network's plain state dict in PyTorch's or the safetensors format.
 
-    The ranges of quantised outputs come with a run's checkpoint; where they do not, `Crossbar.calibrate`
-    must set them.
+    A run's checkpoint includes the ranges of quantised outputs. For other weights, `Crossbar.calibrate` must set
+    them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -207,16 +207,16 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
             if file.suffix == ".safetensors"
             else torch.load(file, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # whatever the file's bytes make the readers do
+    except Exception as error:  # a broken file can make the readers fail in any way
         reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
         raise ValueError(
             f"cannot read the checkpoint {file}: it is truncated or holds more than tensors ({reason})"
         ) from None
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"cannot read the checkpoint {file}: it holds no tensors by name")
+        raise ValueError(f"cannot read the checkpoint {file}: it does not hold named tensors")
     ranges = state.get("crossbar.outputs.ranges")
-    for prefix in ("crossbar.net.", "module."):  # of a run, of a network in DataParallel
+    for prefix in ("crossbar.net.", "module."):  # of a run, and of DataParallel
         if any(str(key).startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     net = crossbar.net
@@ -238,7 +238,7 @@ def _mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
         problems.append(f"missing {', '.join(sorted(missing))}")
     if unexpected := given.keys() - expected.keys():
         problems.append(f"unexpected {', '.join(sorted(map(str, unexpected)))}")
-    problems += [f"{key} is no dense tensor" for key in expected if key in given and not _is_dense(given[key])]
+    problems += [f"{key} is not a dense tensor" for key in expected if key in given and not _is_dense(given[key])]
     dense = {key: tensor for key, tensor in given.items() if _is_dense(tensor)}
     problems += [
         f"{key} is {tuple(dense[key].shape)}, not {tuple(tensor.shape)}"
@@ -259,7 +259,7 @@ def _is_dense(tensor: Any) -> bool:
 
 
 def _are_ranges(given: Any, expected: Tensor) -> bool:
-    """One for each layer's outputs: not negative, finite; or NaN, where they are not known."""
+    """Whether there is one range for each layer's outputs: finite and not negative, or NaN if unknown."""
     if not _is_dense(given) or given.shape != expected.shape or not given.is_floating_point():
         return False
     return bool((given.isnan() | (given.isfinite() & (given >= 0))).all())
@@ -270,7 +270,7 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _not_finite(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Parameters that are not finite in the network's own dtype, and buffers with NaN: a mask may be infinite."""
+    """Parameters that are not finite in the network's dtype, and buffers with NaN. A mask may be infinite."""
     parameters = {name for name, _ in net.named_parameters(remove_duplicate=False)}
     return [
         key

@@ -1,4 +1,4 @@
-"""Randomness that a seed and a place in the training decide, so that a resumed run draws what it would have."""
+"""Random numbers that depend only on the seed and the place in the training, so a resumed run draws the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def derived_seed(*parts: object) -> int:
-    """A seed that the parts decide; its low 32 bits, all that PyTorch's CPU generator uses, are well mixed.
+    """A seed computed from the parts. Its low 32 bits, all that PyTorch's CPU generator uses, are well mixed.
 
     Example:
         >>> derived_seed(0, "epoch", 3) == derived_seed(0, "epoch", 3) != derived_seed(0, "epoch", 4)
@@ -20,13 +20,13 @@ def derived_seed(*parts: object) -> int:
 
 
 def seeded(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own, seeded by the parts."""
+    """A new generator, seeded by the parts."""
     return torch.Generator(device).manual_seed(derived_seed(*parts))
 
 
 @contextmanager
 def drawing_by(*parts: object) -> Iterator[None]:
-    """In a block, PyTorch's own generator for the CPU is seeded by the parts; after it, it is as before."""
+    """Within a block, seed PyTorch's default CPU generator by the parts; then restore its state."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(derived_seed(*parts))
     try:

@@ -20,9 +20,7 @@ def trainer(folder, *callbacks):
     )
 
 
-def test_each_epoch_is_attacked_on_the_validation_split_and_can_select_the_checkpoint(
-    tmp_path, small_net, small_loader
-):
+def test_the_attack_after_each_epoch_can_select_the_checkpoint(tmp_path, small_net, small_loader):
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
     best = L.pytorch.callbacks.ModelCheckpoint(tmp_path, monitor="val/attacked_accuracy", mode="max")
     fit = trainer(tmp_path, WorstCasePerEpoch(FLWC()), best)
@@ -32,7 +30,7 @@ def test_each_epoch_is_attacked_on_the_validation_split_and_can_select_the_check
     assert best.best_model_score is not None and best.best_model_score >= found.accuracy - 1e-6
 
 
-def test_the_test_split_is_attacked_once_by_each_attack_and_the_results_kept(tmp_path, small_net, small_loader):
+def test_each_attack_runs_once_on_the_test_split_and_its_result_is_kept(tmp_path, small_net, small_loader):
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
     at_test = WorstCaseAtTest([FLWC(steps=1), LWC(epochs=2)])
     test = trainer(tmp_path, at_test)
@@ -47,7 +45,7 @@ def test_the_test_split_is_attacked_once_by_each_attack_and_the_results_kept(tmp
     assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
 
 
-def test_the_attack_of_each_epoch_draws_by_the_seed(tmp_path, small_net, small_loader):
+def test_the_attack_after_each_epoch_uses_the_seed(tmp_path, small_net, small_loader):
     seeds = []
 
     class Noting(FLWC):
@@ -60,14 +58,14 @@ def test_the_attack_of_each_epoch_draws_by_the_seed(tmp_path, small_net, small_l
     assert set(seeds) == {7}
 
 
-def test_several_reference_sets_at_once_are_refused(tmp_path, small_net, small_loader):
+def test_several_test_loaders_are_refused(tmp_path, small_net, small_loader):
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
     method.test_step = lambda batch, batch_idx, dataloader_idx=0: None
     with pytest.raises(ValueError, match="one reference set"):
         trainer(tmp_path, WorstCaseAtTest([FLWC()])).test(method, [small_loader, small_loader], verbose=False)
 
 
-def test_attacks_by_name_are_run_in_their_order_and_none_is_left_out():
+def test_attacks_in_a_mapping_run_in_order_and_none_is_skipped():
     first, last = FLWC(steps=1), FLWC(steps=2)
     assert WorstCaseAtTest({"first": first, "none": None, "last": last}).attacks == [first, last]
     with pytest.raises(ValueError, match="diagnosis=long: must be short, full"):

@@ -8,7 +8,7 @@ from worstcase.data.base import ShuffledBatches
 
 
 class Numbered(InMemoryDataModule):
-    """Forty training and twenty test images, each of one grey level that tells which it is."""
+    """Forty training and twenty test images. The grey level of an image is its number."""
 
     num_classes = 2
 
@@ -23,7 +23,7 @@ def numbers(loader: DataLoader) -> list[int]:
     return [round(255 * image[0, 0, 0].item()) for images, _ in loader for image in images]
 
 
-def test_a_limit_draws_training_images_by_seed_and_test_images_the_same_for_all():
+def test_a_limit_draws_training_images_by_seed_and_the_same_test_images_for_all():
     first, again, other = (Numbered(limit=10, seed=seed, batch_size=4) for seed in (0, 0, 1))
     for data in (first, again, other):
         data.setup()
@@ -50,7 +50,7 @@ def test_a_limit_draws_training_images_by_seed_and_test_images_the_same_for_all(
         ({"num_classes": 7}, "num_classes=7, but Numbered has 2 classes"),
     ],
 )
-def test_settings_that_cannot_be(options, message):
+def test_bad_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Numbered(**options)
 
@@ -60,19 +60,22 @@ def test_settings_that_cannot_be(options, message):
     [
         (
             lambda images, labels: (images, labels - 1),
-            "has label -1 for image 0, but 2 classes are 0 to 1; correct",
+            "has label -1 for image 0, but labels must be 0 to 1; correct",
         ),
         (
             lambda images, labels: (images, labels + 1),
-            "has label 2 for image 1, but 2 classes are 0 to 1; correct",
+            "has label 2 for image 1, but labels must be 0 to 1; correct",
         ),
-        (lambda images, labels: (images, labels[1:]), r"has \d+ images, but \d+ labels; lay it out again"),
-        (lambda images, labels: (images, labels[:, None]), r"has \d+ images, but \d+ labels; lay it out again"),
+        (lambda images, labels: (images, labels[1:]), r"has \d+ images, but \d+ labels; replace the data files"),
+        (
+            lambda images, labels: (images, labels[:, None]),
+            r"has \d+ images, but \d+ labels; replace the data files",
+        ),
         (lambda images, labels: (images[:0], labels[:0]), "has no images"),
     ],
 )
 @pytest.mark.parametrize(("part", "name"), [(0, "training"), (1, "test")])
-def test_labels_that_cannot_be_are_named_with_their_data(part, name, change, message):
+def test_bad_labels_are_refused_with_the_name_of_their_data(part, name, change, message):
     class Wrong(Numbered):
         def load(self):
             splits = list(super().load())
@@ -83,7 +86,7 @@ def test_labels_that_cannot_be_are_named_with_their_data(part, name, change, mes
         Wrong().setup()
 
 
-def test_data_without_a_batch_for_each_process_is_refused(monkeypatch):
+def test_fewer_batches_than_processes_are_refused(monkeypatch):
     assert len(Numbered(limit=2, batch_size=128).train_dataloader()) == 1
     with pytest.raises(ValueError, match=r"0 training images make 0 batches of 4, .* val_fraction="):
         Numbered(limit=10, batch_size=4, val_fraction=0.99).train_dataloader()
@@ -98,7 +101,7 @@ def test_data_without_a_batch_for_each_process_is_refused(monkeypatch):
         Numbered(limit=10, batch_size=5).train_dataloader()
 
 
-def test_each_image_is_flipped_and_cropped_by_its_own_draw():
+def test_each_image_has_its_own_random_flip_and_crop():
     torch.manual_seed(0)
     image = torch.arange(1, 37, dtype=torch.uint8).view(1, 1, 6, 6)
     padded = torch.zeros(1, 10, 10, dtype=torch.uint8)
@@ -125,13 +128,13 @@ def test_channels_stay_together_when_cropped():
     torch.testing.assert_close(changed[:, 2], 3 * changed[:, 0])
 
 
-def test_standardised_by_channel():
+def test_each_channel_is_standardised():
     images = torch.ones(2, 3, 4, 4)
     found = standardise(images, [0.0, 0.5, 1.0], [1.0, 0.5, 2.0])
     assert found[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
 
 
-def test_processes_share_the_batches_of_an_epoch_in_turn():
+def test_processes_take_the_batches_of_an_epoch_in_turn():
     whole, first, second = (ShuffledBatches(40, 8, seed=3) for _ in range(3))
     for rank, part in enumerate((first, second)):
         part.num_replicas, part.rank = 2, rank

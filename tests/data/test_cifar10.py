@@ -52,9 +52,9 @@ def test_only_training_images_are_augmented(folder):
     assert torch.equal(next(iter(plain.val_dataloader()))[0], next(iter(augmented.val_dataloader()))[0])
 
 
-def test_pixels_that_are_not_cifar10s_are_refused_however_they_are_packed(folder):
+def test_changed_pixels_are_refused_and_a_repacked_file_is_not(folder):
     content = pickle.loads((folder / "data_batch_3").read_bytes())
-    (folder / "data_batch_3").write_bytes(pickle.dumps(content, protocol=4))  # packed anew: fine
+    (folder / "data_batch_3").write_bytes(pickle.dumps(content, protocol=4))  # repacking is fine
     CIFAR10DataModule(data_dir=str(folder.parent)).setup()
     content["data"][3, 99] ^= 1
     (folder / "data_batch_3").write_bytes(pickle.dumps(content, protocol=2))
@@ -63,7 +63,7 @@ def test_pixels_that_are_not_cifar10s_are_refused_however_they_are_packed(folder
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04text", pickle.dumps([1, 2]), pickle.dumps(Harmful())])
-def test_a_file_that_is_no_batch_is_refused_and_not_executed(folder, content, capsys):
+def test_a_file_that_is_not_a_batch_is_refused_and_not_executed(folder, content, capsys):
     (folder / "test_batch").write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot read .*test_batch"):
         CIFAR10DataModule(data_dir=str(folder.parent)).setup()
@@ -73,13 +73,13 @@ def test_a_file_that_is_no_batch_is_refused_and_not_executed(folder, content, ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": [0.5]}, r"mean=\[0\.5\]: must be 3 finite numbers, one a channel"),
-        ({"mean": [0.5, 0.5, float("nan")]}, "must be 3 finite numbers, one a channel"),
+        ({"mean": [0.5]}, r"mean=\[0\.5\]: must be 3 finite numbers, one for each channel"),
+        ({"mean": [0.5, 0.5, float("nan")]}, "must be 3 finite numbers, one for each channel"),
         ({"mean": 0.5}, r"mean=0\.5: must be 3 finite numbers"),
         ({"mean": "abc"}, "mean=abc: must be 3 finite numbers"),
         (
             {"std": [0.2, 0.0, 0.2]},
-            r"std=\[0\.2, 0\.0, 0\.2\]: must be 3 finite numbers above 0, one a channel",
+            r"std=\[0\.2, 0\.0, 0\.2\]: must be 3 finite numbers above 0, one for each channel",
         ),
         ({"std": [0.2, 0.2, -0.2]}, "must be 3 finite numbers above 0"),
         ({"std": [0.2, 0.2, 0.2, 0.2]}, "must be 3 finite numbers above 0"),
@@ -91,12 +91,12 @@ def test_a_file_that_is_no_batch_is_refused_and_not_executed(folder, content, ca
     [CIFAR10DataModule, partial(ImageFolderDataModule, folder="pets", num_classes=2)],
     ids=["cifar", "folder"],
 )
-def test_mean_and_deviation_are_three_numbers(data, options, message):
+def test_mean_and_std_must_be_three_numbers_each(data, options, message):
     with pytest.raises(ValueError, match=message):
         data(data_dir="nowhere", **options)
 
 
-def test_labels_of_another_number_than_images_or_out_of_range_are_refused(folder):
+def test_labels_out_of_range_or_not_one_per_image_are_refused(folder):
     content = pickle.loads((folder / "test_batch").read_bytes())
     for labels, message in ((content["labels"][:-1], "20 images, but 19 labels"), ([10] * 20, "has label 10")):
         (folder / "test_batch").write_bytes(pickle.dumps(content | {"labels": labels}, protocol=2))
@@ -104,7 +104,7 @@ def test_labels_of_another_number_than_images_or_out_of_range_are_refused(folder
             CIFAR10DataModule(data_dir=str(folder.parent)).setup()
 
 
-def test_missing_files_are_named_with_what_to_do(folder):
+def test_missing_files_are_named_and_the_message_says_what_to_do(folder):
     (folder / "data_batch_2").unlink()
     with pytest.raises(FileNotFoundError, match=r"missing data_batch_2\); set data_dir=FOLDER .*download=True"):
         CIFAR10DataModule(data_dir=str(folder.parent)).prepare_data()

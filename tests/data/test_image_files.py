@@ -1,4 +1,4 @@
-"""Tiny ImageNet, class folders and tables of labels, on small images written here."""
+"""Tiny ImageNet, class folders and tables of labels, tested on small images made here."""
 
 import shutil
 from pathlib import Path
@@ -34,7 +34,7 @@ def tiny(tmp_path):
     return tmp_path
 
 
-def test_tiny_imagenet_is_read_as_its_archive_unpacks(tiny):
+def test_tiny_imagenet_is_read_in_the_layout_of_its_archive(tiny):
     data = TinyImageNetDataModule(data_dir=str(tiny), augmented=False, val_fraction=0.25)
     data.prepare_data()
     images, labels = next(iter(data.test_dataloader()))
@@ -48,21 +48,21 @@ def test_tiny_imagenet_is_read_as_its_archive_unpacks(tiny):
     assert sorted(set(train_labels.tolist())) == [0, 1, 2]
 
 
-def test_tiny_imagenet_of_another_layout_or_size_is_refused(tiny):
+def test_tiny_imagenet_with_another_layout_or_image_size_is_refused(tiny):
     write_image(tiny / "tiny-imagenet-200" / "val" / "images" / "val_3.JPEG", 9, size=32)
-    with pytest.raises(ValueError, match=r"val_3.JPEG is no 64x64 JPEG"):
+    with pytest.raises(ValueError, match=r"val_3.JPEG is not a 64x64 JPEG"):
         TinyImageNetDataModule(data_dir=str(tiny)).setup()
     (tiny / "tiny-imagenet-200" / "wnids.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"missing wnids.txt\)"):
         TinyImageNetDataModule(data_dir=str(tiny)).prepare_data()
 
 
-def test_tiny_imagenet_with_another_class_or_without_images_is_refused(tiny):
+def test_tiny_imagenet_with_an_unknown_class_or_no_images_is_refused(tiny):
     table = tiny / "tiny-imagenet-200" / "val" / "val_annotations.txt"
     for line in ("val_0.JPEG\tn99\t0\t32\t44\t62", "val_0.JPEG"):
         table.write_text(line)
         with pytest.raises(
-            ValueError, match=r"val_annotations.txt has a line 'val_0.JPEG.*', without a class of wnids"
+            ValueError, match=r"val_annotations.txt has a line 'val_0.JPEG.*' whose class is not in wnids"
         ):
             TinyImageNetDataModule(data_dir=str(tiny)).setup()
     table.write_text("")
@@ -84,7 +84,7 @@ def pets(folders, **options):
     return ImageFolderDataModule(data_dir=str(folders), folder="pets", **{**settings, **options})
 
 
-def test_class_folders(folders):
+def test_class_folders_are_read_in_the_same_mixed_order_for_every_seed(folders):
     data = pets(folders)
     data.prepare_data()
     labels = torch.cat([labels for _, labels in data.test_dataloader()])
@@ -103,7 +103,7 @@ def test_a_test_split_too_large_to_keep_is_read_batch_by_batch(folders, monkeypa
     assert torch.equal(kept, read)
 
 
-def test_a_table_of_labels(tmp_path):
+def test_a_table_of_labels_replaces_the_test_folders(tmp_path):
     lines = ["file,label,other"]
     for number in range(3):
         write_image(tmp_path / "pets" / "images" / f"{number}.png", 0, size=20)
@@ -125,7 +125,7 @@ def test_a_table_of_labels(tmp_path):
         pets(tmp_path).setup()
 
 
-def test_folders_of_another_layout_or_number_are_refused(folders, tmp_path):
+def test_missing_folders_or_a_wrong_number_of_classes_are_refused(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"it needs val/CLASS/\*"):
         pets(tmp_path / "none").prepare_data()
     with pytest.raises(ValueError, match=r"num_classes=3, but .*val has 2 classes"):
@@ -137,8 +137,8 @@ def test_folders_of_another_layout_or_number_are_refused(folders, tmp_path):
         pets(folders, num_classes=None)
 
 
-def test_other_classes_for_the_test_than_for_training_are_refused(folders):
-    """As many, but the labels of the images would be those of other classes."""
+def test_test_classes_that_differ_from_the_training_classes_are_refused(folders):
+    """There are as many, but their labels would mean other classes."""
     (folders / "pets" / "train" / "cat").rename(folders / "pets" / "train" / "eel")
     message = r"the classes differ: only .*val has cat; only .*train has eel; give both the same class folders"
     with pytest.raises(ValueError, match=message):
@@ -149,7 +149,7 @@ def test_other_classes_for_the_test_than_for_training_are_refused(folders):
             data.test_dataloader()
 
 
-def test_class_folders_are_compared_by_their_names_alone(folders, monkeypatch):
+def test_class_folders_are_compared_by_name_without_reading_images(folders, monkeypatch):
     data = pets(folders)
     looked = []
     whole = Path.iterdir
@@ -168,16 +168,16 @@ def test_a_class_folder_without_images_is_named(folders):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("", r"labels.csv lists no images; it needs a first line file,label and one for each image"),
+        ("", r"labels.csv lists no images; it needs the header file,label and a line for each image"),
         ("file,label\n", "labels.csv lists no images"),
         ("file,label\n0.png,-1\n", "labels.csv has label -1 for 0.png; labels are 0 to 1"),
         ("file,label\n0.png,1\n0.png,2\n", "labels.csv has label 2 for 0.png; labels are 0 to 1"),
         ("file,label\n0.png\n", "labels.csv needs columns file and label"),
-        ("file,label\n0.png,cat\n", "labels.csv needs columns file and label, the latter 0, 1, ...: .*'cat'"),
+        ("file,label\n0.png,cat\n", "labels.csv needs columns file and label, with labels 0, 1, ...: .*'cat'"),
         ("file,label\n0.png,\xff\n", "labels.csv needs columns file and label"),
     ],
 )
-def test_tables_without_right_labels_are_refused(table, message, tmp_path):
+def test_tables_with_bad_lines_are_refused(table, message, tmp_path):
     write_image(tmp_path / "pets" / "images" / "0.png", 0, size=20)
     (tmp_path / "pets" / "labels.csv").write_text(table, encoding="latin1")
     with pytest.raises(ValueError, match=message) as error:
@@ -185,7 +185,7 @@ def test_tables_without_right_labels_are_refused(table, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_table_as_spreadsheets_save_it(tmp_path):
+def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
     write_image(tmp_path / "pets" / "images" / "0.png", 0, size=20)
     (tmp_path / "pets" / "labels.csv").write_text("file,label\r\n0.png,1\r\n", encoding="utf-8-sig")
     assert [labels.tolist() for _, labels in pets(tmp_path).test_dataloader()] == [[1]]
@@ -194,7 +194,7 @@ def test_a_table_as_spreadsheets_save_it(tmp_path):
 @pytest.mark.parametrize("kind", ["no image", "truncated", "empty"])
 @pytest.mark.parametrize("layout", ["folders", "table"])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_broken_image_ends_in_a_line_that_names_it(kind, layout, num_workers, folders):
+def test_a_broken_image_is_named_in_one_line(kind, layout, num_workers, folders):
     broken = folders / "pets" / "val" / "cat" / "2.png"
     if layout == "table":
         broken = folders / "pets" / "images" / "2.png"
@@ -217,13 +217,13 @@ def test_a_broken_image_ends_in_a_line_that_names_it(kind, layout, num_workers, 
     [
         ({"crop": 0}, "crop=0: must be 1 or more"),
         ({"crop": 16.0}, r"crop=16\.0: must be a whole number, 1 or more"),
-        ({"resize": 0}, "resize=0: must be 1 or more, or null for images as they are"),
+        ({"resize": 0}, "resize=0: must be 1 or more, or null for no scaling"),
         ({"resize": "big"}, "resize='big': must be a whole number, 1 or more, or null"),
         ({"num_workers": -1}, "num_workers=-1: must be 0 or more"),
         ({"num_workers": True}, "num_workers=True: must be a whole number, 0 or more"),
         ({"num_classes": 1}, "num_classes=1: must be 2 or more"),
     ],
 )
-def test_settings_out_of_range(options, message, tmp_path):
+def test_settings_out_of_range_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         pets(tmp_path, **options)

@@ -25,7 +25,7 @@ def keys(images):
     return {image.numpy().tobytes() for image in images}
 
 
-def test_mnist5k_tests_on_the_same_stratified_thousand_whatever_the_seed(digits):
+def test_mnist5k_has_the_same_stratified_test_split_for_every_seed(digits):
     images, labels = gathered(digits.test_dataloader())
     assert images.shape == (1000, 1, 28, 28) and images.dtype == torch.float32
     assert images.min() == 0 and images.max() == 1
@@ -35,7 +35,7 @@ def test_mnist5k_tests_on_the_same_stratified_thousand_whatever_the_seed(digits)
     assert torch.equal(gathered(other.test_dataloader())[0], images)
 
 
-def test_mnist5k_cuts_validation_from_training_by_seed_and_nothing_overlaps(digits):
+def test_mnist5k_draws_validation_by_seed_and_no_splits_overlap(digits):
     parts = [gathered(loader()) for loader in (digits.train_dataloader, digits.val_dataloader)]
     assert [len(labels) for _, labels in parts] == [3600, 400]
     train, val, test = (
@@ -52,7 +52,7 @@ def test_mnist5k_cuts_validation_from_training_by_seed_and_nothing_overlaps(digi
 
 
 def test_mnist5k_holds_real_digits(digits):
-    """Nearest class mean reads most of them: images and labels belong together."""
+    """The nearest class mean is right for most digits, so images and labels belong together."""
     train, labels = gathered(digits.train_dataloader())
     means = torch.stack([train[labels == digit].mean(0) for digit in range(10)]).flatten(1)
     test, truth = gathered(digits.test_dataloader())
@@ -60,7 +60,7 @@ def test_mnist5k_holds_real_digits(digits):
     assert (read == truth).float().mean() > 0.75
 
 
-def test_epochs_are_shuffled_by_seed_and_epoch_alone():
+def test_only_the_seed_and_the_epoch_decide_the_order():
     batches = ShuffledBatches(10, 4, seed=3)
     first, again = list(batches), list(batches)
     assert [len(batch) for batch in first] == [4, 4, 2] and len(batches) == 3
@@ -75,7 +75,7 @@ def test_epochs_are_shuffled_by_seed_and_epoch_alone():
     ("options", "message"),
     [({"batch_size": 0}, "batch_size=0: must be 1 or more"), ({"val_fraction": 1.0}, "above 0 and below 1")],
 )
-def test_settings_out_of_range(options, message):
+def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MNIST5k(**options)
 
@@ -85,7 +85,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(header + array.astype(np.uint8).tobytes())
 
 
-def test_whole_mnist_is_read_as_torchvision_lays_it_out(tmp_path, digits):
+def test_whole_mnist_is_read_in_torchvisions_layout(tmp_path, digits):
     """A small MNIST in the original file format, made of real digits."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_whole_mnist_is_read_as_torchvision_lays_it_out(tmp_path, digits):
     assert len(gathered(data.train_dataloader())[1]) == 180
 
 
-def test_mnist_of_another_number_of_labels_or_other_labels_is_refused(tmp_path):
+def test_mnist_with_labels_out_of_range_or_not_one_per_image_is_refused(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
@@ -117,7 +117,7 @@ def test_mnist_of_another_number_of_labels_or_other_labels_is_refused(tmp_path):
         MNISTDataModule(data_dir=str(tmp_path)).setup()
 
 
-def test_missing_mnist_says_what_to_do(tmp_path):
+def test_the_message_for_missing_mnist_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"set data_dir=FOLDER .* download=True"):
         MNISTDataModule(data_dir=str(tmp_path)).prepare_data()
 

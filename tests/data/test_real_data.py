@@ -1,4 +1,4 @@
-"""The real data sets, where WORSTCASE_DATA names a folder that has them; nowhere else."""
+"""The real data sets. These tests run only if WORSTCASE_DATA names a folder that has them."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ def needs(folder):
 
 
 @needs("MNIST")
-def test_mnist():
+def test_mnist_has_its_own_numbers_of_images_and_labels():
     data = MNISTDataModule(data_dir=str(DATA))
     data.prepare_data()
     assert [len(loader.dataset) for loader in (data.train_dataloader(), data.val_dataloader())] == [54_000, 6_000]
@@ -26,7 +26,7 @@ def test_mnist():
 
 
 @needs("cifar-10-batches-py")
-def test_cifar10_has_its_own_pixels_mean_and_deviation():
+def test_cifar10_has_the_mean_and_deviation_that_it_is_normalised_with():
     data = CIFAR10DataModule(data_dir=str(DATA), augmented=False)
     data.prepare_data()
     images = torch.cat([images for images, _ in data.train_dataloader()])
@@ -37,7 +37,7 @@ def test_cifar10_has_its_own_pixels_mean_and_deviation():
 
 
 @needs("tiny-imagenet-200")
-def test_tiny_imagenet():
+def test_tiny_imagenet_has_its_classes_and_its_limit():
     data = TinyImageNetDataModule(data_dir=str(DATA), limit=2000)
     data.prepare_data()
     images, labels = next(iter(data.test_dataloader()))

@@ -1,4 +1,4 @@
-"""Records of which one field is wrong: each is read, or skipped with a line that names it."""
+"""Records with one wrong field: each is read, or skipped with a line that names the field."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ GONE = object()
 
 
 def paths(content, before=()):
-    """Every field below some content; of a list its first item, of the attacks all."""
+    """The path of every field. Lists count with their first item, and `attacks` with all."""
     found = content.items() if isinstance(content, dict) else enumerate(content)
     for key, value in found:
         if isinstance(key, int) and key and before != ("attacks",):
@@ -48,7 +48,7 @@ def mutated(content, path, value):
 
 @pytest.fixture(scope="session")
 def record(made_once):
-    """Of a training with every kind of attack and its worst chip explained."""
+    """The record of a training with every kind of attack and a diagnosis of its worst chip."""
 
     def train(folder):
         small = [
@@ -63,7 +63,7 @@ def record(made_once):
     return json.loads((made_once("compared", train) / "run" / "results.json").read_text())
 
 
-def test_each_is_read_or_skipped_with_a_line_that_names_file_and_field(record, tmp_path, caplog):
+def test_each_is_read_or_skipped_with_a_line_that_names_its_file_and_reason(record, tmp_path, caplog):
     root = tmp_path / "bad"
     total = 0
     for path in paths(record):
@@ -78,7 +78,7 @@ def test_each_is_read_or_skipped_with_a_line_that_names_file_and_field(record, t
     assert len(read) + len(skipped) == total
     assert len(skipped) > total / 2
     for line in skipped:
-        place, _, reason = line.removeprefix("skipped: ").partition(" is no record of a run: ")
+        place, _, reason = line.removeprefix("skipped: ").partition(" holds no record of a run: ")
         assert place.startswith(str(root)) and reason and "\n" not in line
     print(f"{total} records: {len(read)} read, {len(skipped)} skipped")
 
@@ -90,14 +90,14 @@ def test_each_is_read_or_skipped_with_a_line_that_names_file_and_field(record, t
 @pytest.mark.parametrize(
     "field", ["config", "samples", "epochs", "full_scale", "attacks.0.history", "attacks.0.parameters"]
 )
-def test_the_field_is_named(record, tmp_path, field):
+def test_the_wrong_field_is_named(record, tmp_path, field):
     path = [int(key) if key.isdigit() else key for key in field.split(".")]
     (tmp_path / "results.json").write_text(json.dumps(mutated(record, path, "x")))
-    with pytest.raises(ValueError, match=f"results.json is no record of a run: {field}"):
+    with pytest.raises(ValueError, match=f"results.json holds no record of a run: {field}"):
         Record.load(tmp_path)
 
 
-def test_the_commands_say_what_they_skip_and_end_well(record, tmp_path):
+def test_the_commands_warn_of_what_they_skip_and_succeed(record, tmp_path):
     root = tmp_path / "outputs"
     for name, content in {
         "good": record,
@@ -110,12 +110,12 @@ def test_the_commands_say_what_they_skip_and_end_well(record, tmp_path):
     for words in (["src.status"], ["src.report", f"out={tmp_path / 'report'}"]):
         done = run(*words, f"folders=[{root}]")
         assert done.stderr.count("skipped: ") == 1
-        assert f"{root / 'null' / 'results.json'} is no record of a run: config: " in done.stderr
+        assert f"{root / 'null' / 'results.json'} holds no record of a run: config: " in done.stderr
     page = (tmp_path / "report" / "index.html").read_text()
     assert "From the records of 3 finished runs" in page
 
 
-def test_a_folder_that_vanishes_while_it_is_read_is_passed_over(record, tmp_path, monkeypatch):
+def test_a_folder_that_vanishes_while_it_is_read_is_skipped(record, tmp_path, monkeypatch):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(record))

@@ -24,7 +24,7 @@ def identity():
 
 @pytest.fixture
 def two_layers():
-    """Two arrays, 3-2-3, and batches that the network answers rightly."""
+    """Two arrays, 3-2-3, and batches for which all answers of the network are right."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 3, bias=False))
     crossbar = Crossbar(net, thg=0.3)
@@ -39,13 +39,13 @@ def found(two_layers):
     return Ensemble(budget=30)(crossbar, batches, progress=False)
 
 
-def test_answers_and_confidence_are_those_worked_out_by_hand(identity):
+def test_answers_and_confidence_match_values_worked_out_by_hand(identity):
     images = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
     labels = torch.tensor([0, 0, 1])
     worst = {"weight": torch.tensor([[-0.5, 0.0], [0.5, -0.25]])}
     with torch.no_grad():
         identity.net.weight.copy_(torch.tensor([[1.0, 0.0], [0.25, 1.0]]))
-    # W + d = [[0.5, 0], [0.75, 0.75]]: logits (1, 1.5), (0.5, 0.75), (0, 2.25): the first two are lost.
+    # W + d = [[0.5, 0], [0.75, 0.75]]: logits (1, 1.5), (0.5, 0.75), (0, 2.25): the first two are wrong.
     told = diagnose(identity, [(images[:2], labels[:2]), (images[2:], labels[2:])], worst)
     assert (told["clean_accuracy"], told["accuracy"], told["samples"]) == (1.0, pytest.approx(1 / 3), 3)
     assert told["confusion"]["matrix"] == [[0, 2], [0, 1]]
@@ -69,7 +69,7 @@ def test_importance_is_the_first_order_effect_at_the_bound(identity):
     assert torch.equal(weight, torch.tensor([[0.5, 0.5], [0.5, 0.5]]))
 
 
-def test_counts_and_shares_fit_together_and_survive_json(two_layers, found):
+def test_counts_and_shares_are_consistent_and_survive_json(two_layers, found):
     crossbar, batches = two_layers
     state = {name: t.clone() for name, t in crossbar.state_dict().items()}
     crossbar.train()
@@ -102,7 +102,7 @@ def test_one_layer_at_a_time_leaves_the_others_exact(two_layers, found, monkeypa
     assert damage["0.weight"]["accuracy_of_its_part"] == right / 60
 
 
-def test_more_movable_weights_never_leave_more_accuracy(two_layers, found):
+def test_more_movable_weights_never_give_a_higher_accuracy(two_layers, found):
     crossbar, batches = two_layers
     points = selective_write_verify(crossbar, batches, found.perturbation, shares=(0.01, 0.25, 0.5, 1.0), **FEW)
     assert [point["weights"] for point in points] == [1, 3, 6, 12]
@@ -114,7 +114,7 @@ def test_more_movable_weights_never_leave_more_accuracy(two_layers, found):
     assert min(only) >= 0 and found.accuracy < 1
 
 
-def test_many_classes_are_told_by_the_most_frequent_answers():
+def test_of_many_classes_only_the_most_frequent_answers_are_listed():
     torch.manual_seed(0)
     crossbar = Crossbar(nn.Linear(8, 1000), thg=0.1)
     images = torch.randn(300, 8)
@@ -126,7 +126,7 @@ def test_many_classes_are_told_by_the_most_frequent_answers():
     assert counts == sorted(counts, reverse=True) and counts[0] == loader[0][1].bincount().max()
 
 
-def test_what_cannot_be_diagnosed_is_refused(identity):
+def test_a_perturbation_outside_the_box_or_no_samples_are_refused(identity):
     loader = [(torch.eye(2), torch.tensor([0, 1]))]
     for perturbation in ({"weight": torch.full((2, 2), 0.6)}, {"other": torch.zeros(2, 2)}, {}):
         with pytest.raises(ValueError, match="within th_g"):
@@ -135,14 +135,14 @@ def test_what_cannot_be_diagnosed_is_refused(identity):
         diagnose(identity, [], identity.box.zero())
 
 
-def test_nothing_moves_without_a_bound(identity):
+def test_at_th_g_zero_nothing_moves(identity):
     identity.thg = 0
     told = diagnose(identity, [(torch.eye(2), torch.tensor([0, 1]))], identity.box.zero(), full=True)
     assert told["perturbation"]["unmoved"] == 1 and told["perturbation"]["at_bound"] == 0
     assert told["layers"][0]["lowest_alone"] == 1
 
 
-def test_a_network_with_batch_norm_under_inference_mode(small_net, small_batches):
+def test_a_network_with_batch_norm_is_diagnosed_under_inference_mode(small_net, small_batches):
     crossbar = Crossbar(small_net, thg=0.1, weight_bits=4)
     with torch.inference_mode():
         told = diagnose(crossbar, small_batches, crossbar.box.zero(), full=True, **FEW)

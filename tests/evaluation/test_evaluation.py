@@ -1,4 +1,4 @@
-"""One evaluation for every door: its numbers, its flags, what it says and what it leaves."""
+"""One evaluation, whoever asks: its numbers, its flags, what it prints and what it saves."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from worstcase.models import LeNet
 
 
 def numbers(record):
-    """Of a record, what does not depend on who asked."""
+    """The part of a record that does not depend on who asked."""
     kept = ("attack", "thg", "accuracy", "final_accuracy", "passes", "seed", "parameters")
     return {
         "clean": record["clean_accuracy"],
@@ -26,7 +26,7 @@ def numbers(record):
     }
 
 
-def test_a_training_a_command_and_python_say_the_same(tmp_path):
+def test_a_training_the_command_and_python_give_the_same_numbers_and_flags(tmp_path):
     small = ["method=vanilla", "trainer.max_epochs=1", "attack@test_attack=flwc", "dataset.limit=300"]
     run("src.train", *small, "suite=single", f"hydra.run.dir={tmp_path}")
     run("src.evaluate", f"run={tmp_path}", "attack=flwc")
@@ -67,7 +67,7 @@ def test_plain_pytorch_loads_the_worst_chip(small_net, small_batches, bits):
     assert accuracy(small_net, small_batches) == result.attacked_accuracy < result.clean_accuracy
 
 
-def test_a_tensor_that_two_layers_share_is_one_in_the_worst_chip():
+def test_two_layers_that_share_a_tensor_share_it_in_the_worst_chip():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))
     net[2].weight = net[0].weight
@@ -78,7 +78,7 @@ def test_a_tensor_that_two_layers_share_is_one_in_the_worst_chip():
     assert not torch.equal(state["0.weight"], net[0].weight)
 
 
-def test_vanished_gradients_and_weak_attacks_are_flagged_in_python_too():
+def test_vanished_gradients_are_flagged_in_python_too():
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     with torch.no_grad():
         net[2].weight.zero_()
@@ -101,7 +101,7 @@ def test_an_attack_that_finds_less_than_a_random_vertex_is_flagged():
     assert any("but a random vertex has" in flag for flag in result.flags)
 
 
-def test_an_answer_that_is_no_number_is_wrong():
+def test_an_answer_that_is_nan_is_wrong():
     net = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.eye(2))
@@ -113,7 +113,7 @@ def test_an_answer_that_is_no_number_is_wrong():
     assert result.clean_accuracy == 1.0 and result.chip.accuracy == 0.0 and result.chip.failed == 1
 
 
-def test_th_g_are_gone_through_in_rising_order_and_the_crossbars_own_stays(small_net, small_batches):
+def test_th_g_are_attacked_in_rising_order_and_the_crossbar_keeps_its_own(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.1)
     result = worstcase.evaluate(
         crossbar, small_batches, [attacks.FLWC(), attacks.PGD()], thgs=[0.3, 0.2], heldout=True, progress=False
@@ -130,7 +130,7 @@ def test_th_g_are_gone_through_in_rising_order_and_the_crossbars_own_stays(small
     assert crossbar.thg == 0.1 and result.thg == result.diagnosis["thg"] == 0.3
 
 
-def test_a_chip_that_was_read_back_is_scored_wherever_it_is(small_net, small_batches):
+def test_a_chip_that_was_read_back_is_scored_even_outside_the_box(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.1)
     chip = crossbar.box.zero()
     exact = worstcase.evaluate(crossbar, small_batches, [attacks.FLWC()], chip=chip, progress=False)
@@ -143,7 +143,7 @@ def test_a_chip_that_was_read_back_is_scored_wherever_it_is(small_net, small_bat
     assert "3 weights outside the box" in str(read)
 
 
-def test_it_says_what_it_found_by_what(small_net, small_batches):
+def test_the_summary_names_the_attack_that_found_the_worst_chip(small_net, small_batches):
     result = worstcase.evaluate(Crossbar(small_net, 0.1), small_batches, [attacks.FLWC()], progress=False)
     first = str(result).splitlines()[0]
     assert first == (
@@ -153,7 +153,7 @@ def test_it_says_what_it_found_by_what(small_net, small_batches):
     assert first in result._repr_html_()
 
 
-def test_each_saved_chip_is_the_attacks(small_net, small_batches, tmp_path):
+def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
     result = worstcase.evaluate(
         Crossbar(small_net, 0.3), small_batches, [attacks.FLWC(), attacks.PGD()], progress=False
     )
@@ -174,13 +174,13 @@ def test_each_saved_chip_is_the_attacks(small_net, small_batches, tmp_path):
         ({"diagnosis": "long"}, "diagnosis=long: must be short, full, or None"),
     ],
 )
-def test_bad_settings(small_batches, options, message):
+def test_bad_settings_are_refused(small_batches, options, message):
     net = LeNet()
     with pytest.raises(ValueError, match=message):
         worstcase.evaluate(Crossbar(net, 0.1), small_batches, progress=False, **options)
 
 
-def test_several_th_g_are_attacked_from_what_the_smaller_found_and_the_lowest_explained(small_net, small_loader):
+def test_an_attack_starts_from_the_smaller_th_gs_chip_and_the_lowest_is_diagnosed(small_net, small_loader):
     crossbar = Crossbar(small_net, 0.1)
     two = [attacks.FLWC(steps=2), attacks.LWC(epochs=2)]
     result = worstcase.evaluate(crossbar, small_loader, two, thgs=[0.3, 0.0, 0.1], progress=False)
@@ -201,7 +201,7 @@ class Failing(attacks.FLWC):
         raise RuntimeError("the attack failed")
 
 
-def test_th_g_is_as_it_was_after_an_attack_that_failed(small_net, small_loader):
+def test_th_g_is_restored_after_an_attack_that_failed(small_net, small_loader):
     crossbar = Crossbar(small_net, 0.1)
     with pytest.raises(RuntimeError, match="the attack failed"):
         worstcase.evaluate(crossbar, small_loader, [Failing()], thgs=[0.2, 0.3], progress=False)

@@ -24,12 +24,12 @@ def found(attack, thg, *accuracies, start=None, **changes):
     )
 
 
-def test_nothing_to_say_of_attacks_that_agree():
+def test_attacks_that_agree_raise_no_flag():
     attacks = [found("flwc", 0.01, 0.9, 0.5), found("flwc", 0.02, 0.9, 0.3), found("lwc", 0.02, 0.9, 0.2)]
     assert red_flags(attacks, random_vertex=0.89) == []
 
 
-def test_attacks_that_disagree_unless_one_is_sampling():
+def test_attacks_that_disagree_are_flagged_unless_one_is_sampling():
     weak, strong = found("flwc", 0.02, 0.9, 0.9), found("lwc", 0.02, 0.9, 0.6)
     assert red_flags([weak, strong]) == [
         "attacks disagree at th_g 0.02 (masking?): flwc finds 90.00%, lwc 60.00% (docs/flags.md#attacks-disagree)"
@@ -37,12 +37,12 @@ def test_attacks_that_disagree_unless_one_is_sampling():
     assert red_flags([found("monte_carlo", 0.02, 0.9, 0.9, distribution={"chips": 10}), strong]) == []
 
 
-def test_worse_than_a_random_vertex():
+def test_an_attack_worse_than_a_random_vertex_is_flagged():
     (flag,) = red_flags([found("flwc", 0.02, 0.9, 0.89)], random_vertex=0.7)
     assert flag == "flwc at th_g 0.02: finds 89.00%, but a random vertex has 70.00% (docs/flags.md#random-vertex)"
 
 
-def test_accuracy_that_rises_with_th_g_although_the_result_is_monotone():
+def test_a_rise_with_th_g_is_flagged_although_the_result_is_monotone():
     attacks = [found("flwc", 0.01, 0.9, 0.5), found("flwc", 0.02, 0.9, 0.6, start=0.5)]
     assert attacks[1].accuracy == 0.5
     (flag,) = [flag for flag in red_flags(attacks) if "rises with th_g," in flag]
@@ -52,30 +52,30 @@ def test_accuracy_that_rises_with_th_g_although_the_result_is_monotone():
     )
 
 
-def test_of_several_rises_with_th_g_the_largest_is_told():
+def test_only_the_largest_rise_with_th_g_is_flagged():
     attacks = [found("flwc", thg, 0.9, own) for thg, own in ((0.01, 0.5), (0.02, 0.4), (0.03, 0.55), (0.04, 0.45))]
     (flag,) = [flag for flag in red_flags(attacks) if "rises with th_g," in flag]
     assert "rises with th_g, 40.00% at 0.02 and 55.00% at 0.03" in flag
 
 
-def test_settings_of_one_attack_at_one_th_g_are_neither_a_rise_with_it_nor_a_disagreement():
+def test_one_attack_with_two_settings_at_one_th_g_raises_no_flag():
     attacks = [found("flwc", 0.02, 0.9, own) for own in (0.5, 0.8)]
     assert red_flags(attacks) == []
 
 
-def test_accuracy_that_rises_within_an_attack():
+def test_accuracy_that_rises_within_an_attack_is_flagged():
     (flag,) = red_flags([found("lwc", 0.02, 0.9, 0.4, 0.6)])
     assert "the accuracy rises with the budget, 40.00% after 4 passes and 60.00% at the end" in flag
 
 
-def test_what_an_attack_was_given_or_clamped_says_nothing_of_its_budget():
+def test_given_starts_and_clamped_iterates_do_not_count_as_a_rise():
     given = found("flwc", 0.02, 0.9, 0.7, 0.7, start=0.5)
     free = found("lwc", 0.02, 0.9, 0.3, 0.8)
     free.history[1]["magnitude"] = 2.5
     assert red_flags([given]) == red_flags([free]) == []
 
 
-def test_members_of_unlike_speed_are_not_called_masked():
+def test_members_that_differ_in_speed_are_not_called_masked():
     members = [
         {"member": name, "accuracy": a, "lowest": a, "passes": 1.0} for name, a in (("dlr", 0.3), ("p2", 0.0))
     ]
@@ -83,12 +83,12 @@ def test_members_of_unlike_speed_are_not_called_masked():
     assert "members disagree in the first round: dlr finds 30.00%, p2 0.00%" in flag
 
 
-def test_gradients_that_vanish():
+def test_gradients_that_vanish_are_flagged():
     (flag,) = red_flags([found("pgd", 0.02, 0.9, 0.9, vanished=0.6)])
     assert "gradients vanish (zero for every weight, or not finite, in 60.00% of the mini-batches)" in flag
 
 
-def test_members_and_attacks_that_disagree():
+def test_members_and_attacks_that_disagree_are_flagged():
     members = [
         {"member": "p2", "accuracy": 0.9, "lowest": 0.9, "passes": 1.0},
         {"member": "p6", "accuracy": 0.1, "lowest": 0.1, "passes": 1.0},
@@ -101,7 +101,7 @@ def test_members_and_attacks_that_disagree():
 @pytest.mark.parametrize(
     ("thg", "accuracy", "flagged"), [(0.02, 0.1, True), (0.01, 0.1, True), (0.03, 0.1, False)]
 )
-def test_lower_accuracies_of_earlier_evaluations(thg, accuracy, flagged):
+def test_a_lower_accuracy_in_another_run_is_flagged(thg, accuracy, flagged):
     config = {"checkpoint": None, "layers": ["*"], "exclude": []}
     now = record(found("flwc", 0.02, 0.9, 0.4), kind="evaluate", config=config, thg=0.02)
     before = record(found("lwc", thg, 0.9, accuracy), kind="evaluate", config=config, thg=thg)

@@ -8,7 +8,7 @@ from worstcase.attacks.base import accuracy
 from worstcase.evaluation.heldout import Half, attack_one_half
 
 
-def test_halves_are_disjoint_and_together_the_whole():
+def test_the_halves_are_disjoint_and_together_the_whole():
     batches = [(torch.arange(5), torch.arange(5)), (torch.tensor([5]), torch.tensor([5]))]
     first, second = ([x for images, _ in Half(batches, i) for x in images.tolist()] for i in (0, 1))
     assert sorted(first + second) == list(range(6)) and not set(first) & set(second)
@@ -17,7 +17,7 @@ def test_halves_are_disjoint_and_together_the_whole():
 
 
 def test_the_held_out_half_is_not_attacked():
-    """By hand: the attack turns the weights against its own half, whose inputs share none with the other's."""
+    """The two halves use different weights, so the attack changes only those of its own half."""
     net = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
@@ -27,7 +27,7 @@ def test_the_held_out_half_is_not_attacked():
 
 
 @pytest.mark.usefixtures("short_ensemble")
-def test_the_same_numbers_as_by_hand(small_net, small_batches):
+def test_attack_and_score_of_the_halves_can_be_repeated_by_hand(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.05)
     halves = attack_one_half(Ensemble(rounds=1), crossbar, small_batches, progress=False)
     found = Ensemble(rounds=1)(crossbar, Half(small_batches, 0), progress=False)

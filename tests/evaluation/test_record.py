@@ -29,7 +29,7 @@ def test_a_record_that_contradicts_itself_is_refused(changes):
         record(certified_accuracy=0.3)
 
 
-def test_a_crash_while_writing_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     write_json(path, {"old": 1})
     with pytest.raises(TypeError):
@@ -48,13 +48,13 @@ def test_a_crash_while_writing_leaves_the_old_file_and_no_other(tmp_path, monkey
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1}', "\x00\xff"]
 )
-def test_a_file_that_is_no_record_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_record_is_refused(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(ValueError, match="is no record of a run"):
+    with pytest.raises(ValueError, match="holds no record of a run"):
         Record.load(tmp_path)
 
 
-def test_a_record_whose_worst_case_was_edited_is_refused(tmp_path):
+def test_a_record_with_an_edited_attacked_accuracy_is_refused(tmp_path):
     record().save(tmp_path)
     path = tmp_path / "results.json"
     path.write_text(path.read_text().replace('"attacked_accuracy": 0.25', '"attacked_accuracy": 0.99'))
@@ -62,7 +62,7 @@ def test_a_record_whose_worst_case_was_edited_is_refused(tmp_path):
         Record.load(tmp_path)
 
 
-def test_no_record_means_not_finished(tmp_path):
+def test_a_folder_without_a_record_has_no_finished_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished run"):
         Record.load(tmp_path)
 
@@ -75,9 +75,9 @@ def test_finished_runs_come_newest_first_without_broken_ones(tmp_path, caplog):
         os.utime(folder / "results.json", (1000 - age, 1000 - age))
     (tmp_path / "broken" / "results.json").write_text("{")
     assert [found.seed for _, found in finished_runs([tmp_path, tmp_path / "none"])] == [0, 1, 2]
-    assert f"skipped: {tmp_path / 'broken' / 'results.json'} is no record of a run" in caplog.text
+    assert f"skipped: {tmp_path / 'broken' / 'results.json'} holds no record of a run" in caplog.text
 
 
-def test_the_commit_is_the_librarys_own_checkout():
+def test_the_commit_is_a_full_hash_or_none():
     commit = git_commit()
     assert commit is None or len(commit.removesuffix("-dirty")) == 40

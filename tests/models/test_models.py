@@ -23,7 +23,7 @@ def test_convnet_has_the_papers_layout():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in ConvNet(width=0.1).modules())
 
 
-def test_resnet18_has_eighteen_layers_and_programs_its_shortcuts():
+def test_resnet18_has_eighteen_programmed_layers_and_three_programmed_shortcuts():
     net = ResNet18(num_classes=10)
     assert sum(p.numel() for p in net.parameters()) == 11_173_962  # of the usual CIFAR-10 variant
     names = Crossbar(net, 0.1).programmed()

@@ -1,4 +1,4 @@
-"""Which numbers stand in one row of the paper's tables, and as what."""
+"""Which numbers share a row in the sections of the paper, and under which label."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def lines(folder, name):
     return list(csv.DictReader((folder / f"{name}.csv").open()))
 
 
-def test_the_papers_tables_are_whole():
+def test_the_papers_tables_have_all_networks_and_agree():
     for table in (numbers.TABLE1, numbers.TABLE1_MINUTES, numbers.TABLE2):
         assert table.keys() == numbers.NETWORKS.keys() == numbers.BITS.keys()
     assert numbers.TABLE4[numbers.CONVNET]["flwc"] == numbers.TABLE6[0.03]["vanilla"]
     assert json.dumps(sorted(numbers.TABLE6)) == "[0.0, 0.01, 0.02, 0.03, 0.04]"
 
 
-def test_mean_deviation_points_and_the_papers_value_stand_in_one_row(made, report_folder):
+def test_a_row_has_mean_deviation_each_seed_and_the_papers_value(made, report_folder):
     (row,) = [row for row in lines(report_folder, "table5") if (row["method"], row["attack"]) == ("va", "lwc")]
     assert row["network"] == "LeNet, MNIST"
     assert float(row["mean"]) == pytest.approx(55) and float(row["deviation"]) == pytest.approx(50**0.5)
     assert [float(value) for value in row["each seed"].split()] == pytest.approx([50, 60])
     assert (row["paper"], row["paper deviation"], row["seeds"]) == ("81.58", "0.8", "2")
-    assert row["scale"] == "mnist5k for mnist, float, 3 epochs"
+    assert row["scale"] == "mnist5k instead of mnist, float, 3 epochs"
 
 
 def test_the_papers_value_stands_only_beside_its_own_attack(made, report_folder):
@@ -48,7 +48,7 @@ def test_the_papers_value_stands_only_beside_its_own_attack(made, report_folder)
     }
 
 
-def test_the_worst_chip_is_explained_from_its_own_record(made, explained):
+def test_the_worst_chips_sections_come_from_its_own_record(made, explained):
     answers = made["table3"].rows[made["table3"].rows.quantity.str.contains("answers")]
     assert answers["class"].is_unique and answers["mean"].sum() == explained.samples
     ends = made["fig5"].rows.iloc[0]
@@ -57,7 +57,7 @@ def test_the_worst_chip_is_explained_from_its_own_record(made, explained):
     assert len(made["fig3"].rows) >= 4
 
 
-def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made, study, tmp_path):
+def test_a_network_trained_without_th_g_counts_at_every_th_g_and_others_at_their_own(made, study, tmp_path):
     rows = made["fig8a"].rows
     found = set(zip(rows.method, rows.th_g, strict=True))
     assert found == {(method, thg) for method in ("vanilla", "va", "atrice") for thg in ("0.01", "0.03")}
@@ -67,7 +67,7 @@ def test_a_regular_network_counts_at_every_th_g_and_others_at_their_own(made, st
     assert not results_frame([tmp_path]).as_trained.any()
 
 
-def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
+def test_runs_with_different_settings_are_not_pooled_as_seeds(study, trained, tmp_path):
     record = Record.load(study / "va" / "thg0.03-seed1")
     other = {**record.config, "model": {**record.config["model"], "optimizer": {"lr": 1.0}}}
     add(tmp_path / "other", record, config=other)
@@ -76,7 +76,7 @@ def test_settings_that_differ_are_not_pooled_as_seeds(study, trained, tmp_path):
     assert sorted(row.scale.split(", ")[-1] for row in rows) == ["lr=0.002", "lr=1.0"]
 
 
-def test_an_evaluation_on_other_batches_has_a_row_of_its_own(study, tmp_path):
+def test_evaluations_with_another_batch_size_have_rows_of_their_own(study, tmp_path):
     shutil.copytree(study, tmp_path / "study")
     for seed in (0, 1):
         trained = tmp_path / "study" / "va" / f"thg0.03-seed{seed}"
@@ -89,7 +89,7 @@ def test_an_evaluation_on_other_batches_has_a_row_of_its_own(study, tmp_path):
     assert [row.scale.split(", ")[-1] for row in rows] == ["batch_size=32", "batch_size=33"]
 
 
-def test_networks_trained_with_other_bounds_have_rows_of_their_own(study, tmp_path):
+def test_networks_trained_with_another_full_scale_have_rows_of_their_own(study, tmp_path):
     shutil.copytree(study, tmp_path / "study")
     trained = tmp_path / "study" / "va" / "thg0.03-seed1"
     record = Record.load(trained)
@@ -98,7 +98,7 @@ def test_networks_trained_with_other_bounds_have_rows_of_their_own(study, tmp_pa
     assert [row.scale.split(", ")[-1] for row in rows] == ["full_scale=layer_max", "full_scale=unit"]
 
 
-def test_a_network_selected_by_its_worst_case_counts_at_its_own_th_g(study, tmp_path):
+def test_a_network_selected_by_attacked_accuracy_counts_only_at_its_own_th_g(study, tmp_path):
     record = Record.load(study / "vanilla" / "thg0.03-seed0")
     method = {**record.config["method"], "monitor": "val/attacked_accuracy"}
     add(tmp_path / "regular", record)
@@ -108,7 +108,7 @@ def test_a_network_selected_by_its_worst_case_counts_at_its_own_th_g(study, tmp_
         assert set(results.thg) == {0.01, 0.03} and set(results.thg[results.as_trained]) == thgs
 
 
-def test_an_evaluations_training_is_found_outside_the_folders_and_unknown_if_it_is_gone(study, tmp_path):
+def test_a_training_outside_the_folders_is_found_and_unknown_once_it_is_gone(study, tmp_path):
     trained, out = tmp_path / "trained", tmp_path / "evaluations" / "one"
     shutil.copytree(study / "atrice" / "thg0.03-seed1", trained)
     add(out, Record.load(trained), kind="evaluate", source_run="../../trained")
@@ -126,7 +126,7 @@ def test_an_evaluations_training_is_found_outside_the_folders_and_unknown_if_it_
         ({"model": {"variant": "lecun98"}}, "variant lecun98"),
     ],
 )
-def test_other_networks_than_the_papers_are_another_scale(config, scale, explained, tmp_path):
+def test_changes_to_the_papers_networks_are_named_in_scale(config, scale, explained, tmp_path):
     add(tmp_path / "other", explained, source_run=None, config={**explained.config, **config}, samples=500)
     ((of, said),) = set(
         zip(*(beside_paper(results_frame([tmp_path]))[name] for name in ("of", "scale")), strict=True)
@@ -134,7 +134,7 @@ def test_other_networks_than_the_papers_are_another_scale(config, scale, explain
     assert of == numbers.LENET and {scale, "500 test images"} <= set(said.split(", "))
 
 
-def test_a_network_without_sampled_chips_stays_in_table_i(study, tmp_path):
+def test_table_i_keeps_a_network_without_sampled_chips(study, tmp_path):
     record = Record.load(study / "vanilla" / "thg0.03-seed0")
     sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
     add(tmp_path / "sampled", record, attacks=[sampled], config={**record.config, "trainer": {"max_epochs": 9}})
@@ -142,11 +142,11 @@ def test_a_network_without_sampled_chips_stays_in_table_i(study, tmp_path):
     rows = sections(tmp_path, study)["table1"].rows
     shown = set(zip(rows.network, rows.what, strict=True))
     assert ("LeNet, MNIST", "lowest found (monte_carlo)") in shown
-    assert ("LeNet, MNIST", "lowest found (flwc)") not in shown  # of other networks than the sampled one
+    assert ("LeNet, MNIST", "lowest found (flwc)") not in shown  # it attacked networks that were not sampled
     assert ("ConvNet, CIFAR-10", "lowest found (flwc)") in shown
 
 
-def test_fig7_from_evaluations_of_one_number_of_steps_each(study, tmp_path):
+def test_fig7_is_made_from_evaluations_with_one_number_of_steps_each(study, tmp_path):
     trained = tmp_path / "trained"
     shutil.copytree(study / "vanilla" / "thg0.03-seed0", trained)
     record = Record.load(trained)
@@ -158,8 +158,8 @@ def test_fig7_from_evaluations_of_one_number_of_steps_each(study, tmp_path):
     assert {text.get_text() for text in axes.texts} == {"1", "2", "5"}
 
 
-def test_a_network_that_two_experiments_trained_is_one_of_its_seed(study, tmp_path):
-    """As the regular networks of Table I and of Fig. 8."""
+def test_two_trainings_of_one_seed_count_as_one(study, tmp_path):
+    """Table I and Fig. 8 both train the regular networks."""
     record = Record.load(study / "vanilla" / "thg0.03-seed0")
     lower = [dataclasses.replace(record.attacks[0], thg=0.03, accuracy=0.2)]
     add(tmp_path / "again", record, attacks=lower, command="python -m src.train experiment=table1")
@@ -169,7 +169,7 @@ def test_a_network_that_two_experiments_trained_is_one_of_its_seed(study, tmp_pa
     assert "methods-1" in made["methods"].figures
 
 
-def test_an_evaluations_seed_is_not_another_trainings(study, tmp_path):
+def test_the_seed_of_an_evaluation_does_not_count_as_a_training_seed(study, tmp_path):
     shutil.copytree(study, tmp_path / "study")
     trained = tmp_path / "study" / "va" / "thg0.03-seed0"
     record = Record.load(trained)
@@ -180,7 +180,7 @@ def test_an_evaluations_seed_is_not_another_trainings(study, tmp_path):
     assert made["table5"].seeds == "2 seeds (0, 1)"
 
 
-def test_an_attack_in_other_settings_has_a_row_of_its_own(study, tmp_path):
+def test_an_attack_with_other_settings_has_a_row_of_its_own(study, tmp_path):
     shutil.copytree(study, tmp_path / "study")
     trained = tmp_path / "study" / "va" / "thg0.03-seed0"
     record = Record.load(trained)
@@ -192,7 +192,7 @@ def test_an_attack_in_other_settings_has_a_row_of_its_own(study, tmp_path):
     assert found == [([0.3], True), ([0.5, 0.6], False)]
 
 
-def test_th_g_from_a_range_of_floats_is_that_of_the_tables(study, tmp_path):
+def test_th_g_with_a_rounding_error_belongs_to_the_same_row(study, tmp_path):
     thg = 3 * 0.1 / 10
     assert thg != 0.03
     add(
@@ -202,7 +202,7 @@ def test_th_g_from_a_range_of_floats_is_that_of_the_tables(study, tmp_path):
     assert rows_of(sections(study, tmp_path)["methods"], **labels("trice", "lwc"))
 
 
-def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
+def test_a_method_with_several_settings_has_a_curve_for_each(study, tmp_path):
     for thg in (0.01, 0.03):
         record = Record.load(study / "atrice" / f"thg{thg}-seed0")
         other = {**record.config, "method": {**record.config["method"], "alpha": 0.3}}
@@ -213,15 +213,15 @@ def test_a_method_in_several_settings_has_a_curve_of_each(study, tmp_path):
     assert named == {"vanilla", "va", "atrice", "atrice, alpha=0.3"}
 
 
-def test_the_first_curve_has_the_plain_name_whatever_was_run_before(study, tmp_path):
-    """As by the README's first command, which leaves one point of another scale."""
+def test_the_first_curve_has_the_plain_name_after_unrelated_runs(study, tmp_path):
+    """The README's first command leaves such a run: one point at another scale."""
     record = Record.load(study / "atrice" / "thg0.03-seed0")
     add(tmp_path / "before", record, config={**record.config, "trainer": {"max_epochs": 40}})
     os.utime(tmp_path / "before" / "results.json", (0, 0))
     assert list(sections(tmp_path, study)["fig8a"].figures) == ["fig8a-flwc", "fig8a-lwc"]
 
 
-def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_path):
+def test_a_network_that_is_not_in_the_paper_says_so_in_scale(study, tmp_path):
     add(tmp_path / "own", Record.load(study / "va" / "thg0.03-seed0"), model="own")
     made = sections(study, tmp_path)
     rows = made["methods"].rows
@@ -229,7 +229,7 @@ def test_a_network_that_the_paper_has_not_is_not_called_its_scale(study, tmp_pat
     assert scale == "not in the paper"
 
 
-def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
+def test_fewer_sampled_chips_than_in_the_paper_are_named_in_scale(study, tmp_path):
     record = Record.load(study / "vanilla" / "thg0.03-seed0")
     sampled = dataclasses.replace(record.attacks[0], attack="monte_carlo", thg=0.03, parameters={"instances": 200})
     add(tmp_path / "sampled", record, attacks=[sampled])
@@ -238,7 +238,7 @@ def test_fewer_sampled_chips_than_the_papers_are_another_scale(study, tmp_path):
     assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
 
 
-def test_torchvisions_networks_given_to_an_evaluation_are_the_papers(explained, tmp_path):
+def test_torchvision_networks_given_to_an_evaluation_belong_to_the_paper(explained, tmp_path):
     for net, network in (
         ("torchvision.models:resnet18", numbers.IMAGENET),
         ("torchvision.models:vgg16", numbers.VGG16),

@@ -1,4 +1,4 @@
-"""The report replaces its own files, whole, and no others."""
+"""The report replaces its own files as a whole, and touches no others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def listing(files: object, **changes: object) -> bytes:
 
 
 def refused(folder: Path, name: str, files: dict[str, bytes] = NEW) -> None:
-    """The report says in one line which file is in its way, and has changed nothing."""
+    """The report names the file that is in its way, in one line, and has changed nothing."""
     before = contents(folder)
     with pytest.raises(ValueError, match=re.escape(str(folder / name))) as error:
         replace_files(folder, files, OWN)
@@ -52,7 +52,7 @@ def refused(folder: Path, name: str, files: dict[str, bytes] = NEW) -> None:
     assert contents(folder) == before
 
 
-def test_an_earlier_reports_files_are_replaced_and_the_users_stay(tmp_path):
+def test_files_of_an_earlier_report_are_replaced_and_other_files_stay(tmp_path):
     put(tmp_path, USERS)
     replace_files(tmp_path, OLD, OWN)
     assert without_list(tmp_path) == OLD | USERS
@@ -69,13 +69,13 @@ def test_a_file_that_no_report_made_is_not_overwritten(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.csv", "index.html"])
-def test_a_file_that_was_changed_since_is_not_overwritten(tmp_path, name):
+def test_a_report_file_that_was_changed_is_not_overwritten(tmp_path, name):
     replace_files(tmp_path, OLD, OWN)
     put(tmp_path, {name: b"changed by hand"})
     refused(tmp_path, name)
 
 
-def test_a_file_that_was_changed_since_is_not_deleted(tmp_path):
+def test_a_report_file_that_was_changed_is_not_deleted(tmp_path):
     replace_files(tmp_path, OLD, OWN)
     put(tmp_path, {"b.png": b"changed by hand"})
     replace_files(tmp_path, NEW, OWN)
@@ -112,7 +112,7 @@ def test_a_link_is_neither_followed_nor_replaced(tmp_path):
         ["b.csv.png", ".b.csv", "a.csv/../b.csv"],
     ],
 )
-def test_a_list_that_names_the_users_files_deletes_none(tmp_path, names):
+def test_no_user_file_is_deleted_because_a_list_names_it(tmp_path, names):
     out = tmp_path / "out"
     put(tmp_path, {"victim.csv": b"mine"})
     put(out, USERS)
@@ -126,7 +126,7 @@ def test_a_list_that_names_the_users_files_deletes_none(tmp_path, names):
 
 
 @pytest.mark.parametrize("digests", ["x", 1, None, {}, [None, 1, [], "x"], sha256(b"my own b")])
-def test_a_listed_file_of_another_content_stays(tmp_path, digests):
+def test_a_listed_file_with_other_content_stays(tmp_path, digests):
     put(tmp_path, USERS | {LIST: listing({"b.csv": digests})})
     replace_files(tmp_path, NEW, OWN)
     assert without_list(tmp_path) == NEW | USERS
@@ -150,22 +150,22 @@ def test_a_listed_file_of_another_content_stays(tmp_path, digests):
     ],
     ids=range(12),
 )
-def test_what_is_no_list_is_neither_followed_nor_overwritten(tmp_path, content):
+def test_a_file_that_is_not_a_list_is_neither_used_nor_overwritten(tmp_path, content):
     put(tmp_path, USERS | {LIST: content})
     refused(tmp_path, LIST)
 
 
 def test_a_folder_in_the_place_of_a_file_stays(tmp_path):
     (tmp_path / "a.csv").mkdir()
-    with pytest.raises(ValueError, match=re.escape("a.csv is not of an earlier report")):
+    with pytest.raises(ValueError, match=re.escape("a.csv was not made by a report")):
         replace_files(tmp_path, NEW, OWN)
     (tmp_path / "a.csv").rename(tmp_path / LIST)
-    with pytest.raises(ValueError, match=re.escape(f"{LIST} is not of an earlier report")):
+    with pytest.raises(ValueError, match=re.escape(f"{LIST} was not made by a report")):
         replace_files(tmp_path, NEW, OWN)
     assert [path.name for path in tmp_path.iterdir()] == [LIST]
 
 
-def test_what_stands_where_an_unfinished_list_would_is_not_deleted(tmp_path):
+def test_a_user_file_named_like_an_unfinished_list_is_not_deleted(tmp_path):
     put(tmp_path, {".report.json.new": b"mine"})
     refused(tmp_path, ".report.json.new")
 
@@ -182,7 +182,7 @@ def test_a_list_that_was_cut_off_is_replaced(tmp_path, content):
 
 
 def killed(out: Path, files: dict[str, bytes], call: str, number: int) -> bool:
-    """Write files in a process that ends without warning at the n-th call; whether it came to that."""
+    """Write files in a process that dies at the n-th call; return whether it made that call."""
     pid = os.fork()
     if not pid:
         try:
@@ -207,7 +207,7 @@ def killed(out: Path, files: dict[str, bytes], call: str, number: int) -> bool:
 
 @pytest.mark.parametrize("call", ["replace", "unlink", "fsync"])
 @pytest.mark.parametrize("before", [{}, OLD], ids=["first", "again"])
-def test_killed_at_any_moment_the_page_is_whole_and_the_next_report_just_works(tmp_path, before, call):
+def test_a_killed_report_leaves_a_whole_page_and_the_next_report_works(tmp_path, before, call):
     number = 1
     while True:
         out = tmp_path / str(number)
@@ -230,7 +230,7 @@ def test_killed_at_any_moment_the_page_is_whole_and_the_next_report_just_works(t
     assert number > {"replace": 5, "fsync": 5, "unlink": 1 if before else 0}[call]
 
 
-def test_an_error_while_writing_leaves_nothing_beside(tmp_path, monkeypatch):
+def test_an_error_while_writing_leaves_no_temporary_file(tmp_path, monkeypatch):
     replace_files(tmp_path, OLD, OWN)
     full = OSError(28, "No space left on device")
     calls = iter([None, None])
@@ -255,7 +255,7 @@ def test_two_reports_do_not_write_into_one_folder_at_once(tmp_path):
     replace_files(tmp_path, NEW, OWN)
 
 
-# ---- as a user meets it
+# ---- as a user sees it
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_two_reports_do_not_write_into_one_folder_at_once(tmp_path):
         ),
     ],
 )
-def test_where_nothing_can_be_written_one_line_says_so(tmp_path, out, said):
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path, out, said):
     add(tmp_path / "run", own_network())
     (tmp_path / "file").write_text("mine")
     with pytest.raises((ValueError, OSError), match=re.escape(said)) as error:
@@ -278,13 +278,13 @@ def test_where_nothing_can_be_written_one_line_says_so(tmp_path, out, said):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_page_of_the_users_is_not_read_for_what_to_delete(tmp_path):
+def test_a_users_own_page_deletes_no_files(tmp_path):
     add(tmp_path / "run", own_network())
     page = b'<section id="data"></section><img id="picture-photo"><section id="../victim">'
     put(tmp_path, {"victim.csv": b"mine"})
     put(tmp_path / "out", USERS | {"index.html": page})
     before = contents(tmp_path / "out")
-    with pytest.raises(ValueError, match=re.escape("out/index.html is not of an earlier report")):
+    with pytest.raises(ValueError, match=re.escape("out/index.html was not made by a report")):
         write_report([tmp_path / "run"], tmp_path / "out", {})
     assert contents(tmp_path / "out") == before and (tmp_path / "victim.csv").read_bytes() == b"mine"
 

@@ -13,7 +13,7 @@ from worstcase.report.frame import COLUMNS, SETTINGS
 
 @pytest.fixture
 def runs(tmp_path):
-    """A training, an evaluation of it at two th_g, and one of given weights."""
+    """A training, its evaluation at two th_g, and an evaluation of given weights."""
     trained = tmp_path / "trained"
     folders = [trained, trained / "evaluations" / "a", tmp_path / "given"]
     at = [
@@ -31,7 +31,7 @@ def runs(tmp_path):
     return tmp_path
 
 
-def test_a_row_for_each_attack_and_th_g_with_what_the_training_says(runs):
+def test_each_attack_and_th_g_has_a_row_with_the_facts_of_its_training(runs):
     frame = results_frame([runs])
     assert list(frame.columns) == list(COLUMNS) and len(frame) == 4
     of = frame[frame.attack == "lwc"].sort_values("thg")
@@ -45,12 +45,12 @@ def test_a_row_for_each_attack_and_th_g_with_what_the_training_says(runs):
     assert frame.certified_accuracy.isna().all()
 
 
-def test_it_can_be_grouped_over_seeds(runs):
+def test_the_frame_can_be_grouped_over_seeds(runs):
     means = results_frame([str(runs)]).groupby(["network", "method", "attack", "thg"]).attacked_accuracy.mean()
     assert means["lenet", "vanilla", "lwc", 0.02] == 0.25
 
 
-def test_settings_tell_rows_apart_that_differ_in_more_than_the_seed(runs):
+def test_rows_that_differ_in_more_than_the_seed_have_different_settings(runs):
     other = {**CONFIG, "seed": 8, "trainer": {"max_epochs": 9}}
     for name, config in (("again", {**CONFIG, "seed": 8}), ("longer", other)):
         (runs / name).mkdir()
@@ -70,12 +70,12 @@ def test_the_sweep_of_a_run_is_read_from_its_record(runs):
     }
 
 
-def test_every_field_of_a_record_that_is_a_number_is_a_column_or_left_out_on_purpose():
+def test_every_number_of_a_record_is_a_column_or_left_out_on_purpose():
     left_out = {"schema_version", "thg", "decisions", "parameters", "parameters_perturbed", "threads"}
     numbers = {f.name for f in dataclasses.fields(record()) if isinstance(getattr(record(), f.name), int | float)}
     assert numbers - left_out <= COLUMNS.keys()
 
 
-def test_it_needs_no_pytorch():
+def test_the_frame_needs_no_pytorch():
     code = "import worstcase, sys; worstcase.results_frame(['none']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

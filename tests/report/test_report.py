@@ -1,4 +1,4 @@
-"""From records alone to the page."""
+"""The page is made from records alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worstcase.paper import SECTIONS
 from worstcase.report.write import write_report
 
 
-def test_every_figure_and_table_that_the_records_allow_and_no_other(made, report_folder):
+def test_the_report_has_exactly_the_figures_and_tables_that_the_records_allow(made, report_folder):
     assert next(iter(made)) == "runs" and list(made)[1:] == [name for name in SECTIONS if name in made]
     assert made.keys() - {"runs"} == {
         *("fig1", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8a"),
@@ -35,10 +35,10 @@ def test_every_figure_and_table_that_the_records_allow_and_no_other(made, report
         assert name in page.split("Not measured yet")[1]
 
 
-def test_a_section_says_its_sweeps_its_seeds_and_its_convention(made):
+def test_a_section_names_its_sweeps_seeds_and_unit_of_th_g(made):
     section = made["fig8a"]
     assert section.seeds == "2 seeds (0, 1)" and "full_scale=layer_max" in section.convention
-    assert section.sweeps == []  # an evaluation of the user's is among its runs
+    assert section.sweeps == []  # one of its runs is a single evaluation
     alone = dataclasses.replace(section, results=section.results[section.results.kind == "train"])
     assert alone.sweeps == [SWEEP]
     other = alone.results.sweep.where(alone.results.seed == 0, "python -m src.train -m seed=1")
@@ -47,7 +47,7 @@ def test_a_section_says_its_sweeps_its_seeds_and_its_convention(made):
     assert len(section.commands) == len(section.runs)
 
 
-def test_the_page_shows_each_sweep_on_a_line(tmp_path):
+def test_the_page_shows_each_sweep_on_its_own_line(tmp_path):
     sweeps = ["python -m src.train -m seed=0,1", "python -m src.train -m seed=2,3"]
     for seed in range(4):
         add(tmp_path / "runs" / str(seed), own_network(seed=seed), sweep=sweeps[seed // 2])
@@ -65,14 +65,14 @@ def test_different_commits_and_red_flags_are_noted(made):
     assert any("commits:" in note and "bbbbbbbbb" in note for note in notes)
 
 
-def test_the_command_writes_the_page_and_touches_no_record(study, tmp_path):
+def test_the_command_writes_the_page_and_changes_no_record(study, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in study.rglob("*")}
     shown = run("src.report", f"folders=[{study}]", f"out={tmp_path}").stdout
     assert f"report: {tmp_path}/index.html" in shown and "Table V" in shown
     assert {path: path.stat().st_mtime_ns for path in study.rglob("*")} == before
 
 
-def test_files_of_an_earlier_report_do_not_stay(study, tmp_path):
+def test_files_that_a_new_report_does_not_need_are_deleted(study, tmp_path):
     write_report([study], tmp_path, SECTIONS)
     (tmp_path / "fig8a.png").write_text("the user's own")
     write_report([study / "vanilla"], tmp_path, SECTIONS)
@@ -81,7 +81,7 @@ def test_files_of_an_earlier_report_do_not_stay(study, tmp_path):
     assert not list(tmp_path.glob("fig8a-*.png"))
 
 
-def test_report_uploads_its_figures_and_tables(study: Path, tmp_path: Path):
+def test_the_report_uploads_its_figures_and_tables(study: Path, tmp_path: Path):
     run("src.report", f"folders=[{study}]", f"out={tmp_path}", "wandb=true")
     (offline,) = tmp_path.glob("wandb/offline-run-*")
     uploaded = [str(file.relative_to(offline)) for file in offline.rglob("*") if file.is_file()]
@@ -98,7 +98,7 @@ def test_report_uploads_its_figures_and_tables(study: Path, tmp_path: Path):
         ("folder=[x]", "there is no setting folder; did you mean folders?"),
     ],
 )
-def test_bad_settings_are_one_line(override, message):
+def test_bad_settings_are_refused_in_one_line(override, message):
     done = run("src.report", override, fails=True)
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
@@ -124,12 +124,12 @@ def browser():
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")], ids=["desktop", "phone"])
 def test_a_browser_shows_every_figure_and_reports_no_error(browser, made, report_folder, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    messages, asked = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
     page.goto((report_folder / "index.html").as_uri(), wait_until="load")
-    assert said == [] and asked.count("file") == 1 and set(asked) <= {"file", "data"}
+    assert messages == [] and asked.count("file") == 1 and set(asked) <= {"file", "data"}
     pictures = page.eval_on_selector_all(
         "img", "all => all.map(i => [i.id, i.complete && i.naturalWidth, i.getBoundingClientRect().width])"
     )

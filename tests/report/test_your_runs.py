@@ -1,4 +1,4 @@
-"""Every finished run is shown, and what records of others say does no harm."""
+"""Every finished run is shown, and records from others do no harm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worstcase.report.write import write_report
 from worstcase.report.your_runs import your_runs
 
 HOSTILE = "\"></td></section><script>alert(1)</script>'\n\r\t\x00\x1b[31m\u202e{{ 7*7 }}$\\frac{$"
-NAME = HOSTILE.replace("$", "")  # in which a record refuses it
+NAME = HOSTILE.replace("$", "")  # which a record refuses in a name
 
 
 class Page(html.parser.HTMLParser):
@@ -52,7 +52,7 @@ def report(tmp_path, *records: Record) -> tuple[list[Section], str]:
     return sections, (tmp_path / "out" / "index.html").read_text()
 
 
-def test_a_run_that_is_of_no_figure_of_the_paper_has_a_page(tmp_path):
+def test_a_run_outside_the_papers_figures_has_a_page(tmp_path):
     sections, page = report(tmp_path, own_network(flags=["one", "two"]))
     assert [section.name for section in sections] == ["runs"]
     row = ["mine:Net", "mine", "vanilla", "0.02", "3"]
@@ -66,12 +66,12 @@ def test_a_run_that_is_of_no_figure_of_the_paper_has_a_page(tmp_path):
     assert first["unit"] == "%" and first["certified"] == ""
     assert (second["attack"], second["flags"], second["seed"]) == ("lwc", "2", "3")
     assert "From the records of 1 finished run." in page
-    assert [name for name in re.split(r"[ ,.<]+", page.split("allow these:")[1]) if name in SECTIONS] == list(
-        SECTIONS
-    )
+    assert [
+        name for name in re.split(r"[ ,.<]+", page.split("enough runs for these:")[1]) if name in SECTIONS
+    ] == list(SECTIONS)
 
 
-def test_the_picture_has_a_dot_for_each_run_and_attack_in_its_methods_colour(tmp_path):
+def test_the_picture_has_a_dot_for_each_attack_in_the_colour_of_its_method(tmp_path):
     methods = [f"method {number}" for number in range(100)]
     runs = [own_network(method=method, seed=seed) for method in methods for seed in (0, 1)]
     runs += [own_network(method="common", seed=seed) for seed in range(3)]
@@ -87,8 +87,8 @@ def test_the_picture_has_a_dot_for_each_run_and_attack_in_its_methods_colour(tmp
     assert len({(line.get_color(), line.get_marker()) for line in drawn}) == len(drawn)
 
 
-def test_each_number_of_a_run_stands_in_its_own_row(tmp_path):
-    """Whatever the order in which the runs finished."""
+def test_each_row_has_the_numbers_of_its_own_run(tmp_path):
+    """In whatever order the runs finished."""
     for number, (seed, lowest, proven) in enumerate([(2, 0.3, 0.2), (0, 0.5, None), (1, 0.4, 0.1)]):
         attack = dataclasses.replace(own_network().attacks[0], accuracy=lowest)
         one = own_network(seed=seed, attacks=[attack], certified_accuracy=proven)
@@ -102,7 +102,7 @@ def test_each_number_of_a_run_stands_in_its_own_row(tmp_path):
     ]
 
 
-def test_runs_of_one_method_say_in_what_they_differ(tmp_path):
+def test_the_table_says_how_runs_of_one_method_differ(tmp_path):
     for epochs in (1, 9):
         config = {**own_network().config, "trainer": {"max_epochs": epochs, "deterministic": True}}
         add(tmp_path / str(epochs), own_network(config=config))
@@ -110,7 +110,7 @@ def test_runs_of_one_method_say_in_what_they_differ(tmp_path):
     assert set(rows["differs in"]) == {"max_epochs=1", "max_epochs=9"}
 
 
-def test_a_picture_has_a_line_over_th_g_for_each_network_and_a_bar_down_to_what_is_proven(tmp_path):
+def test_each_network_has_a_line_over_th_g_and_bars_down_to_its_certificate(tmp_path):
     def found(thg, accuracy):
         return dataclasses.replace(
             own_network().attacks[0], thg=thg, accuracy=accuracy, max_relative_perturbation=0.0
@@ -129,14 +129,14 @@ def test_a_picture_has_a_line_over_th_g_for_each_network_and_a_bar_down_to_what_
     assert sorted(end for bar in bars for _, end in bar) == pytest.approx([10, 10, 30, 70])
 
 
-def test_weights_that_were_given_have_no_seed_of_a_training(tmp_path):
+def test_given_weights_have_no_training_seed(tmp_path):
     given = own_network(kind="evaluate", method=None, train_seconds=None, epochs=None)
     sections, _ = report(tmp_path, given)
     rows = sections[0].rows
     assert set(zip(rows.method, rows.seed, strict=True)) == {("given weights", "-")}
 
 
-def test_text_of_a_record_stays_text(tmp_path):
+def test_text_from_a_record_stays_text_on_the_page(tmp_path):
     hostile = own_network(method=NAME, model=NAME, dataset=NAME, command=HOSTILE, flags=[HOSTILE])
     hostile.attacks[0].attack = NAME
     sections, page = report(tmp_path, hostile, own_network(model="m" * 200, method="n" * 200))
@@ -155,7 +155,7 @@ def test_text_of_a_record_stays_text(tmp_path):
 
 @pytest.mark.parametrize("config", [{}, {"thg": [0.01, 0.02]}])
 @pytest.mark.parametrize("source", [None, "."], ids=["given", "of itself"])
-def test_a_run_of_which_little_is_known_is_shown_and_stops_no_other_part(tmp_path, config, source):
+def test_a_run_with_an_incomplete_configuration_is_shown(tmp_path, config, source):
     known = {"kind": "evaluate", "source_run": source, "config": config, "command": "python 'open"}
     add(tmp_path / "odd", own_network(model="lenet", dataset="mnist", **known))
     results = results_frame([tmp_path])
@@ -171,12 +171,12 @@ def test_a_training_that_cannot_be_read_is_unknown(tmp_path, caplog):
     for number, source in enumerate(("../../training", "a\x00b", "/proc/1/root/x" * 1000)):
         add(tmp_path / "runs" / str(number), own_network(kind="evaluate", source_run=source))
     assert results_frame([tmp_path / "runs"]).groupby("folder").training.count().tolist() == [0] * 3
-    said = [record.getMessage() for record in caplog.records if "training of" in record.getMessage()]
-    assert said and all("\n" not in line and "\x00" not in line for line in said)
+    messages = [record.getMessage() for record in caplog.records if "training of" in record.getMessage()]
+    assert messages and all("\n" not in line and "\x00" not in line for line in messages)
 
 
 @pytest.mark.parametrize("where", ["make", "draw"])
-def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, caplog, where):
+def test_a_section_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, caplog, where):
     def fails(results):
         if where == "make":
             raise KeyError("odd\nname")
@@ -190,11 +190,11 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, caplo
     assert [section.name for section in sections] == ["runs"]
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith("fig1 is left out: ") and "\n" not in warning
-    assert "fig1" in page.split("Left out")[1] and "fig1" not in page.split("allow these:")[1]
+    assert "fig1" in page.split("Left out")[1] and "fig1" not in page.split("enough runs for these:")[1]
     assert not list((tmp_path / "out").glob("fig1*"))
 
 
-def test_a_file_is_named_after_a_part_of_the_report_alone(tmp_path, monkeypatch, caplog):
+def test_a_section_cannot_name_files_outside_the_report(tmp_path, monkeypatch, caplog):
     def named(results):
         return dataclasses.replace(your_runs(results), name="../fig1")
 
@@ -229,7 +229,7 @@ def test_no_cell_of_the_csv_is_a_formula(cell, written):
     assert line[header.index("each seed")] == "-0.5 2" and float(line[header.index("mean")]) == 0.75
 
 
-def test_a_method_that_is_a_formula_is_text_in_every_csv(tmp_path):
+def test_a_method_named_like_a_formula_is_text_in_every_csv(tmp_path):
     report(tmp_path, own_network(method="=1+1"))
     cells = [
         cell for file in (tmp_path / "out").glob("*.csv") for line in csv.reader(file.open()) for cell in line

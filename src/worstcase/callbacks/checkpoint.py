@@ -1,4 +1,4 @@
-"""Checkpoints of a run whose folder may be moved or copied before it goes on."""
+"""Checkpoints of a run whose folder may be moved or copied before it resumes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """Lightning's own, but what it remembers of its files is told by their names within its folder.
+    """Lightning's `ModelCheckpoint`, but it finds its files by their names in its present folder.
 
-    Lightning keeps absolute paths, and in another folder forgets how good the best checkpoint was: a worse one
-    would replace it.
+    Lightning stores absolute paths. In another folder it forgets how good the best checkpoint was, and a worse
+    one would replace it.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

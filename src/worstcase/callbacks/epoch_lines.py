@@ -1,4 +1,4 @@
-"""Progress of training where output is no terminal."""
+"""Progress of training as plain lines, for output that is not a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochLines(L.Callback):
-    """Logs one plain line an epoch."""
+    """Logs one plain line per epoch."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The worst case during training: on the validation split each epoch, on the test split at the end."""
+"""Attacks in a training run: on the validation split after each epoch, on the test split at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class WorstCasePerEpoch(L.Callback):
 
     Args:
         attack: the attack.
-        seed: of what it draws, the same in each epoch.
+        seed: of the attack's random draws, the same in each epoch.
     """
 
     def __init__(self, attack: Attack, seed: int = 0) -> None:
@@ -35,12 +35,12 @@ class WorstCasePerEpoch(L.Callback):
 class WorstCaseAtTest(L.Callback):
     """Evaluates the network on the test split; logs the lowest accuracy found, ``test/attacked_accuracy``, 0..1.
 
-    What was found is kept in ``evaluation``, an `Evaluation`.
+    The attribute ``evaluation`` keeps the `Evaluation`.
 
     Args:
-        attacks: run in this order; of a mapping, its values that are not None.
-        seed: of what the attacks draw.
-        diagnosis: ``short`` or ``full``, to explain the lowest found; None: not.
+        attacks: the attacks, run in this order. Values of a mapping that are None are skipped.
+        seed: of the attacks' random draws.
+        diagnosis: ``short`` or ``full`` explains the worst chip found; None does not.
     """
 
     def __init__(
@@ -69,5 +69,5 @@ class WorstCaseAtTest(L.Callback):
 
 def _loader(loaders: Any) -> Loader:
     if isinstance(loaders, list | tuple | dict):
-        raise ValueError("the worst case is over one reference set: give the trainer one loader, not several")
+        raise ValueError("the worst case needs one reference set: give the trainer one loader, not several")
     return loaders

@@ -1,4 +1,4 @@
-"""Random changes of whole batches, each image by its own draw, from torch's default generator."""
+"""Random augmentation of batches. Each image gets its own draw from PyTorch's default generator."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 def flip_and_crop(images: Tensor, padding: int) -> Tensor:
-    """Flip half of the images left to right, pad all with zeros and cut the original size out again.
+    """Flip each image left to right with probability 1/2, pad it with zeros, and crop it to its size at random.
 
     Args:
         images: (N, C, H, W).
-        padding: pixels at each side.
+        padding: pixels added at each side.
 
     Example:
         >>> flip_and_crop(torch.ones(2, 3, 8, 8), padding=2).shape
@@ -28,5 +28,5 @@ def flip_and_crop(images: Tensor, padding: int) -> Tensor:
 
 
 def standardise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
-    """(images - mean) / std by channel, in place; images (N, C, H, W)."""
+    """(images - mean) / std for each channel, in place. Images are (N, C, H, W)."""
     return images.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))

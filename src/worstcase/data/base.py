@@ -17,20 +17,20 @@ from worstcase.seeds import drawing_by
 Split = tuple[Tensor, Tensor]
 
 CHANNELS = 3
-"""Of a colour image."""
+"""Channels of a colour image."""
 
 
 class ImageDataModule(L.LightningDataModule):
     """Training, validation and test split of images.
 
-    The validation split is drawn from the training data by seed; the test split never depends on the seed.
+    The seed draws the validation split from the training data. The test split does not depend on it.
 
     Args:
-        batch_size: images a batch, 1 or more; the last batch of an epoch may be smaller.
+        batch_size: images in a batch, 1 or more; the last batch of an epoch may be smaller.
         val_fraction: share of the training data that is held out for validation, above 0 and below 1.
-        num_classes: checked against the data set's own number; None: that.
-        limit: at most so many images of the training data, drawn by seed, and so many of the test data,
-            the same for every seed; None: all.
+        num_classes: must equal the data set's own number; None takes that number.
+        limit: use at most this many training images, drawn by seed, and this many test images, the same for
+            every seed; None uses all.
         seed: draws the validation split, the training subset and the order of each epoch.
     """
 
@@ -55,20 +55,20 @@ class ImageDataModule(L.LightningDataModule):
         self.batch_size, self.val_fraction, self.limit, self.seed = batch_size, val_fraction, limit, seed
 
     def cut(self, size: int) -> tuple[Tensor, Tensor]:
-        """Indices of training and validation images among so many, drawn by seed."""
+        """Draw the indices of the training and the validation images from `size` images, by seed."""
         order = draw(size, self.seed)[: self.limit]
         held_out = max(1, round(self.val_fraction * len(order)))
         return order[held_out:], order[:held_out]
 
     def test_subset(self, size: int) -> Tensor:
-        """Indices of test images among so many: all in order, or the limit's, drawn the same for every seed."""
+        """Indices of the test images: all `size` in order, or `limit` of them, the same for every seed."""
         if self.limit is None or self.limit >= size:
             return torch.arange(size)
         return draw(size, seed=0)[: self.limit]
 
 
 class InMemoryDataModule(ImageDataModule):
-    """Images held as tensors and sliced by batch, which for small images beats worker processes.
+    """Images in memory, as tensors: for small images, slicing them is faster than worker processes.
 
     Args:
         options: see `ImageDataModule`.
@@ -79,11 +79,11 @@ class InMemoryDataModule(ImageDataModule):
         """Training and test data: uint8 images (N, C, H, W) and int64 labels (N,)."""
 
     def augment(self, images: Tensor) -> Tensor:
-        """Change a training batch of uint8 images at random."""
+        """Augment a training batch of uint8 images at random; here it stays as it is."""
         return images
 
     def prepare(self, images: Tensor) -> Tensor:
-        """From uint8 images to what the network takes: [0, 1] unless a data set normalises."""
+        """Convert uint8 images to the network's input: scaled to [0, 1]; some data sets also normalise."""
         return images.float().div_(255)
 
     def setup(self, stage: str | None = None) -> None:
@@ -95,7 +95,7 @@ class InMemoryDataModule(ImageDataModule):
             if x.dtype != torch.uint8 or x.shape[1:] != images.shape[1:] or y.dtype != torch.long:
                 raise ValueError(
                     f"the {part} data of {name} are {x.dtype} {tuple(x.shape)} with {y.dtype} labels, but must be "
-                    f"uint8 images of {tuple(images.shape[1:])} with int64 labels; lay them out again"
+                    f"uint8 images of {tuple(images.shape[1:])} with int64 labels; replace the data files"
                 )
             check_labels(y, len(x), self.num_classes, f"the {part} data of {name}")
         train, val = self.cut(len(images))
@@ -122,9 +122,9 @@ class InMemoryDataModule(ImageDataModule):
 
 
 class TrainingBatches(Dataset[Split]):
-    """Batches of uint8 images by a tensor of indices, augmented and prepared when they are asked for.
+    """Training batches, indexed by a tensor of image indices, augmented and prepared on access.
 
-    The seed and the indices decide what the augmentation draws.
+    What the augmentation draws depends only on the seed and the indices.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, data: InMemoryDataModule) -> None:
@@ -139,12 +139,12 @@ class TrainingBatches(Dataset[Split]):
 
 
 class ShuffledBatches(DistributedSampler[Tensor]):
-    """Indices by batch, in an order that only the seed and the epoch decide: a resumed run sees the same.
+    """Shuffled batches of indices. Only the seed and the epoch decide the order, so a resumed run sees the same.
 
-    Several processes that train together take turns at the batches, as many each; what remains is left out.
+    Processes that train together take batches in turn, each the same number. Left-over batches are dropped.
 
     Raises:
-        ValueError: there is no batch for each process.
+        ValueError: there are fewer batches than processes.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
@@ -167,42 +167,42 @@ class ShuffledBatches(DistributedSampler[Tensor]):
         return iter(batches[self.rank :: self.num_replicas][: len(self)])
 
 
-def check_classes(said: int | None, found: int | None, where: object) -> int:
-    """The number of classes: what is said and what is found must agree where both are known.
+def check_classes(given: int | None, found: int | None, where: object) -> int:
+    """The number of classes, as set or as found in the data. Where both are known they must agree.
 
     Raises:
-        ValueError: they do not, neither is known, or it is less than 2.
+        ValueError: they disagree, neither is known, or the number is below 2.
     """
-    if said is not None:
-        whole("num_classes", said, least=2)
-    if said is None and found is None:
+    if given is not None:
+        whole("num_classes", given, least=2)
+    if given is None and found is None:
         raise ValueError(f"the number of classes of {where} is not known; set num_classes=NUMBER")
-    if said is not None and found is not None and said != found:
-        raise ValueError(f"num_classes={said}, but {where} has {found} classes")
-    return said or found or 0
+    if given is not None and found is not None and given != found:
+        raise ValueError(f"num_classes={given}, but {where} has {found} classes")
+    return given or found or 0
 
 
 def check_labels(labels: Tensor, images: int, classes: int, where: str) -> None:
-    """Make sure that there are images, each with a label 0 to classes - 1.
+    """Check that there are images and that each has a label from 0 to classes - 1.
 
     Raises:
-        ValueError: one that names `where`.
+        ValueError: a check fails; the message names `where`.
     """
     if not images:
         raise ValueError(f"{where} has no images")
     if labels.shape != (images,):
-        raise ValueError(f"{where} has {images} images, but {labels.numel()} labels; lay it out again")
+        raise ValueError(f"{where} has {images} images, but {labels.numel()} labels; replace the data files")
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         index = int(wrong[0])
         raise ValueError(
-            f"{where} has label {labels[index]} for image {index}, but {classes} classes are 0 to {classes - 1}; "
+            f"{where} has label {labels[index]} for image {index}, but labels must be 0 to {classes - 1}; "
             "correct the label, or num_classes="
         )
 
 
 def check_channels(mean: Iterable[float], std: Iterable[float]) -> tuple[list[float], list[float]]:
-    """The mean and standard deviation of each channel of colour images, as lists.
+    """The mean and the standard deviation of each colour channel, as lists.
 
     Raises:
         ValueError: there are not three of each, one is not finite, or a deviation is not above 0.
@@ -219,10 +219,10 @@ def _by_channel(name: str, values: Iterable[float], above: float = -math.inf) ->
         listed = []
     if len(listed) != CHANNELS:
         allowed = "finite numbers" if above == -math.inf else f"finite numbers above {above:g}"
-        raise ValueError(f"dataset.{name}={values}: must be {CHANNELS} {allowed}, one a channel")
+        raise ValueError(f"dataset.{name}={values}: must be {CHANNELS} {allowed}, one for each channel")
     return listed
 
 
 def draw(size: int, seed: int) -> Tensor:
-    """The numbers below size in an order that the seed decides."""
+    """The integers 0 to size - 1, shuffled by seed."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))

@@ -17,7 +17,7 @@ from worstcase.data.base import InMemoryDataModule, Split, check_channels
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
 
-# MD5 of the pixels of each file, uint8 (10000, 3072). An archive may be packed anew, its pixels may not change.
+# MD5 of the pixels of each file, uint8 (10000, 3072). A repacked archive passes; changed pixels do not.
 PIXELS = {
     "data_batch_1": "e089133f4b27fe2499933fb92fbbcc51",
     "data_batch_2": "1de5dd711a8f0bcacfb9a30601172ecc",
@@ -29,14 +29,14 @@ PIXELS = {
 
 
 class CIFAR10DataModule(InMemoryDataModule):
-    """CIFAR-10, 50,000 and 10,000 colour images of 32x32.
+    """CIFAR-10: 50,000 training and 10,000 test images, 32x32, in colour.
 
     Args:
-        data_dir: the folder that holds ``cifar-10-batches-py``, as torchvision lays it out.
-        download: fetch it there if it is missing.
+        data_dir: the folder that holds ``cifar-10-batches-py``, in torchvision's layout.
+        download: download the data there if they are missing.
         augmented: flip and crop training images (padding 4).
-        mean: subtracted from the channels, which are in [0, 1]; the data set's own by default.
-        std: divides the channels after that, above 0.
+        mean: subtracted from each channel, whose pixels are 0..1; by default the data set's own mean.
+        std: divides each channel after that, above 0; by default the data set's own.
         options: see `ImageDataModule`.
     """
 
@@ -85,14 +85,14 @@ def _read(path: Path) -> Split:
         pixels = np.ascontiguousarray(content["data"], dtype=np.uint8)
         labels = torch.tensor(content["labels"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"cannot read {path}: it is truncated or no CIFAR-10 batch ({error})") from None
+        raise ValueError(f"cannot read {path}: it is truncated or not a CIFAR-10 batch ({error})") from None
     if hashlib.md5(pixels.tobytes()).hexdigest() != PIXELS[path.name]:
-        raise ValueError(f"the pixels in {path} are not CIFAR-10's; lay the data out or download it again")
+        raise ValueError(f"the pixels in {path} are not CIFAR-10's; unpack or download the data again")
     return torch.from_numpy(pixels).view(-1, 3, 32, 32), labels
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays and plain types; a file that asks for anything else is refused, not executed."""
+    """Unpickles only arrays and plain types; a file with anything else is refused, not executed."""
 
     def find_class(self, module: str, name: str) -> Any:
         root = module.split(".")[0]

@@ -1,4 +1,4 @@
-"""Images in folders, one a class, or in one folder with a table of labels: ImageNet and the user's own."""
+"""Image files in one folder per class, or in one folder with a table of labels: ImageNet and your own."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from worstcase.checks import whole
 from worstcase.data.base import ImageDataModule, ShuffledBatches, Split, check_channels, check_classes, draw
 from worstcase.seeds import drawing_by
 
-KEPT_BYTES = 2**31  # a test split that takes less is read once and kept
+KEPT_BYTES = 2**31  # a test split up to this size stays in memory
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Colour images read from files when they are asked for, by worker processes.
+    """Colour images that worker processes read from files on demand.
 
-    ``folder/train/CLASS/*`` is the training data and may be absent where nothing is trained;
-    ``folder/val/CLASS/*``, or ``folder/test/CLASS/*``, is the test split. Instead of the latter,
-    ``folder/labels.csv`` with columns ``file`` and ``label`` (0, 1, ...) may list images in ``folder/images``.
-    Test images are in an order that mixes the classes, the same for every seed; those that take less than
-    2 GiB as tensors are read once.
+    ``folder/train/CLASS/*`` holds the training data; it may be missing if nothing is trained. The test split is
+    ``folder/val/CLASS/*`` or ``folder/test/CLASS/*``. Without these, it is the images in ``folder/images`` that
+    ``folder/labels.csv`` lists, with columns ``file`` and ``label`` (0, 1, ...). The order of the test images
+    mixes the classes and is the same for every seed. Up to 2 GiB of test images stay in memory as tensors.
 
     Args:
-        data_dir: where `folder` is looked for.
-        folder: path of the data set in it.
-        resize: the shorter side of a test image after scaling; None: as it is.
-        crop: side of the square that is cut out of the middle of a test image, or at random out of a
-            training image (and scaled and flipped).
-        mean: subtracted from the channels, which are in [0, 1].
-        std: divides the channels after that, above 0.
+        data_dir: the folder that contains `folder`.
+        folder: path of the data set within `data_dir`.
+        resize: the shorter side of a test image after scaling, in pixels; None does not scale.
+        crop: side of the square crop in pixels: from the middle of a test image; from a training image at
+            random, scaled and flipped.
+        mean: subtracted from each channel, whose pixels are 0..1.
+        std: divides each channel after that, above 0.
         num_workers: processes that read images.
         options: see `ImageDataModule`; num_classes must be given.
     """
@@ -58,7 +57,7 @@ class ImageFolderDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**options)
         if resize is not None:
-            whole("resize", resize, also="or null for images as they are")
+            whole("resize", resize, also="or null for no scaling")
         whole("crop", crop)
         whole("num_workers", num_workers, least=0)
         mean, std = check_channels(mean, std)
@@ -89,7 +88,7 @@ class ImageFolderDataModule(ImageDataModule):
         )
 
     def _check_classes(self, folders: list[Path]) -> None:
-        """Number and names of the class folders, which make the labels, by a look at the folders alone."""
+        """Check number and names of the class folders, which define the labels, without reading any image."""
         names = [{entry.name for entry in folder.iterdir() if entry.is_dir()} for folder in folders]
         for folder, found in zip(folders, names, strict=True):
             check_classes(self.num_classes, len(found), folder)
@@ -119,7 +118,7 @@ class ImageFolderDataModule(ImageDataModule):
         batches = torch.arange(len(order)).split(self.batch_size)
         if len(order) * 3 * self.crop**2 * 4 > KEPT_BYTES:
             return self._loader(BatchesOf(self._test, order), batches)
-        if self._kept is None:  # an attack passes over them many times
+        if self._kept is None:  # an attack reads them many times
             read = list(self._loader(BatchesOf(self._test, order), batches))
             self._kept = TensorDataset(*(torch.cat(parts) for parts in zip(*read, strict=True)))
         return DataLoader(self._kept, sampler=batches, batch_size=None)
@@ -128,7 +127,9 @@ class ImageFolderDataModule(ImageDataModule):
         self.setup()
         folder = self.folder / "train"
         if not folder.is_dir():
-            raise FileNotFoundError(f"no training images: {folder} does not exist, so this data is for evaluation")
+            raise FileNotFoundError(
+                f"no training images: {folder} does not exist; this data is for evaluation only"
+            )
         data = _in_folders(folder, transform)
         return data, self.cut(len(data))
 
@@ -137,7 +138,7 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 class Listed(Dataset):
-    """Images of one folder that a table lists."""
+    """Images of one folder, listed in a table."""
 
     def __init__(self, table: Path, transform: Callable[[Any], Tensor], num_classes: int) -> None:
         self.folder, self.transform = table.parent / "images", transform
@@ -145,9 +146,9 @@ class Listed(Dataset):
             with table.open(newline="", encoding="utf-8-sig") as file:
                 self.files = [(row["file"] or "", int(row["label"])) for row in csv.DictReader(file)]
         except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise ValueError(f"{table} needs columns file and label, the latter 0, 1, ...: {error}") from None
+            raise ValueError(f"{table} needs columns file and label, with labels 0, 1, ...: {error}") from None
         if not self.files:
-            raise ValueError(f"{table} lists no images; it needs a first line file,label and one for each image")
+            raise ValueError(f"{table} lists no images; it needs the header file,label and a line for each image")
         for name, label in self.files:
             if not 0 <= label < num_classes:
                 raise ValueError(
@@ -172,14 +173,14 @@ def _is_below(name: str) -> bool:
 
 
 def read_image(path: str | Path) -> Any:
-    """The image of a file, in RGB.
+    """Read an image file as RGB.
 
     Raises:
         ValueError: it cannot be read; the message names it.
     """
     try:
         return default_loader(str(path))
-    except Exception as error:  # readers of many formats raise what they like
+    except Exception as error:  # image readers raise many kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is no image that can be read: {reason}") from None
 
@@ -192,9 +193,9 @@ def _in_folders(folder: Path, transform: Callable[[Any], Tensor]) -> ImageFolder
 
 
 class BatchesOf(Dataset[Split]):
-    """Chosen items of a data set, by a tensor of positions at a time.
+    """Batches of the chosen items of a data set, indexed by a tensor of positions.
 
-    The seed and the positions decide what random transforms draw.
+    What random transforms draw depends only on the seed and the positions.
     """
 
     def __init__(self, data: Dataset, chosen: Tensor, seed: int = 0) -> None:

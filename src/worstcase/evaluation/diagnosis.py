@@ -1,4 +1,4 @@
-"""Why the worst chip fails: its answers, its weights, and what its accuracy hangs on."""
+"""Why the worst chip fails: its answers, its weights, and which weights matter."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.evaluation.sensitivity import BUDGET, damage_by_layer, selective_write_verify
 
 BINS = 20
-CLASSES = 20  # listed at most
-MARGIN = 0.01  # of the bound: so near to 0 a weight is unmoved, so near to the bound it is at it
+CLASSES = 20  # the most that are listed
+MARGIN = 0.01  # share of the bound: this near to 0 a weight is unmoved, this near to the bound it is at the bound
 
 
 def diagnose(
@@ -26,38 +26,38 @@ def diagnose(
     budget: float = BUDGET,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """What a chip looks like, in plain JSON types for the record. Accuracies and shares are fractions 0..1.
+    """Describe a chip in plain JSON types for the record. Accuracies and shares are fractions 0..1.
 
-    Where an attack on some of the weights finds less than ``accuracy``, the chip was not the worst.
+    If an attack on some of the weights finds less than ``accuracy``, the chip was not the worst.
 
     Args:
         crossbar: the network, at the th_g that the perturbation was found with.
         loader: the reference set, batches (inputs, labels).
         perturbation: of the worst chip.
-        full: also attack one layer at a time and some weights only.
+        full: also attack single layers and sets of the most important weights.
         budget: passes of each of these attacks.
-        progress: of these attacks.
+        progress: show the progress of these attacks.
 
     Returns:
         ``accuracy``, ``clean_accuracy``, ``samples``, ``thg``, ``budget`` (None without `full`), and
 
-        - ``confusion`` (Table III): ``matrix`` of counts, a row for each true class and a column for each answer
-          of the worst chip, or None for more than 20 classes; ``by_class`` the numbers of ``samples``,
-          of ``clean_right`` and ``right`` answers, and of ``answers`` of the worst chip that are this class; of
-          many classes only the 20 most frequent answers;
-        - ``confidence`` (Fig. 4) of the ``clean`` and the ``worst`` chip's ``right`` and ``wrong`` answers: the
-          largest softmax output, ``counts`` in 20 equal bins of 0..1, ``answers`` in all and ``mean`` (None of
-          none);
-        - ``perturbation`` (Fig. 5): abs d in units of the bound, ``counts`` in 20 equal bins of 0..1, ``mean``,
-          the shares ``unmoved`` (at most 0.01) and ``at_bound`` (0.99 or more);
-        - ``layers`` (Fig. 6): the same of each array, without counts; with `full` also what
-          `damage_by_layer` says;
-        - ``selective_write_verify``, with `full`: see there; else None.
+        - ``confusion`` (Table III): ``matrix``, counts with a row for each true class and a column for each answer
+          of the worst chip (None for more than 20 classes); ``by_class``, for each class the numbers of its
+          ``samples``, of ``clean_right`` and ``right`` answers to them, and of all ``answers`` of the worst chip
+          that are this class. With more than 20 classes, only the 20 most frequent answers are listed;
+        - ``confidence`` (Fig. 4), the largest softmax output, for the ``right`` and the ``wrong`` answers of the
+          ``clean`` and the ``worst`` chip: ``counts`` in 20 equal bins of 0..1, the number of ``answers``, and
+          their ``mean`` (None if there are no answers);
+        - ``perturbation`` (Fig. 5), abs d in units of the bound: ``counts`` in 20 equal bins of 0..1, ``mean``,
+          and the shares ``unmoved`` (at most 0.01) and ``at_bound`` (0.99 or more);
+        - ``layers`` (Fig. 6): the same for each array, without counts; with `full` also the result of
+          `damage_by_layer`;
+        - ``selective_write_verify``: with `full`, the result of that function; else None.
 
     Raises:
-        ValueError: the perturbation is not one of this crossbar within its bound, or there are no samples.
+        ValueError: the perturbation does not fit this crossbar or is outside its bound, or there are no samples.
 
-    Cost: 2 passes. With `full` about ``budget`` a layer, and 10 (budget + 1) + 2 for selective write-verify.
+    Cost: 2 passes. With `full`, about ``budget`` per layer, and 10 (budget + 1) + 2 for selective write-verify.
 
     Example:
         >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
@@ -70,7 +70,7 @@ def diagnose(
     """
     box = crossbar.box
     if not box.contains(perturbation):
-        raise ValueError(f"the perturbation is not one of this crossbar within th_g = {crossbar.thg}")
+        raise ValueError(f"the perturbation does not fit this crossbar, or is not within th_g = {crossbar.thg}")
     clean = _answers(crossbar, loader, box.zero())
     worst = _answers(crossbar, loader, perturbation)
     relative = {name: d.abs() for name, d in box.relative(perturbation).items()}
@@ -98,7 +98,7 @@ def diagnose(
 
 
 class _Answers(NamedTuple):
-    """Of each sample: its class, the answer, whether it is right, the largest softmax output."""
+    """For each sample: its class, the answer, whether it is right, and the largest softmax output."""
 
     labels: Tensor
     answers: Tensor
@@ -176,7 +176,7 @@ def _moved(relative: Tensor) -> dict[str, Any]:
 
 
 def _counts(values: Tensor) -> list[int]:
-    """How many fall into each of the equal bins of 0..1, the last of which includes 1."""
+    """The number of values in each of the equal bins of 0..1; the last bin includes 1."""
     return (values.flatten() * BINS).int().clamp_max(BINS - 1).bincount(minlength=BINS).tolist()
 
 

@@ -1,4 +1,4 @@
-"""Whether a worst chip is one for data that the attack never saw, too."""
+"""Whether a chip that an attack found is also bad on data that the attack never saw."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worstcase.chip.crossbar import Crossbar
 def attack_one_half(
     attack: Attack, crossbar: Crossbar, loader: Loader, *, seed: int = 0, progress: bool = True
 ) -> tuple[float, float]:
-    """Attack every second sample of a reference set in fixed order, and score the others on the chip found.
+    """Attack every second sample of a reference set (in fixed order), and score the chip found on the others.
 
     Returns:
         The accuracies 0..1 on the attacked half and on the held-out one.
@@ -32,7 +32,7 @@ def attack_one_half(
 
 
 class Half:
-    """Every second sample, from the first or the second on."""
+    """Every second sample, starting with the first (0) or the second (1)."""
 
     def __init__(self, loader: Loader, first: int) -> None:
         self.loader, self.first = loader, first

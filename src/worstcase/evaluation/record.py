@@ -1,6 +1,6 @@
-"""The record of a run, ``results.json``: its schema, and writing it so that it is whole or absent.
+"""The record of a run, ``results.json``: its schema, and how it is read and written.
 
-Needs no PyTorch, so that finished runs are found and shown at once.
+Needs no PyTorch, so that finished runs are listed fast.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _CHECKED = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # by pyd
 RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
 LAST = Path("checkpoints", "last.ckpt")
-"""Of the newest epoch, from which a run that was killed goes on."""
+"""Checkpoint of the newest epoch, from which a killed run resumes."""
 
 log = logging.getLogger(__name__)
 
 
 @cache
 def git_commit() -> str | None:
-    """The commit that the library's own checkout is at, '-dirty' if changed; None if it is in none.
+    """The commit of the library's own checkout, with '-dirty' if it was changed; None outside a checkout.
 
-    It is looked up once: a process goes on with the code that it began with.
+    It is looked up once: a process keeps running the code that it started with.
     """
     here = Path(__file__).parent
     git = ["git", "-C", str(here)]
@@ -75,13 +75,13 @@ class Found:
     """The attack's settings."""
     thg: Number
     accuracy: Share
-    """The lowest of all feasible perturbations that the attack scored, the zero one included."""
+    """The lowest over all feasible perturbations that the attack scored, including zero."""
     final_accuracy: Share
-    """Of the last iterate, as the paper would report it."""
+    """Accuracy of the last iterate, as the paper would report it."""
     heldout_accuracy: Share | None = None
-    """On one half of the reference set, of a chip found by a separate attack on the other half."""
+    """Accuracy on one half of the reference set, of a chip that a separate attack found on the other half."""
     attacked_half_accuracy: Share | None = None
-    """Of that chip on the half that was attacked."""
+    """Accuracy of that chip on the half that was attacked."""
     max_relative_perturbation: Number
     """The largest absolute deviation in units of the full scale: at most thg."""
     feasible: bool
@@ -89,19 +89,19 @@ class Found:
     passes: Number
     seed: Seed
     history: Annotated[list[dict[str, Any]], Shape(Annotated[list[HistoryEntry], MinLen(1)])]
-    """Accuracy against passes, one entry a scored perturbation."""
+    """Accuracy against passes, one entry for each scored perturbation."""
     vanished: Share = 0.0
-    """Share of the gradients, one a mini-batch with right answers, that were zero for all that may move, or not
-    finite."""
+    """Share of the gradients that were zero in every weight that may move, or not finite. There is one gradient
+    for each mini-batch with right answers."""
     members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
-    """Of an ensemble: each member's accuracy on its own, its lowest, its passes."""
+    """For an ensemble: each member's accuracy on its own, its lowest accuracy, and its passes."""
     distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None
-    """Of Monte Carlo: what the sampled chips say of all chips, see `worstcase.attacks.MonteCarlo`."""
+    """For Monte Carlo: what the sampled chips say about all chips, see `worstcase.attacks.MonteCarlo`."""
 
 
 @dataclass(kw_only=True)
 class AttackRecord(Found):
-    """What a record says of one attack."""
+    """One attack in a record."""
 
     __pydantic_config__: ClassVar = _CHECKED
 
@@ -115,35 +115,36 @@ class AttackRecord(Found):
 
 @dataclass(kw_only=True)
 class Record:
-    """Everything that a finished run says of itself; its presence in a folder means 'finished'.
+    """Everything about a finished run. If a folder has a record, the run there is finished.
 
     Raises:
-        RuntimeError: an accuracy contradicts another: certified <= each attack's <= clean must hold.
+        RuntimeError: the record contradicts itself. certified <= accuracy <= clean must hold for each attack, its
+            perturbation must be within its th_g, and the diagnosis must be consistent.
     """
 
     __pydantic_config__: ClassVar = _CHECKED
 
     kind: Literal["train", "evaluate"]
     source_run: str | None
-    """Of an evaluation: the training run's folder, relative to this record's."""
+    """For an evaluation: the folder of the training run, relative to this record's."""
     command: str
     sweep: str | None = None
-    """The whole command of the sweep that the run is a job of, as ``python -m src.train -m seed=0,1``."""
+    """Command of the sweep that the run is a job of, such as ``python -m src.train -m seed=0,1``."""
     config: Annotated[dict[str, Any], Shape(Config)]
     seed: Seed
     method: Name | None
-    """Of training; None where this project did not train the network."""
+    """Training method; None if this project did not train the network."""
     model: Name
     dataset: Name
     reference: Name
     """The split that was attacked and scored."""
     samples: Positive
-    """Of the reference set."""
+    """Number of samples in the reference set."""
     decisions: Positive
-    """Right-or-wrong answers that an accuracy is the share of: one a sample."""
+    """Number of right-or-wrong answers that accuracies are shares of: one per sample."""
     dtype: str
     thg: Number
-    """The largest that was attacked."""
+    """The largest th_g that was attacked."""
     full_scale: Annotated[str, Shape(Literal["layer_max", "unit"])]
     weight_bits: Positive | None = None
     activation_bits: Positive | None = None
@@ -152,7 +153,7 @@ class Record:
     certified_accuracy: Share | None = None
     flags: list[str] = field(default_factory=list)
     diagnosis: Annotated[Any, Shape(Diagnosis | None)] = None
-    """Of the worst chip at the largest th_g; None: it was not explained."""
+    """Of the worst chip at the largest th_g; None if it was not diagnosed."""
     train_seconds: Number | None
     epochs: Count | None
     validation: float | None = None
@@ -160,7 +161,7 @@ class Record:
     parameters: Count
     parameters_perturbed: Count
     threads: Positive
-    """Of PyTorch on the CPU; with another number the last digits may differ."""
+    """Number of PyTorch's CPU threads; with another number the last digits may differ."""
     attacked_accuracy: float = field(init=False)
     """The lowest that this run's attacks found."""
     schema_version: int = SCHEMA_VERSION
@@ -184,13 +185,13 @@ class Record:
         """Write the record into a folder, atomically.
 
         Raises:
-            ValueError: it could not be read again.
+            ValueError: the record is invalid, so that it could not be read again.
         """
         content = asdict(self)
         try:
             _read(content)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"the record of {folder} would be none: {_first_of(error)}") from None
+            raise ValueError(f"the record of {folder} would be invalid: {_first_of(error)}") from None
         write_json(folder / RECORD, content)
 
     @classmethod
@@ -199,7 +200,7 @@ class Record:
 
         Raises:
             FileNotFoundError: the folder has none, so no run finished there.
-            ValueError: the file is no record of this schema.
+            ValueError: the file is not a record of this schema.
         """
         path = folder / RECORD
         if not path.is_file():
@@ -207,10 +208,10 @@ class Record:
         try:
             content = json.loads(path.read_text())
             if not isinstance(content, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("it is not a JSON object")
             return _read(content)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is no record of a run: {_first_of(error)}") from None
+            raise ValueError(f"{path} holds no record of a run: {_first_of(error)}") from None
 
     @classmethod
     def load_training(cls, folder: Path) -> Record:
@@ -218,7 +219,7 @@ class Record:
 
         Raises:
             FileNotFoundError: the folder has none, so no run finished there.
-            ValueError: the file is no record, or one of an evaluation.
+            ValueError: the file is not a record, or the record of an evaluation.
         """
         record = cls.load(folder)
         if record.kind != "train":
@@ -227,7 +228,7 @@ class Record:
 
 
 def _read(content: dict[str, Any]) -> Record:
-    """The record of a file's content, each field checked; of a training, what builds its network again too."""
+    """Make a record from a file's content and check each field, and for a training what rebuilds its network."""
     if content.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
     rest = {key: value for key, value in content.items() if key != "attacked_accuracy"}
@@ -250,7 +251,7 @@ def _checked_training() -> TypeAdapter[Any]:
 
 
 def _first_of(error: Exception) -> str:
-    """On one line; of a validation the first field that is wrong."""
+    """The error in one line; for a validation error, the first field that is wrong."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         fields = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
@@ -259,7 +260,7 @@ def _first_of(error: Exception) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the file is whole or absent, also after a crash: beside it, fsync, rename."""
+    """Write JSON atomically: to a temporary file, fsync, rename. A crash leaves no half-written file."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("w") as file:
@@ -268,20 +269,20 @@ def write_json(path: Path, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError as error:  # of a full disk it would not say where
+    except OSError as error:  # for a full disk, it does not name the file
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
 
 
 def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
-    """The finished runs below some folders, newest first; of each file that is no record it is said why."""
+    """The finished runs below some folders, newest first. Invalid records are skipped with a warning."""
     for path in sorted(files_named(RECORD, roots), key=_time, reverse=True):
         try:
             yield path.parent, Record.load(path.parent)
-        except FileNotFoundError:  # it vanished, or is no plain file
+        except FileNotFoundError:  # it vanished, or is not a plain file
             if path.exists():
-                log.warning("skipped: %s is no file", path)
+                log.warning("skipped: %s is not a file", path)
         except (OSError, ValueError) as error:
             log.warning("skipped: %s", visible(str(error)))
 
@@ -289,7 +290,7 @@ def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
 def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Record | None]]:
     """The finished runs below some folders, oldest first: folder, record, and the record of its training.
 
-    The last is None where the network's weights were given, or where its training is gone.
+    The last is None if the network's weights were given, or if its training is gone.
     """
     found = {folder.resolve(): (folder, record) for folder, record in finished_runs(folders)}
 
@@ -303,15 +304,15 @@ def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Reco
         try:
             source = (folder / record.source_run).resolve()
             return found[source][1] if source in found else outside(source)
-        except (OSError, ValueError, RuntimeError) as error:  # no path, or no record there
-            log.warning("the training of %s is not known: %s", folder, visible(str(error)))
+        except (OSError, ValueError, RuntimeError) as error:  # not a path, or no record there
+            log.warning("the training of %s is unknown: %s", folder, visible(str(error)))
             return None
 
     return [(folder, record, training(folder, record)) for folder, record in reversed(found.values())]
 
 
 def visible(text: str) -> str:
-    """Control characters, ends of lines and what UTF-8 has not as escapes.
+    """The text with escapes for all characters that cannot be printed, line ends included.
 
     Example:
         >>> visible("a\\n\\x1b[1mb")
@@ -323,7 +324,7 @@ def visible(text: str) -> str:
 
 
 def files_named(name: str, roots: Iterable[Path]) -> Iterator[Path]:
-    """Every file of a name at or below some folders, once; links to folders are followed, loops are not."""
+    """Every file of some name in or below some folders, once. Links to folders are followed; loops are not."""
     seen: set[str] = set()
     for root in roots:
         for folder, below, files in os.walk(root, followlinks=True):

@@ -1,6 +1,6 @@
-"""What a record holds below its own fields, in plain types: the shapes by which it is checked when it is read.
+"""The types of what a record's fields contain. A record is checked against them when it is read.
 
-Keys that are not named here may be there too.
+Further keys are allowed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Number = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[^$]*$", max_length=200)]
-"""Shown in figures, where a dollar sign begins a formula."""
+"""Names are shown in figures, where a dollar sign would start a formula."""
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 
 
 class Shape:
-    """In a field's annotation: what pydantic checks, where the field's own type says less."""
+    """In a field's annotation: the stricter type that pydantic checks instead of the field's own."""
 
     def __init__(self, shape: Any) -> None:
         self.shape = shape
@@ -40,9 +40,9 @@ class _Open(TypedDict, total=False):
 
 class _MayHave(_Open, total=False):
     start: bool
-    """It was given, not found."""
+    """Whether the perturbation was given to the attack, not found by it."""
     c: Annotated[float, Gt(0)]
-    """LWC's."""
+    """The constant c of LWC."""
     magnitude: Number
     """The largest deviation before it was projected, in units of the bound."""
 
@@ -59,7 +59,7 @@ class Member(_Open):
 
     member: Name
     accuracy: Share | None
-    """On its own, in the first round."""
+    """Accuracy that it found on its own, in the first round."""
     lowest: Share | None
     passes: Number
 
@@ -74,7 +74,7 @@ class Percentile(_Open):
 
 
 class Distribution(_Open):
-    """What sampled chips say of all chips."""
+    """What sampled chips say about all chips."""
 
     instances: Positive
     first: Count
@@ -102,11 +102,11 @@ class Parameters(_Open, total=False):
 # ---- the worst chip, explained
 
 
-ByClass = TypedDict(  # "class" is no name in Python
+ByClass = TypedDict(  # "class" is a keyword in Python
     "ByClass",
     {"class": Count, "samples": Count, "clean_right": Count, "right": Count, "answers": Count},
 )
-"""Numbers of one class's samples, and of the worst chip's answers that are this class."""
+"""Counts for one class: its samples, those answered right, and the worst chip's answers that are this class."""
 
 
 class Confusion(_Open):
@@ -222,7 +222,7 @@ class TrainedModel(_Open):
 
 
 class TrainingConfig(_Open):
-    """What it takes to build a training's network and data again."""
+    """The settings that rebuild a training's network and data."""
 
     thg: Number
     full_scale: str
@@ -240,7 +240,7 @@ class Training(_Open):
 
 
 def contradiction(diagnosis: dict[str, Any], thgs: set[float]) -> str:
-    """What is wrong with a diagnosis whose parts have the right types; empty if nothing is."""
+    """What is inconsistent in a diagnosis whose parts have the right types; empty if nothing is."""
     matrix = diagnosis["confusion"]["matrix"]
     if matrix is not None and not (matrix and all(len(row) == len(matrix) for row in matrix)):
         return "confusion.matrix: must be a square"
@@ -250,5 +250,5 @@ def contradiction(diagnosis: dict[str, Any], thgs: set[float]) -> str:
     if (diagnosis["selective_write_verify"] or alone[0]) and diagnosis["budget"] is None:
         return "budget: must be a number where parts were attacked"
     if diagnosis["thg"] not in thgs:
-        return "thg: no attack was made at it"
+        return "thg: no attack used it"
     return ""

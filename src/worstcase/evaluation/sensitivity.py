@@ -1,4 +1,4 @@
-"""What the accuracy of the worst chip hangs on: attacks on one layer, or on some of the weights, alone."""
+"""Which weights the worst case depends on: attacks on single layers, or on some of the weights."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def damage_by_layer(
     budget: float = BUDGET,
     progress: bool = True,
 ) -> dict[str, dict[str, float]]:
-    """What each array alone can do to the accuracy, the others programmed exactly.
+    """How far each array alone can lower the accuracy, with the others programmed exactly.
 
     Returns:
-        By array: ``accuracy_of_its_part``, with only the array's part of the perturbation; and
-        ``lowest_alone``, the lowest that the ensemble finds when only this array may move, starting there.
+        By array: ``accuracy_of_its_part``, the accuracy with only its part of the perturbation; and
+        ``lowest_alone``, the lowest that the ensemble finds from there when only this array may move.
 
-    Cost: at most ``budget`` passes an array.
+    Cost: at most ``budget`` passes per array.
     """
     damage, box = {}, crossbar.box
     with progress_bar("one layer at a time", enabled=progress) as show:
@@ -60,19 +60,20 @@ def selective_write_verify(
     budget: float = BUDGET,
     progress: bool = True,
 ) -> list[dict[str, float]]:
-    """What the most important weights can do on their own, and what is left to do once they are exact.
+    """How far the most important weights alone lower the accuracy, and how far all others do if these are exact.
 
-    Importance is that of `importance`. Sets are nested, and an attack starts from the better of the given
-    perturbation's part and what the next smaller set found, so more movable weights never mean more accuracy.
+    `importance` ranks the weights. Sets are nested, and an attack starts from the stronger of two perturbations:
+    the given one's part, and what the next smaller set found. So with more movable weights the accuracy is never
+    higher.
 
     Args:
-        shares: of the weights, in rising order, 0..1.
+        shares: of the weights, 0..1, in rising order.
 
     Returns:
-        For each share: ``share``, ``weights``, and the lowest accuracies that the ensemble finds when
-        ``only_these_move`` and when ``all_others_move``, these being verified until exact.
+        For each share: ``share``, the number of ``weights``, and the lowest accuracies that the ensemble finds
+        when ``only_these_move``, and when ``all_others_move`` while these are exact.
 
-    Cost: 2 passes for the importance, and at most 2 (``budget`` + 1) a share.
+    Cost: 2 passes for the importance, and at most 2 (``budget`` + 1) per share.
     """
     order = torch.cat([i.flatten() for i in importance(crossbar, loader).values()])
     order = order.argsort(descending=True, stable=True)
@@ -93,11 +94,11 @@ def selective_write_verify(
 
 
 def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
-    """How far each weight at its bound moves the mean margin of logits, to first order.
+    """How far each weight moves the mean margin of the logits when it is at its bound, to first order.
 
-    The absolute gradient, at the programmed weights, of the mean over the samples of O_t - max over i != t of O_i,
-    times the weight's bound: by array, in units of logits, 0 or more. The margin, not a hinge on it or on
-    probabilities, so that certain answers count as well.
+    This is the absolute gradient, at the programmed weights, of the mean over the samples of
+    O_t - max over i != t of O_i, times the weight's bound: by array, in units of logits, 0 or more. A hinge or
+    probabilities in place of the margin would ignore confident answers.
 
     Cost: 2 passes.
 
@@ -127,7 +128,7 @@ def _nested(
     perturbation: Perturbation,
     budget: float,
 ) -> Iterator[float]:
-    """The lowest accuracy found in each box, each of which contains the one before."""
+    """The lowest accuracy found in each box. Each box contains the one before."""
     before: AttackResult | None = None
     for box in boxes:
         start = box.project(perturbation)
@@ -143,7 +144,7 @@ def _attack(crossbar: Crossbar, loader: Loader, box: Box, start: Perturbation, b
 
 
 def _part(box: Box, places: Tensor) -> Box:
-    """The box of the weights at some places of all arrays laid end to end."""
+    """The box in which only some weights may move; `places` index all arrays laid end to end."""
     sizes = [weight.numel() for weight in box.weights.values()]
     mask = torch.zeros(sum(sizes), dtype=torch.bool, device=places.device)
     mask[places] = True

@@ -1,4 +1,4 @@
-"""What a run's configuration, as its record holds it, says of the run. Needs no PyTorch."""
+"""What the configuration in a record says about the run. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
-"""Data sets that are the same wherever they lie."""
+"""Data sets that are the same in every folder."""
 
 
 def trains_without_thg(config: Mapping[str, Any]) -> bool:
-    """Training and selection are the same for every th_g; the method's file says so of the training.
+    """Whether training and selection of the checkpoint do not depend on th_g. The method's YAML says so.
 
     Example:
         >>> trains_without_thg({"method": {"trains_without_thg": True, "monitor": "val/accuracy"}})
@@ -21,9 +21,9 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
 
 
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without where its data and its run lie, unless that tells which they are.
+    """The configuration that identifies a job: without the folders of its data and its run.
 
-    It is equal for the same job elsewhere. An evaluation's weights are identified by their digest.
+    Data sets that only their folder identifies keep it. A digest identifies the weights of an evaluation.
 
     Example:
         >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
@@ -38,7 +38,7 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_download(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's data set, but nothing is fetched because a record says so.
+    """A record's data set with its download switched off.
 
     Example:
         >>> without_download({"_target_": "worstcase.data.MNISTDataModule", "download": True})

@@ -1,4 +1,4 @@
-"""The paper's networks; torchvision has the others."""
+"""The paper's networks, except those that torchvision has."""
 
 from worstcase.models.convnet import ConvNet
 from worstcase.models.lenet import LeNet

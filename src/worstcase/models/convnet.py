@@ -8,12 +8,12 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """The paper's ConvNet: three pairs of 3x3 convolutions (64, 128, 256), then 4096-1024-1024; no batch norm.
 
-    Weights start as He et al. (2015) draw them for ReLU. With PyTorch's own start, signals fade from layer to
-    layer, and outputs of 4 bits then hold little but the biases.
+    Weights are initialised for ReLU as in He et al. (2015). With PyTorch's default, signals shrink from layer to
+    layer, and 4-bit outputs then hold little more than the biases.
 
     Args:
         num_classes: number of outputs.
-        width: factor of all hidden sizes, above 0; 1 is the paper's.
+        width: scales all hidden sizes, above 0; the paper's network has 1.
 
     Example:
         >>> import torch
@@ -52,7 +52,7 @@ class ConvNet(nn.Module):
 
 
 def scaled(sizes: tuple[int, ...], width: float) -> tuple[int, ...]:
-    """Layer sizes times a width factor, each at least 1."""
+    """Layer sizes multiplied by `width`, each at least 1."""
     if not 0 < width < float("inf"):
         raise ValueError(f"width={width}: must be above 0")
     return tuple(max(1, round(size * width)) for size in sizes)

@@ -11,7 +11,7 @@ class LeNet(nn.Module):
 
     Args:
         num_classes: number of outputs.
-        variant: ``authors``, as the paper's authors lay it out (3x3 convolutions of 6 and 16 channels, then
+        variant: ``authors``, the layout of the paper's authors (3x3 convolutions of 6 and 16 channels, then
             784-120-84), or ``lecun98`` (5x5 convolutions, then 400-120-84, as in LeCun et al., 1998).
 
     Example:

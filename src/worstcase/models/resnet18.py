@@ -14,7 +14,7 @@ class ResNet18(nn.Module):
 
     Args:
         num_classes: number of outputs.
-        width: factor of the channels 64, 128, 256, 512, above 0.
+        width: scales the channels 64, 128, 256, 512, above 0.
 
     Example:
         >>> import torch

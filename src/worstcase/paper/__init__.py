@@ -1,4 +1,4 @@
-"""What is about the paper alone: its numbers, and its figures and tables as parts of the report."""
+"""The paper's numbers, and its figures and tables as sections of the report."""
 
 from worstcase.paper import attacks, training, worst_chip
 
@@ -21,4 +21,4 @@ SECTIONS = {  # in the order of the paper
     "methods": training.compared_methods,
     "monte_carlo": attacks.sampled_chips,
 }
-"""For `worstcase.report.write.write_report`; each gives None where the results do not allow it."""
+"""For `worstcase.report.write.write_report`. Each returns None if results for it are missing."""

@@ -1,4 +1,4 @@
-"""What each attack finds: Tables I, II, IV, Figs. 1 and 7, and what sampled chips say."""
+"""What each attack finds: Tables I, II and IV, Figs. 1 and 7, and sampled chips."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fig1(results: pd.DataFrame) -> Section | None:
         return None
     error = found.assign(error=1 - found.attacked_accuracy, paper=1 - published(found, numbers.TABLE1))
     rows = rows_beside(error, ["network", "what"], value="error")
-    caption = "The largest top-1 error that sampled chips and that a search show, th_g 0.03."
+    caption = "The largest top-1 error found by sampling chips and by a search, at th_g 0.03."
     title = "Fig. 1: worst error by Monte Carlo and by LWC"
     return Section("fig1", title, caption, rows, found, bars("fig1", rows, "error"))
 
@@ -38,8 +38,8 @@ def table1(results: pd.DataFrame) -> Section | None:
     rows = rows_beside(found.assign(paper=published(found, numbers.TABLE1)), ["network", "what"])
     rows = pd.concat([rows, _minutes(found[found.attack != CLEAN], numbers.TABLE1_MINUTES)], ignore_index=True)
     caption = (
-        "Accuracy as programmed, the lowest that each attack found at th_g 0.03, and its time. "
-        "The paper: 100,000 sampled chips, a Titan XP."
+        "Accuracy as programmed, the lowest accuracy that each attack found at th_g 0.03, and its time. "
+        "The paper samples 100,000 chips and uses a Titan XP."
     )
     return Section("table1", "Table I: what each attack finds", caption, rows, found)
 
@@ -49,7 +49,7 @@ def table2(results: pd.DataFrame) -> Section | None:
     found = found[(found.attack == "lwc") & found.parameters.map({"c_range", "lr", "epochs"}.issubset)]
     if found.empty:
         return None
-    largest_c = found.parameters.map(lambda said: max(said["c_range"]))
+    largest_c = found.parameters.map(lambda settings: max(settings["c_range"]))
     settings = {"c": largest_c, "lr": found.parameters.str["lr"], "runs": found.parameters.str["epochs"]}
     rows = []
     for name, values in settings.items():
@@ -57,8 +57,8 @@ def table2(results: pd.DataFrame) -> Section | None:
         one["paper"] = published(one, numbers.TABLE2, "setting")
         rows.append(rows_beside(one, ["network", "setting"], value="size", unit=""))
     caption = (
-        "LWC's settings. Ours are in units of the bound, and each step is projected onto it, so that one default "
-        "serves every network; the paper's are tuned for each and in weight units."
+        "Settings of LWC. Ours are in units of the bound, and each step is projected onto the box, so that one "
+        "default serves every network. The paper's are in weight units and tuned for each network."
     )
     title = "Table II: settings of LWC"
     return Section("table2", title, caption, pd.concat(rows, ignore_index=True), found)
@@ -71,13 +71,15 @@ def table4(results: pd.DataFrame) -> Section | None:
         return None
     rows = rows_beside(found.assign(paper=published(found, numbers.TABLE4)), ["network", "what"])
     rows = pd.concat([rows, _minutes(found, numbers.TABLE4_MINUTES)], ignore_index=True)
-    return Section("table4", "Table IV: F-LWC against LWC", "At th_g 0.03.", rows, found)
+    return Section(
+        "table4", "Table IV: F-LWC against LWC", "Lowest accuracy found and time at th_g 0.03.", rows, found
+    )
 
 
 def fig7(results: pd.DataFrame) -> Section | None:
     found = at_papers_thg(results)
     found = found[(found.method == "vanilla") & (found.attack == "flwc") & found.of.notna()]
-    steps = pd.Series([said.get("steps") for said in found.parameters], found.index, dtype=object)
+    steps = pd.Series([settings.get("steps") for settings in found.parameters], found.index, dtype=object)
     found = found.assign(steps=steps).dropna(subset="steps")
     for within in (["folder"], ["network_settings", "reference_settings"]):
         several = found[found.groupby(within).steps.transform("nunique") > 1]
@@ -93,7 +95,7 @@ def fig7(results: pd.DataFrame) -> Section | None:
         rows_beside(shown.assign(quantity="accuracy"), labels),
         rows_beside(shown.assign(quantity="time"), labels, value="seconds", unit="s"),
     ]
-    caption = "Lowest found by F-LWC at th_g 0.03 in fewer and larger steps, each the bound / steps, and its time."
+    caption = "What F-LWC finds at th_g 0.03, and its time, for different numbers of steps of size bound / steps."
     figure = _time_against_accuracy(found)
     title = "Fig. 7: F-LWC's time and precision"
     return Section("fig7", title, caption, pd.concat(rows, ignore_index=True), found, {"fig7": figure})
@@ -117,15 +119,15 @@ def _time_against_accuracy(found: pd.DataFrame) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("seconds of the attack (beside a dot: its steps)")
-    axes.set_ylabel("lowest found (flwc), accuracy (%)")
+    axes.set_xlabel("time of the attack (s); numbers at the dots: steps")
+    axes.set_ylabel("lowest accuracy found by flwc (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     return figure
 
 
 def sampled_chips(results: pd.DataFrame) -> Section | None:
-    """Not in the paper: what Monte Carlo can and cannot say."""
+    """Not in the paper: the accuracies of Monte Carlo's chips."""
     found = beside_paper(results[results.attack == "monte_carlo"])
     found = found[found.attack != CLEAN]
     figures: dict[str, Figure] = {}
@@ -151,12 +153,15 @@ def sampled_chips(results: pd.DataFrame) -> Section | None:
                 drawn.add(run.shown)
     if not rows:
         return None
-    caption = "Accuracies of chips drawn at random; the picture is of one run for each network."
+    caption = "Accuracies of chips drawn at random. The pictures show one run for each network."
     return Section("monte_carlo", "Sampled chips", caption, pd.concat(rows, ignore_index=True), found, figures)
 
 
 def _table1(results: pd.DataFrame) -> pd.DataFrame:
-    """Attacks on regular networks of the paper at its th_g; where some of one were sampled, on these alone."""
+    """Attacks on regularly trained networks of the paper at its th_g.
+
+    If Monte Carlo ran on some of a network's trainings, only trainings with the same settings are kept.
+    """
     found = at_papers_thg(results)
     regular = found.of.notna() & found.method.isin(["vanilla", GIVEN])
     found = found[regular & found.attack.isin(TABLE1_ATTACKS) & found.default]

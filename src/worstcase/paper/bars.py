@@ -1,4 +1,4 @@
-"""A table as bars."""
+"""Draws a table as bars."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from worstcase.report.rows import GATHERED
 
 
 def bars(name: str, rows: pd.DataFrame, what: str) -> dict[str, Figure]:
-    """A bar a row with each seed as a dot, and the paper's value as a line across it; none of over 100 rows.
+    """A bar for each row, a dot for each seed, and a line for the paper's value. No figure for over 100 rows.
 
     Args:
         name: of the figure.
-        rows: fractions, as `worstcase.report.rows.gather` gives them.
-        what: they are.
+        rows: the result of `worstcase.report.rows.gather`, with fractions.
+        what: the quantity, for the label of the axis.
     """
     if len(rows) > 100:
         return {}

@@ -1,4 +1,4 @@
-"""Results beside the paper's: of which of its networks they are, and how their scale differs from its."""
+"""Puts results beside the paper's: which of its networks they belong to, and how their scale differs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import pandas as pd
 from worstcase.paper import numbers
 from worstcase.report.rows import CLEAN, GATHERED, GIVEN, gather, with_clean
 
-THG = 0.03  # of the paper's tables and figures but Fig. 8 and Table VI
+THG = 0.03  # of the paper's tables and figures, except Fig. 8 and Table VI
 SUBSTITUTES = {"mnist5k": "mnist"}
-"""Data sets that stand for one of the paper's at a smaller scale."""
+"""Smaller data sets that stand in for one of the paper's."""
 GIVEN_NETS = {"torchvision.models:resnet18": "resnet18_imagenet", "torchvision.models:vgg16": "vgg16"}
-"""Networks of the paper that are not trained here but given to an evaluation, `net=`."""
+"""Networks of the paper that are not trained here but passed to an evaluation with `net=`."""
 SAMPLES = {**numbers.SAMPLES, "mnist5k": 1000}
-"""Of the test splits."""
+"""Number of samples in each test split."""
 DEFAULTS = {"flwc": ("steps", 10), "lwc": ("project", "step")}
-"""What the attacks are without Fig. 7's other numbers of steps and Fig. 3's search for c."""
+"""The usual setting of these attacks. Fig. 7 has other numbers of steps, and Fig. 3 searches for c."""
 
 
 def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
-    """Results and accuracies as programmed, with what the paper's figures and tables need besides.
+    """Results and accuracies as programmed, with the further columns of the paper's figures and tables.
 
     Returns:
-        The rows with the columns `of` (the paper's network; missing if it is none of these), `shown` (its name),
-        `differences` (their number) and `scale` (their text; empty for the paper's), `parameters` (the attack's
-        settings) and `default` (whether these are the usual ones).
+        The rows, with `of` (the paper's network; missing if it is not one of them), `shown` (the name that is
+        shown), `scale` (how the scale differs from the paper's; empty if it does not), `differences` (in how many
+        points), `parameters` (the attack's settings) and `default` (whether these are the usual ones).
     """
     found = with_clean(results)
     names = {network: name for name, network in numbers.NETWORKS.items()}
@@ -42,8 +42,8 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
     differ = {folder: _differences(run, of[folder]) for folder, run in runs.items()}
     parameters = found.attack_settings.map(json.loads)
     chips = [
-        [f"{few:,} chips"] if name and (few := said.get("instances", numbers.CHIPS)) < numbers.CHIPS else []
-        for said, name in zip(parameters, found.folder.map(of), strict=True)
+        [f"{few:,} chips"] if name and (few := settings.get("instances", numbers.CHIPS)) < numbers.CHIPS else []
+        for settings, name in zip(parameters, found.folder.map(of), strict=True)
     ]
     found["of"] = found.folder.map(of).astype("string")
     return found.assign(
@@ -53,25 +53,25 @@ def beside_paper(results: pd.DataFrame) -> pd.DataFrame:
         scale=[", ".join(differ[folder] + few) for folder, few in zip(found.folder, chips, strict=True)],
         parameters=parameters,
         default=[
-            (usual := DEFAULTS.get(attack)) is None or said.get(*usual) == usual[1]
-            for attack, said in zip(found.attack, parameters, strict=True)
+            (usual := DEFAULTS.get(attack)) is None or settings.get(*usual) == usual[1]
+            for attack, settings in zip(found.attack, parameters, strict=True)
         ],
     )
 
 
 def at_papers_thg(results: pd.DataFrame) -> pd.DataFrame:
-    """What was attacked at th_g 0.03, of networks that were trained for it or for none."""
+    """Attacks at th_g 0.03 on networks that were trained for it or without th_g."""
     return beside_paper(results[results.as_trained & (results.thg == THG)])
 
 
 def published(found: pd.DataFrame, table: Mapping[Any, Mapping[str, float]], by: str = "attack") -> pd.Series:
-    """The paper's number for each result; missing where it has none."""
+    """The paper's number for each result; missing if there is none."""
     values = [table.get(of, {}).get(key) for of, key in zip(found.of, found[by], strict=True)]
     return pd.Series(values, found.index, dtype=float)
 
 
 def rows_beside(found: pd.DataFrame, labels: list[str], **options: Any) -> pd.DataFrame:
-    """Rows gathered over seeds, with the names that are shown of networks and attacks."""
+    """Rows grouped over seeds, with the names of networks and attacks that are shown."""
     shown = found.assign(network=found.shown, attack=found.attack.replace(CLEAN, "none"))
     return gather(shown, labels, **options)
 
@@ -81,7 +81,7 @@ def rows_of(run: pd.DataFrame, rows: Iterable[Mapping[str, Any]]) -> pd.DataFram
 
     Args:
         run: its results.
-        rows: the labels of each, and its `mean`; if not a fraction, `unit`; if there is one, `paper`.
+        rows: for each its labels and `mean`; `unit` if that is not a fraction; `paper` if there is such a number.
     """
     made = [{"unit": "%", **row, "mean": float(row["mean"]), "each seed": [float(row["mean"])]} for row in rows]
     labels = [name for name in dict.fromkeys(name for row in made for name in row) if name not in GATHERED]
@@ -89,14 +89,14 @@ def rows_of(run: pd.DataFrame, rows: Iterable[Mapping[str, Any]]) -> pd.DataFram
 
 
 def _differences(run: Mapping[str, Any], network: str | None) -> list[str]:
-    """How a run's scale differs from the paper's; empty for the paper's."""
+    """How a run's scale differs from the paper's; empty if it does not."""
     if network is None:
         return ["not in the paper"]
     differ = []
     made, attacked = json.loads(run["network_settings"]), json.loads(run["reference_settings"])
     dataset = numbers.NETWORKS[network][1]
     if run["dataset"] != dataset:
-        differ.append(f"{run['dataset']} for {dataset}")
+        differ.append(f"{run['dataset']} instead of {dataset}")
     if run["samples"] < SAMPLES[run["dataset"]]:
         differ.append(f"{run['samples']:,} test images")
     if limit := made.get("dataset.limit"):

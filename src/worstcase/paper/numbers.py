@@ -1,6 +1,7 @@
-"""The paper's numbers, beside which ours are shown: fractions, and minutes on its Titan XP.
+"""The paper's numbers: accuracies as fractions, and minutes on its Titan XP.
 
-By network, then by method or attack, 'clean' being as programmed. All at th_g 0.03 but where a key says another.
+The keys are networks, then methods or attacks; 'clean' is the accuracy as programmed. All are at th_g 0.03 unless
+a key gives another.
 """
 
 LENET, CONVNET = "LeNet, MNIST", "ConvNet, CIFAR-10"
@@ -15,16 +16,16 @@ NETWORKS = {
     IMAGENET: ("resnet18_imagenet", "imagenet"),
     VGG16: ("vgg16", "imagenet"),
 }
-"""As model= and dataset= name them."""
+"""Their names in model= and dataset=."""
 BITS = {LENET: 4, CONVNET: 4, RESNET18: 8, TINY: 8, IMAGENET: 8, VGG16: 8}  # Section V-A, weights and outputs
 SAMPLES = {"mnist": 10_000, "cifar10": 10_000, "tiny_imagenet": 10_000, "imagenet": 50_000}  # of the test splits
 CHIPS = 100_000  # of Monte Carlo
-EPOCHS = 20  # the least of the authors' code
+EPOCHS = 20  # the smallest number in the authors' code
 PERCENT = 100
 
 
 def _columns(names: str, rows: dict[str, str], unit: float = 1) -> dict[str, dict[str, float]]:
-    """The rows as the paper prints them, numbers in some unit."""
+    """The rows of a table as the paper prints them, with the numbers divided by `unit`."""
     return {
         network: {name: float(cell) / unit for name, cell in zip(names.split(), row.split(), strict=True)}
         for network, row in rows.items()
@@ -91,4 +92,4 @@ TABLE6 = {  # ConvNet, by th_g = sigma_d / 10
     0.04: {"vanilla": 0.0068, "trice": 0.0285, "atrice": 0.1074},
 }
 FIG4_CONFIDENCE = {"wrong": 0.90, "right": 0.47}  # means over the worst-case LeNet's answers
-FIG5_AT_AN_END = 0.65  # of the weights unmoved or at the bound
+FIG5_AT_AN_END = 0.65  # share of the weights that are unmoved or at the bound

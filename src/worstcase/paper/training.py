@@ -1,4 +1,4 @@
-"""What training methods hold: Tables V, VI, Fig. 8, and all methods of this project."""
+"""Training methods compared: Tables V and VI, Fig. 8, and all methods of this project."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def table6(results: pd.DataFrame) -> Section | None:
     beside = found.assign(paper=_of_table6(found), sigma_d=[f"{10 * thg:g}" for thg in found.thg])
     rows = rows_beside(_sorted(beside, ["method", "thg", "attack"], trained), ["method", "sigma_d", "attack"])
     caption = (
-        "ConvNet on CIFAR-10 at th_g = sigma_d / 10. The paper's column stands beside F-LWC: its 1.51 at 0.3 is "
-        "F-LWC's number of Table IV."
+        "ConvNet on CIFAR-10 at th_g = sigma_d / 10. The paper's numbers stand beside F-LWC, since its 1.51 % for "
+        "vanilla at sigma_d 0.3 is F-LWC's number in Table IV."
     )
     title = "Table VI: TRICE and A-TRICE"
     return Section("table6", title, caption, rows, found, _over_thg("table6", found))
@@ -71,8 +71,8 @@ def _fig8(name: str, network: str, results: pd.DataFrame) -> Section | None:
     beside = found.assign(paper=of_table5.fillna(of_table6), th_g=found.thg.map("{:g}".format))
     rows = rows_beside(_sorted(beside, ["method", "attack", "thg"]), ["method", "attack", "th_g"])
     caption = (
-        "Accuracy against the write-verify bound. The paper prints no numbers with this figure; its column has "
-        "those of Tables V and VI at the same point."
+        "Accuracy against the write-verify bound. The paper prints no numbers with this figure; the column "
+        "'paper' repeats those of Tables V and VI."
     )
     title = f"Fig. {name[3:].replace('8', '8(')}): {network}"
     return Section(name, title, caption, rows, found, _over_thg(name, found))
@@ -87,25 +87,25 @@ def compared_methods(results: pd.DataFrame) -> Section | None:
     rows = rows_beside(_sorted(found, ["shown", "method", "attack"]), ["network", "method", "attack"])
     compared = [(title, own) for title, own in method_tables(results) if own.method.nunique() > 2]
     figures = {f"methods-{number}": methods(own, title) for number, (title, own) in enumerate(compared, 1)}
-    caption = "Every training method at th_g 0.03. A hardened network may hide from one attack: read the lowest."
+    caption = "All training methods at th_g 0.03. One attack may fail on a hardened network: compare the lowest."
     return Section("methods", "Training methods of this project", caption, rows, found, figures)
 
 
 def method_tables(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """For each network and scale its title, and what each attack found of each method and seed at th_g 0.03."""
+    """For each network and scale, a title and what each attack found at th_g 0.03, by method and seed."""
     found = _hardened(results)
     tables = [lowest(own, ["method", "attack", "seed"]) for own in drawn_together(found[found.thg == THG])]
     return [(", ".join(filter(None, [*own.iloc[0][["shown", "scale"]], f"th_g {THG:g}"])), own) for own in tables]
 
 
 def _hardened(results: pd.DataFrame) -> pd.DataFrame:
-    """What F-LWC, LWC and the ensemble find of networks at the th_g of their training, and no attack."""
+    """What F-LWC, LWC and the ensemble find at the th_g of the training, and the accuracy as programmed."""
     found = beside_paper(results[results.as_trained])
     return found[found.attack.isin(ATTACKS) & found.default]
 
 
 def _of_table6(found: pd.DataFrame) -> pd.Series:
-    """The paper's numbers of ConvNet, which are F-LWC's."""
+    """Table VI's numbers for ConvNet, beside F-LWC's results."""
     values = [
         numbers.TABLE6.get(thg, {}).get(method) if attack == "flwc" else None
         for thg, method, attack in zip(found.thg, found.method, found.attack, strict=True)
@@ -124,9 +124,9 @@ def _sorted(found: pd.DataFrame, by: list[str], trained: list[str] | None = None
 
 
 def _over_thg(name: str, found: pd.DataFrame) -> dict[str, Figure]:
-    """For each network and scale with a curve, and each attack, one figure."""
+    """One figure for each attack, and each network and scale that has a curve."""
     figures: dict[str, Figure] = {}
-    number = 0  # of those that have a curve
+    number = 0  # of networks and scales with a curve
     for own in drawn_together(found):
         own = lowest(own, ["method", "attack", "seed", "thg"])
         curves = {attack: own[own.attack == attack] for attack in HARDENED}

@@ -24,13 +24,13 @@ def table3(results: pd.DataFrame) -> Section | None:
         for of in record.diagnosis["confusion"]["by_class"]
         for key, label in (("right", "right on the worst chip"), ("answers", "answers of the worst chip"))
     ]
-    caption = "Counts of the picture: test images. In the paper most answers of the worst chip go to one class."
+    caption = "The picture counts test images. In the paper, one class gets most answers of the worst chip."
     title = "Table III: confusion of the worst-case LeNet"
     return Section("table3", title, caption, rows_of(found, rows), found, {"table3": diagnosis.confusion(record)})
 
 
 def fig3(results: pd.DataFrame) -> Section | None:
-    found = _regular_lenets(results)[::-1].sort_values("differences", kind="stable")  # of equal ones the newest
+    found = _regular_lenets(results)[::-1].sort_values("differences", kind="stable")  # newest first among equals
     found = found[found.parameters.str["project"] == "end"]
     searched = (
         (run, record, attack, trace)
@@ -45,9 +45,11 @@ def fig3(results: pd.DataFrame) -> Section | None:
     found = found[found.folder == run]
     rows: list[dict[str, Any]] = []
     for c, entry in trace.items():
-        rows.append({"c": f"{c:.2g}", "quantity": "error, clamped", "mean": 1 - entry["accuracy"]})
-        rows.append({"c": f"{c:.2g}", "quantity": "L, in bounds", "mean": entry["magnitude"], "unit": ""})
-    caption = "LWC in its free form: what each c leads to. Feasible is L at most 1."
+        rows.append({"c": f"{c:.2g}", "quantity": "error after clamping", "mean": 1 - entry["accuracy"]})
+        rows.append(
+            {"c": f"{c:.2g}", "quantity": "L, in units of the bound", "mean": entry["magnitude"], "unit": ""}
+        )
+    caption = "LWC in its free form: error and largest deviation L for each c. L is feasible up to 1."
     figures = {"fig3": diagnosis.search_for_c(record, attack)}
     return Section("fig3", "Fig. 3: error and L against c", caption, rows_of(found, rows), found, figures)
 
@@ -63,7 +65,7 @@ def fig4(results: pd.DataFrame) -> Section | None:
         if of["mean"] is not None
         for paper in [numbers.FIG4_CONFIDENCE[key] if chip == "worst" else None]
     ]
-    caption = "Mean of the largest softmax output over right and over wrong answers; the picture shows all."
+    caption = "Mean of the largest softmax output over right and over wrong answers. The picture shows histograms."
     title = "Fig. 4: confidence of the worst-case LeNet"
     return Section("fig4", title, caption, rows_of(found, rows), found, {"fig4": diagnosis.confidence(record)})
 
@@ -79,7 +81,7 @@ def fig5(results: pd.DataFrame) -> Section | None:
         {"weights": "at 0", "mean": of["unmoved"]},
         {"weights": "at the bound", "mean": of["at_bound"]},
     ]
-    caption = "Share of the weights of the worst-case LeNet, each within 1 % of the bound."
+    caption = "Share of the worst-case LeNet's weights that are at 0 or at the bound, to within 1 % of the bound."
     title = "Fig. 5: how far weights move"
     return Section("fig5", title, caption, rows_of(found, rows), found, {"fig5": diagnosis.perturbation(record)})
 
@@ -98,13 +100,13 @@ def fig6(results: pd.DataFrame) -> Section | None:
 
 
 def _explained(results: pd.DataFrame) -> tuple[pd.DataFrame, Record] | None:
-    """Of a regular LeNet, the explained worst chip that answers fewest right, at the scale nearest the paper's."""
+    """The regular LeNet with a diagnosis: first the nearest to the paper's scale, then the lowest accuracy."""
     found = _regular_lenets(results)
     found = found[found.explained].sort_values(["differences", "attacked_accuracy"], kind="stable").head(1)
     return None if found.empty else (found, Record.load(Path(found.folder.iloc[0])))
 
 
 def _regular_lenets(results: pd.DataFrame) -> pd.DataFrame:
-    """What attacks found of them at the paper's th_g."""
+    """What attacks found on regular LeNets at the paper's th_g."""
     found = beside_paper(results[(results.thg == THG) & (results.method == "vanilla").fillna(False)])
     return found[(found.of == numbers.LENET).fillna(False) & (found.attack != CLEAN)]

@@ -1,1 +1,1 @@
-"""Records as a table and as a page."""
+"""Finished runs as a table and as an HTML page."""

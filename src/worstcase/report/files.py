@@ -1,4 +1,4 @@
-"""The report's own files in a folder: they are replaced as a whole, and no other file is touched."""
+"""Replaces the files of a report in its folder as a whole, and touches no other file."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pathlib import Path
 from worstcase.lock import locked
 
 LIST = ".report.json"
-"""Names the report's files in its folder, each with the SHA-256 of what it may contain."""
+"""Lists the report's files in its folder, each with the SHA-256 of the contents that it may have."""
 LOCK = ".worstcase-report.lock"
 _KIND = "worstcase report"
 _START = json.dumps({_KIND: 1})[:-1].encode()
-_MOST_BYTES = 1_000_000  # of a list
+_MOST_BYTES = 1_000_000  # size of a list; a larger file is not one
 
 
 def replace_files(out: Path, files: Mapping[str, bytes], own: re.Pattern[str]) -> None:
-    """Write a report's files, then delete those of an earlier one that are not among them.
+    """Write a report's files, then delete the files of an earlier report that are not among them.
 
-    Each file is whole at every moment, and a report that was killed is finished by the next. A file counts as an
-    earlier report's if `LIST` names it and its content is still what is listed.
+    No file is ever half written, and if a report was killed, the next one finishes its work. A file belongs to an
+    earlier report if `LIST` names it and its content has not changed.
 
     Args:
-        out: the folder; it is made if it is not there.
-        files: contents by name, the page after what it needs.
-        own: what a file of a report can be named; a list is not followed beyond it.
+        out: the folder; created if it is missing.
+        files: contents by name, in the order of writing: the page comes after the files that it links to.
+        own: matches the names that a report's files can have. Other names in a list are ignored.
 
     Raises:
-        ValueError: the folder is a file, holds a file of these names that no report made, or another report is
-            being written there. Nothing was written or deleted.
-        OSError: the folder cannot be written.
+        ValueError: the folder is a file, it holds a file with one of these names that no report made, or another
+            report is being written there. Nothing was written or deleted.
+        OSError: the folder cannot be written to.
     """
     try:
         for path in (out, *out.parents):
@@ -77,10 +77,10 @@ def _replace(out: Path, files: Mapping[str, bytes], own: re.Pattern[str]) -> Non
 
 
 def _read_list(path: Path, own: re.Pattern[str]) -> tuple[dict[str, list[str]], str]:
-    """The digests that each listed file may have, and what names the files beside them; what is odd is ignored.
+    """The digests that each listed file may have, and the token of temporary names. Bad entries are ignored.
 
     Raises:
-        ValueError: there is something of this name that is no list.
+        ValueError: there is a file of this name that is not a list.
     """
     if not os.path.lexists(path):
         return {}, ""
@@ -105,7 +105,7 @@ def _write_list(out: Path, files: Mapping[str, list[str]], token: str) -> None:
 
 
 def _write(path: Path, content: bytes, beside: Path) -> None:
-    with beside.open("xb") as file:  # never through a link
+    with beside.open("xb") as file:  # "x" does not follow a link
         try:
             file.write(content)
             file.flush()
@@ -117,15 +117,15 @@ def _write(path: Path, content: bytes, beside: Path) -> None:
 
 
 def _beside(path: Path, token: str = "") -> Path:
-    """Where a file is written before it gets its name; a list's own has no token, since none is listed yet."""
+    """The temporary file that becomes `path`. That of a list has no token: the token is in the list."""
     return path.with_name("".join([".", path.name.lstrip("."), f".{token}" if token else "", ".new"]))
 
 
 def _clear(out: Path, listed: Mapping[str, list[str]], token: str) -> None:
-    """Delete what a report that was killed left beside its files.
+    """Delete the temporary files of a report that was killed.
 
     Raises:
-        ValueError: what is in the place of an unfinished list is none; nothing was deleted.
+        ValueError: the file in the place of an unfinished list is not one; nothing was deleted.
     """
     unfinished = _beside(out / LIST)
     if os.path.lexists(unfinished):
@@ -139,7 +139,7 @@ def _clear(out: Path, listed: Mapping[str, list[str]], token: str) -> None:
 
 
 def _foreign(path: Path) -> ValueError:
-    return ValueError(f"{path} is not of an earlier report, or was changed since; move it, or choose another out=")
+    return ValueError(f"{path} was not made by a report, or was changed since; move it, or choose another out=")
 
 
 def _is_plain_file(path: Path) -> bool:
@@ -150,7 +150,7 @@ def _is_plain_file(path: Path) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """What a list holds; None of what can be none: a link, a folder, a large file."""
+    """The content of a list; None if the path cannot be one: a link, a folder or a large file."""
     return path.read_bytes() if _is_plain_file(path) and path.stat().st_size <= _MOST_BYTES else None
 
 

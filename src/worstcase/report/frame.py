@@ -1,4 +1,4 @@
-"""Records as a table to work with."""
+"""All records as one table."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = {
-    "folder": "of the run",
+    "folder": "folder of the run",
     "kind": "train or evaluate",
-    "training": "the folder of the network's training; missing where weights were given or it is gone",
-    "network": "as model= or net= names it",
-    "dataset": "as dataset= names it",
-    "method": "that trained the network; missing where its weights were given",
+    "training": "folder of the training run; missing if weights were given or the training is gone",
+    "network": "name of the network, from model= or net=",
+    "dataset": "name of the data set, from dataset=",
+    "method": "training method; missing if weights were given",
     "trained_thg": "th_g that the network was trained for",
-    "seed": "of the training; missing where it is",
-    "thg": "th_g that was attacked",
-    "as_trained": "whether that is the one that the network was trained for, if it was for one",
+    "seed": "seed of the training; missing if `training` is",
+    "thg": "th_g of the attack",
+    "as_trained": "whether the training was for this th_g; true for trainings without th_g and for given weights",
     "full_scale": "what th_g is relative to: layer_max or unit",
-    "weight_bits": "missing: float",
-    "activation_bits": "missing: float",
-    "attack": "its name",
-    "attack_seed": "of what the attack drew",
-    "clean_accuracy": "as programmed",
-    "attacked_accuracy": "the lowest that this attack found, at this th_g",
-    "certified_accuracy": "what no chip is below; missing where nothing is proven",
-    "heldout_accuracy": "on the half that a separate attack did not see; missing where none was made",
-    "reference": "the split that was attacked and scored",
-    "samples": "of the reference set",
-    "passes": "forward or backward, over the reference set, that the attack took",
-    "seconds": "that the attack took",
-    "train_seconds": "that the training took",
-    "epochs": "of the training",
-    "flags": "how many, of the whole run",
+    "weight_bits": "bits of a weight; missing: float",
+    "activation_bits": "bits of a layer's outputs; missing: float",
+    "attack": "name of the attack",
+    "attack_seed": "seed of the attack",
+    "clean_accuracy": "accuracy as programmed",
+    "attacked_accuracy": "lowest accuracy that this attack found at this th_g",
+    "certified_accuracy": "proven: no chip is below; missing if nothing is proven",
+    "heldout_accuracy": "accuracy on the half that a separate attack did not see; missing if not measured",
+    "reference": "split that was attacked and scored",
+    "samples": "number of samples in the reference set",
+    "passes": "passes (one forward or one backward over the reference set) of the attack",
+    "seconds": "time of the attack",
+    "train_seconds": "time of the training",
+    "epochs": "epochs of the training",
+    "flags": "number of flags of the whole run",
     "explained": "whether the record has a diagnosis of the run's worst chip at this th_g",
-    "network_settings": "how the network was made and trained, but for method, th_g and seed",
-    "method_settings": "how the training method was set",
+    "network_settings": "settings of network and training, except method, th_g and seed",
+    "method_settings": "settings of the training method",
     "reference_settings": "what was attacked: data, bits, which layers are programmed, the unit of th_g",
-    "attack_settings": "how the attack was set",
-    "command": "that repeats the run",
-    "sweep": "the command of the sweep that the run is a job of; missing for a single run",
-    "commit": "of the library that ran",
-    "trained_commit": "of the library that trained the network",
+    "attack_settings": "settings of the attack",
+    "command": "command that repeats the run",
+    "sweep": "command of the sweep that the run is a job of; missing for a single run",
+    "commit": "commit of the library that did the run",
+    "trained_commit": "commit of the library that trained the network",
 }
-"""What each column holds. Accuracies are fractions 0..1. Settings are JSON of dotted names and their values."""
+"""What each column holds. Accuracies are fractions 0..1. Settings are JSON objects from dotted names to values."""
 
 SETTINGS = ["network_settings", "method_settings", "reference_settings", "attack_settings"]
-"""Rows that are equal in these, network, data set, method, attack and th_g differ in the seed alone."""
+"""Rows that are equal in these and in network, data set, method, attack and th_g differ only in the seed."""
 
 _FLOATS = [name for name in COLUMNS if name.endswith(("accuracy", "thg", "seconds"))] + ["passes"]
 _INTEGERS = ["seed", "attack_seed", "weight_bits", "activation_bits", "samples", "epochs", "flags"]
-_LARGEST = 2**63 - 1  # that a column holds; a record of others may say more
+_LARGEST = 2**63 - 1  # that a column can hold; a foreign record may have a larger number
 
 
 def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd.DataFrame:
-    """The finished runs below some folders, a row an attack and th_g, oldest run first.
+    """The finished runs below some folders: one row for each attack and th_g, oldest run first.
 
     Args:
-        folders: searched for records; files that are none are skipped with a warning.
+        folders: searched for records; invalid records are skipped with a warning.
 
     Returns:
-        A frame with the columns of `COLUMNS`, empty where nothing was found.
+        A frame with the columns of `COLUMNS`, empty if nothing was found.
 
     Example:
         >>> frame = results_frame(["no-such-folder"])
@@ -132,19 +132,19 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
 
 
 def _rounded(thg: float) -> float:
-    """To be compared: in floats 3 x 0.1 / 10 is not 0.03."""
+    """Rounded, so that equal th_g compare as equal: in floats 3 x 0.1 / 10 is not 0.03."""
     return round(float(thg), 9)
 
 
 def _trained_thg(training: Record | None) -> float | None:
-    """None also where a record of others has several or none."""
+    """None also if a foreign record has several or none."""
     thg = training.config.get("thg") if training else None
     return _rounded(thg) if isinstance(thg, int | float) else None
 
 
 def _as_trained(thg: float, record: Record, training: Record | None) -> bool:
     if training is None:
-        return record.source_run is None  # weights given; of a training that is gone nothing is known
+        return record.source_run is None  # true for given weights; a training that is gone is unknown
     if trains_without_thg(training.config):
         return True
     return thg == _trained_thg(training) and record.full_scale == training.full_scale
@@ -159,13 +159,13 @@ def _network_settings(record: Record, training: Record | None) -> str:
 
 
 def _reference_settings(record: Record) -> str:
-    said = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
+    attacked = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
     shown = ("dataset", "samples", "full_scale", "weight_bits", "activation_bits")
-    return _settings(said | {key: getattr(record, key) for key in shown})
+    return _settings(attacked | {key: getattr(record, key) for key in shown})
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's data set, without which draw of it and where it lies."""
+    """The settings of a run's data set, without its seed and its folder."""
     return {key: value for key, value in without_place(config)["dataset"].items() if key != "seed"}
 
 

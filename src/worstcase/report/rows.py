@@ -1,4 +1,4 @@
-"""Rows of tables: results gathered over seeds, and how they are written. Works on `results_frame`."""
+"""Rows of tables: groups the results of `results_frame` over seeds, and formats them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pandas.api.types import is_float_dtype
 from worstcase.report.frame import SETTINGS
 
 CLEAN = "clean"
-"""In the place of an attack: the accuracy as programmed."""
+"""Stands in the place of an attack for the accuracy as programmed."""
 GIVEN = "given weights"
-"""In the place of a method."""
+"""Stands in the place of a method."""
 GATHERED = ["unit", "mean", "deviation", "seeds", "each seed", "paper", "paper deviation", "scale"]
-"""Columns of a table after its labels: a quantity over seeds, the published one, and how the scales differ."""
+"""Columns after a table's labels: the values over seeds, the published value, and how the scales differ."""
 LONGEST = 200
-"""Characters of a cell that are shown."""
+"""Longest text of a cell that is shown in full, in characters."""
 NUMBERS = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( [+-]?\d+(\.\d+)?(e[+-]?\d+)?)*")
-"""One, or several with a space between."""
+"""One number, or several separated by spaces."""
 
 
 def with_clean(results: pd.DataFrame) -> pd.DataFrame:
-    """The results, and after each the accuracy as programmed, as if an attack had found it."""
+    """The results, each followed by a row with the accuracy as programmed, as if an attack had found it."""
     clean = results.assign(
         attack=CLEAN, attacked_accuracy=results.clean_accuracy, attack_settings="{}", seconds=0.0, passes=0.0
     )
@@ -33,13 +33,13 @@ def with_clean(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def lowest(results: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Of the results that are equal in some columns, the one with the lowest accuracy."""
+    """The result with the lowest accuracy for each combination of values in some columns."""
     return results.sort_values("attacked_accuracy", kind="stable").drop_duplicates(by).sort_index()
 
 
 def differing(results: pd.DataFrame, within: list[str], settings: Sequence[str] = SETTINGS) -> pd.Series:
-    """Of each result the settings, as NAME=VALUE, that not all of its group share."""
-    said = pd.Series("", results.index, dtype="string")
+    """For each result, the settings, as NAME=VALUE, that differ within its group."""
+    texts = pd.Series("", results.index, dtype="string")
     for _, own in results.groupby(within, sort=False, dropna=False):
         named = [
             [
@@ -50,7 +50,7 @@ def differing(results: pd.DataFrame, within: list[str], settings: Sequence[str] 
             for row in own[list(settings)].to_dict("records")
         ]
         shared = set.intersection(*map(set, named))
-        said[own.index] = [
+        texts[own.index] = [
             ", ".join(
                 dict.fromkeys(
                     f"{one[1].split('.')[-1]}={one[2].strip(chr(34))}" for one in row if one not in shared
@@ -58,14 +58,14 @@ def differing(results: pd.DataFrame, within: list[str], settings: Sequence[str] 
             )
             for row in named
         ]
-    return said
+    return texts
 
 
 def drawn_together(results: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """What can be drawn in one picture: the results of one network, data set and its settings.
+    """The groups of results that fit into one picture: one network and data set, with the same settings.
 
-    A method that was trained with several settings is named with them. Of an attack in several settings, those
-    that most results have.
+    If a method was trained with several settings, they are added to its name. If an attack ran with several
+    settings, only the results with the most frequent ones are kept.
     """
     network = ["network", "dataset", "network_settings", "reference_settings"]
     for _, own in results.groupby(network, sort=False):
@@ -77,17 +77,17 @@ def drawn_together(results: pd.DataFrame) -> Iterator[pd.DataFrame]:
 def gather(
     found: pd.DataFrame, labels: list[str], *, value: str = "attacked_accuracy", unit: str = "%"
 ) -> pd.DataFrame:
-    """A row for each combination of labels and settings; of a seed, the result with the lowest accuracy counts.
+    """Group results over seeds: a row for each combination of labels and settings. The lowest of a seed counts.
 
-    Rows of equal labels and scale whose settings differ in something else say in what. Rows of one first label
-    stand together, and among these, of one scale.
+    If rows differ only in their settings, these are added to `scale`. Rows with the same first label stand
+    together, and within these, rows of the same scale.
 
     Args:
-        found: results with the columns named here, `scale`, and where there are published numbers `paper` and
+        found: results with these columns and `scale`, and, if there are published numbers, `paper` and
             `paper deviation`.
         labels: columns that name a row.
-        value: the column that is gathered.
-        unit: of the values; ``%`` is of fractions, which are percent where they are shown.
+        value: the column of the values.
+        unit: of the values; with ``%`` they are fractions, and are shown in percent.
     """
     trained = ["scale", "method", *SETTINGS[:-1]]
     alike = [*trained, "attack", "attack_settings"]
@@ -105,7 +105,7 @@ def gather(
 
 
 def columns(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and body of a table as it is shown; what is missing is a dash."""
+    """Header and body of a table as shown on the page. Missing values are dashes."""
     shown = _texts(rows, lambda value, unit: f"{value:{'.2f' if unit == '%' else '.3g'}}", missing="-")
     unit = shown.pop("unit")
     if "mean" in shown:
@@ -123,14 +123,14 @@ def columns(rows: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def as_csv(rows: pd.DataFrame) -> str:
-    """A line for each row, numbers in full; no cell is a formula to a spreadsheet."""
+    """A line for each row, numbers with ten digits. No spreadsheet takes a cell for a formula."""
     text = _texts(rows, lambda value, unit: f"{value:.10g}", missing="").map(_no_formula)
     text.columns = [_no_formula(name) for name in text]
     return text.to_csv(index=False, lineterminator="\r\n", quoting=csv.QUOTE_MINIMAL)
 
 
 def cut(text: str, most: int) -> str:
-    """At most so many characters of it."""
+    """The text, shortened to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
@@ -155,6 +155,6 @@ def _joined(texts: pd.Series, more: pd.Series) -> pd.Series:
 
 
 def _no_formula(cell: str) -> str:
-    """With an apostrophe before what a spreadsheet would execute: records may be of others."""
+    """Put an apostrophe before what a spreadsheet would execute: a record may be from somebody else."""
     executed = cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
     return f"'{cell}" if executed and not NUMBERS.fullmatch(cell) else cell

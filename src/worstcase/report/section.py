@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
-UNITS = {"layer_max": "th_g is of each layer's largest weight", "unit": "th_g is in weight units"}
+UNITS = {"layer_max": "th_g is in units of each layer's largest weight", "unit": "th_g is in weight units"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,15 +15,15 @@ class Section:
     """One figure or table: what is shown, and the results that it was made from."""
 
     name: str
-    """Of its experiment and its files."""
+    """Also the name of its experiment and its files."""
     title: str
     caption: str
     rows: pd.DataFrame
     """Labels, unit and values; fractions where the unit is ``%``."""
     results: pd.DataFrame
-    """Of `worstcase.results_frame`."""
+    """Rows of `worstcase.results_frame`."""
     figures: dict[str, Figure] = field(default_factory=dict)
-    """By the name of their files: the section's, or that and ``-PART``."""
+    """By file name: the section's name, or that and ``-PART``."""
 
     @property
     def runs(self) -> pd.DataFrame:
@@ -42,7 +42,7 @@ class Section:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before comparing its rows, and the runs' red flags."""
+        """What a reader must know before comparing its rows: commits, changes, and red flags."""
         notes = []
         runs = self.runs
         made = set(runs.commit.fillna("unknown")) | set(
@@ -59,7 +59,7 @@ class Section:
 
     @property
     def sweeps(self) -> list[str]:
-        """The commands of the sweeps that made its runs; none where a run is of no sweep."""
+        """The commands of the sweeps that made its runs; empty if some run was not part of a sweep."""
         return [] if self.runs.sweep.isna().any() else sorted(set(self.runs.sweep))
 
     @property

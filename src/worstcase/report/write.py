@@ -1,4 +1,4 @@
-"""What finished runs allow, as PNG, CSV and one HTML page that needs no other file."""
+"""Writes the report: PNG and CSV files, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ log = logging.getLogger(__name__)
 PAGE = "index.html"
 DPI = 150
 Sections = Mapping[str, Callable[[pd.DataFrame], Section | None]]
-"""By name, what makes a part of the results of `worstcase.results_frame`; None where they do not allow it."""
+"""By name, functions that make a section from `worstcase.results_frame`, or None if results for it are missing."""
 
 
 def write_report(folders: Iterable[Path], out: Path, sections: Sections) -> list[Section]:
-    """Write the report of the finished runs below some folders; no network is run.
+    """Write the report on the finished runs below some folders. No network is run.
 
     Args:
         folders: searched for records.
-        out: gets NAME.csv and NAME.png (or NAME-PART.png) for each figure and table, ``index.html``, and a list of
-            these. Files of an earlier report there that this one does not make are deleted, if they are as it left
-            them.
-        sections: its parts after your runs, such as `worstcase.paper.SECTIONS`.
+        out: the folder for NAME.csv and NAME.png (or NAME-PART.png) of each figure and table, ``index.html``, and
+            a list of these. Files of an earlier report that are not made again are deleted, unless they were
+            changed.
+        sections: the sections after 'Your runs', such as `worstcase.paper.SECTIONS`.
 
     Returns:
-        Your runs, then what there was enough for, in the order of the sections. A part that fails is left out,
+        'Your runs', then each section that there are results for, in order. A section that fails is left out,
         with a warning.
 
     Raises:
-        ValueError: there are no finished runs, or `out` holds a file of such a name that no report made; nothing
-            was written then.
-        OSError: `out` cannot be written.
+        ValueError: there are no finished runs, or `out` holds a file with one of these names that no report made.
+            Nothing was written.
+        OSError: `out` cannot be written to.
     """
     folders = list(folders)
     where = ", ".join(map(str, folders))
@@ -65,7 +65,7 @@ def write_report(folders: Iterable[Path], out: Path, sections: Sections) -> list
             if (section := make(results)) is None:
                 continue
             drawn, content = _drawn(section, own)
-        except Exception as error:  # whatever a record of others makes a figure do
+        except Exception as error:  # a foreign record can make a figure fail in any way
             log.warning("%s is left out: %s", name, _in_one_line(error))
             failed.append(name)
             continue
@@ -73,7 +73,7 @@ def write_report(folders: Iterable[Path], out: Path, sections: Sections) -> list
         shown.append(content)
         files |= drawn
     if not made:
-        raise ValueError(f"nothing can be shown of the {count} finished runs below {where}; see the lines above")
+        raise ValueError(f"none of the {count} finished runs below {where} can be shown; see the lines above")
     missing = [name for name in sections if name not in failed and name not in {section.name for section in made}]
     page = _page().render(shown=shown, missing=missing, failed=failed, runs=count)
     replace_files(out, {**files, PAGE: page.encode()}, own)
@@ -81,21 +81,21 @@ def write_report(folders: Iterable[Path], out: Path, sections: Sections) -> list
 
 
 def _drawn(section: Section, own: re.Pattern[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """A section's files by name, and what the page shows of it."""
+    """A section's files by name, and the values that the page shows."""
     files = {f"{section.name}.csv": as_csv(section.rows).encode(errors="backslashreplace")}
     pictures = {}
     for name, figure in section.figures.items():
         png = io.BytesIO()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of odd names, too long for a picture or without a glyph
+            warnings.simplefilter("ignore", UserWarning)  # a name is too long for the picture, or has no glyph
             figure.savefig(png, format="png", dpi=DPI)
         files[f"{name}.png"] = png.getvalue()
         pictures[name] = base64.b64encode(png.getvalue()).decode()
     if odd := [name for name in files if not own.fullmatch(name)]:
         raise ValueError(f"{odd[0]} is not named after a part of the report")
     header, body = columns(section.rows)
-    said = ("name", "title", "caption", "seeds", "convention", "notes", "sweeps", "commands")
-    shown = {key: getattr(section, key) for key in said}
+    fields = ("name", "title", "caption", "seeds", "convention", "notes", "sweeps", "commands")
+    shown = {key: getattr(section, key) for key in fields}
     return files, {**shown, "pictures": pictures, "header": header, "body": body}
 
 

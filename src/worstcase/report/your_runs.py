@@ -15,18 +15,19 @@ from worstcase.report.rows import GIVEN, cut, differing
 from worstcase.report.section import Section
 
 NAMED = 19
-"""Methods with a colour and shape of their own; the others share one."""
+"""How many methods have a colour and marker of their own; the others share one."""
 PANELS = 6
-"""Networks that are drawn against th_g: those with the most results."""
+"""How many networks are drawn against th_g: those with the most results."""
 ORDER = ["network", "dataset", "method", "thg", "seed", "attack"]
 
 
 def your_runs(results: pd.DataFrame) -> Section:
     caption = (
-        "Every finished run, with what each of its attacks found. In the first picture a dot is one attack of one "
-        "run: on the diagonal it changed nothing, and the farther below, the more the worst chip loses. In the "
-        "second a line is one network: it starts at the accuracy as programmed and goes through the lowest that "
-        "was found at each th_g. A bar reaches from there down to what is proven."
+        "Every finished run, with what each of its attacks found. In the first picture, a dot is one attack on "
+        "one run. On the diagonal the attack changed nothing; the farther below it, the more accuracy the worst "
+        "chip loses. In the second picture, a line is one network. It starts at the accuracy as programmed and "
+        "goes through the lowest accuracy found at each th_g. A bar reaches from there down to the certified "
+        "accuracy."
     )
     found = results.assign(method=results.method.fillna(GIVEN)).sort_values(ORDER, kind="stable")
     found["style"], styles = _styles(found.method)
@@ -55,7 +56,7 @@ def _rows(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _styles(methods: pd.Series) -> tuple[pd.Series, list[dict[str, Any]]]:
-    """For each result the number of its style; colour, marker and name of each style."""
+    """The index of each result's style, and the colour, marker and label of each style."""
     ranked = [method for method, _ in Counter(methods).most_common()]
     own, shared = sorted(ranked[:NAMED]), ranked[NAMED:]
     styles = [
@@ -68,7 +69,7 @@ def _styles(methods: pd.Series) -> tuple[pd.Series, list[dict[str, Any]]]:
 
 
 def _attacked(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
-    """Clean accuracy against lowest found, a colour a method."""
+    """Lowest accuracy found against clean accuracy, one colour per method."""
     figure = Figure(figsize=(7.0, 4.8 + _height_of_legend(styles)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], "--", color="gray", lw=1)
@@ -78,14 +79,14 @@ def _attacked(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     axes.set_xlabel("accuracy as programmed (%)")
-    axes.set_ylabel("lowest found (%)")
+    axes.set_ylabel("lowest accuracy found (%)")
     axes.grid(alpha=0.3)
     _add_legend(figure, styles)
     return figure
 
 
 def _over_thg(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
-    """A panel a network and data set; in it a line for each trained network, from its accuracy as programmed."""
+    """One panel per network and data set, with a line for each training, from its accuracy as programmed."""
     panels = sorted(found.groupby(["network", "dataset", "full_scale"]), key=lambda one: -len(one[1]))[:PANELS]
     figure = Figure(figsize=(7.0, 0.4 + 3.4 * len(panels) + _height_of_legend(styles)), layout="constrained")
     drawn = figure.subplots(len(panels), squeeze=False)[:, 0]
@@ -102,10 +103,9 @@ def _over_thg(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
         axes.set_xlim(left=0)
         axes.set_ylim(0, 100)
         axes.set_title(cut(visible(f"{network}, {dataset}"), 60), fontsize="medium", parse_math=False)
-        axes.set_xlabel(
-            "th_g (of each layer's largest weight)" if full_scale == "layer_max" else "th_g (weight units)"
-        )
-        axes.set_ylabel("lowest found (%)")
+        unit = "units of each layer's largest weight" if full_scale == "layer_max" else "weight units"
+        axes.set_xlabel(f"th_g (in {unit})")
+        axes.set_ylabel("lowest accuracy found (%)")
         axes.grid(alpha=0.3)
     _add_legend(figure, styles)
     return figure

@@ -12,7 +12,7 @@ from worstcase.evaluation.record import Record
 
 @pytest.fixture
 def sweep(trained, tmp_path):
-    """A sweep of two methods, two bounds and two seeds, made of one real record."""
+    """A sweep over two methods, two th_g and two seeds, made from one real record."""
     record = Record.load(trained)
     records = [
         dataclasses.replace(
@@ -55,7 +55,7 @@ def test_means_and_deviations_over_seeds_are_drawn(results):
     assert "th_g" in axes.get_xlabel() and "%" in axes.get_ylabel()
 
 
-def test_the_band_between_certified_and_found_is_drawn_where_runs_have_one(results):
+def test_the_band_above_the_certified_accuracy_is_drawn_for_runs_that_have_one(results):
     (axes,) = accuracy_over_thg(results).axes
     assert not any("certified" in drawn.get_label() for drawn in axes.collections)
     lowest = results.groupby("folder").attacked_accuracy.transform("min")
@@ -68,7 +68,7 @@ def test_the_band_between_certified_and_found_is_drawn_where_runs_have_one(resul
     assert sorted(heights) == pytest.approx([found / 2, found])
 
 
-def test_records_that_cannot_share_a_figure_are_refused(results):
+def test_results_that_cannot_share_a_figure_are_refused(results):
     with pytest.raises(ValueError, match="not 2"):
         accuracy_over_thg(pd.concat([results, results.head(1).assign(dataset="mnist", folder="other")]))
     with pytest.raises(ValueError, match="not 2"):

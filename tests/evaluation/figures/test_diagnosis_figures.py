@@ -20,7 +20,7 @@ def record(trained):
     return dataclasses.replace(run.record, diagnosis=told)
 
 
-def test_all_that_a_record_allows_is_drawn(record, tmp_path):
+def test_all_figures_that_a_record_has_data_for_are_drawn(record, tmp_path):
     figures = diagnosis_figures(record)
     assert set(figures) == {"confusion", "confidence", "perturbation", "layers", "selective_write_verify"}
     for name, figure in figures.items():
@@ -38,7 +38,7 @@ def test_all_that_a_record_allows_is_drawn(record, tmp_path):
     assert diagnosis_figures(dataclasses.replace(record, diagnosis=None)) == {}
 
 
-def test_what_is_drawn_is_what_the_record_says(record):
+def test_the_figures_show_the_records_numbers(record):
     told = record.diagnosis
     axes = diagnosis.confusion(record).axes[0]
     texts = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axes.texts}
@@ -59,7 +59,7 @@ def test_what_is_drawn_is_what_the_record_says(record):
     assert sum(stairs.get_data().values) == pytest.approx(100)
 
 
-def test_the_search_for_c_is_drawn_from_the_last_entry_of_each_c(record):
+def test_the_search_for_c_shows_the_last_entry_of_each_c(record):
     history = [
         {"passes": 1, "accuracy": 0.9},
         {"passes": 4, "accuracy": 0.5, "c": 10.0, "magnitude": 2.0},
@@ -75,5 +75,5 @@ def test_the_search_for_c_is_drawn_from_the_last_entry_of_each_c(record):
     assert list(error.lines[0].get_xdata()) == [0.1, 10]
     assert list(error.lines[0].get_ydata()) == pytest.approx([30, 80])
     assert list(magnitude.lines[0].get_ydata()) == [0.5, 4]
-    with pytest.raises(ValueError, match="needs two"):
+    with pytest.raises(ValueError, match="needs two or more"):
         diagnosis.search_for_c(record, dataclasses.replace(searched, history=history[:2]))

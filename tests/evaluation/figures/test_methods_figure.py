@@ -12,7 +12,7 @@ from worstcase.paper.training import method_tables
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two methods of two seeds, trained with a short ensemble at the end, and evaluated by a longer one."""
+    """Two methods with two seeds each, attacked by a short ensemble after training and by a longer one later."""
     for method, lowest in (("vanilla", 0.1), ("universal_at", 0.8)):
         for seed in (0, 1):
             trained = record(
@@ -37,10 +37,10 @@ def test_the_lowest_of_each_attack_counts_for_each_seed(sweep):
     assert by_seed["vanilla", "ensemble"] == pytest.approx([0.1, 0.11])
     assert by_seed["vanilla", "flwc"] == pytest.approx([0.15, 0.15])
     assert set(found.method) == {"vanilla", "universal_at"}
-    assert title == "LeNet, MNIST, mnist5k for mnist, float, 2 epochs, th_g 0.03"
+    assert title == "LeNet, MNIST, mnist5k instead of mnist, float, 2 epochs, th_g 0.03"
 
 
-def test_table_and_figure_say_the_same(sweep):
+def test_table_and_figure_show_the_same_numbers(sweep):
     ((_, found),) = method_tables(results_frame([sweep]))
     assert markdown(found).splitlines()[2:] == [
         "| `universal_at` | 2 | 90.00 ± 0.00 | 85.00 ± 0.00 | 80.50 ± 0.71 |",
@@ -53,10 +53,12 @@ def test_table_and_figure_say_the_same(sweep):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["vanilla", "universal_at"]
 
 
-def test_example(sweep, tmp_path):
+def test_the_example_prints_a_table_and_draws_a_figure(sweep, tmp_path):
     example = ["examples.compare_methods", sweep, tmp_path / "methods.png"]
     assert run(*example).stdout.startswith("| method | seeds | clean | flwc | ensemble |")
     assert (tmp_path / "methods.png").stat().st_size > 10_000
     (sweep / "other").mkdir()
     record(samples=500).save(sweep / "other")
-    assert "one network, scale and th_g is compared, not: lenet on mnist5k" in run(*example, fails=True).stderr
+    assert (
+        "compare one network, scale and th_g at a time, not: lenet on mnist5k" in run(*example, fails=True).stderr
+    )

@@ -9,7 +9,7 @@ from worstcase.evaluation.record import Record
 
 @pytest.fixture
 def record(trained):
-    """A real record whose attack is given 400 chips of 80.0 to 89.9 %, the lowest as the 300th."""
+    """A real record with a made-up distribution: 400 chips of 80.0 to 89.9 %, of which the 301st is the lowest."""
     record = Record.load(trained)
     accuracies = [0.8 + ((i + 100) % 400 // 4) / 1000 for i in range(400)]
     distribution = {"sampler": "vertex", **describe(accuracies), "accuracies": accuracies}
@@ -17,7 +17,7 @@ def record(trained):
     return dataclasses.replace(record, attacks=[found])
 
 
-def test_histogram_and_convergence(record):
+def test_the_figure_has_a_histogram_and_convergence_curves(record):
     left, right = monte_carlo(record, record.attacks[0]).axes
     assert sum(bar.get_height() for bar in left.patches if hasattr(bar, "get_height")) >= 400
     assert "%" in left.get_xlabel() and left.get_ylabel() == "chips"
@@ -29,13 +29,13 @@ def test_histogram_and_convergence(record):
     assert list(minimum.get_ydata()) == sorted(minimum.get_ydata(), reverse=True)
 
 
-def test_other_attacks_have_no_chips(trained):
+def test_other_attacks_have_no_such_figure(trained):
     record = Record.load(trained)
     with pytest.raises(ValueError, match="lwc has no distribution of chips"):
         monte_carlo(record, record.attacks[0])
 
 
-def test_chips_that_are_all_alike(record):
+def test_a_single_chip_can_be_drawn(record):
     found = record.attacks[0]
     alike = describe([0.5]) | {"sampler": "vertex", "accuracies": [0.5]}
     monte_carlo(record, dataclasses.replace(found, distribution=alike))

@@ -1,4 +1,4 @@
-"""Figures, from records alone."""
+"""Figures, drawn from records alone."""
 
 from worstcase.evaluation.figures.accuracy_over_thg import accuracy_over_thg
 from worstcase.evaluation.figures.diagnosis import diagnosis_figures

@@ -1,4 +1,4 @@
-"""Clean and lowest found accuracy against th_g (the axes of the paper's Fig. 8), from results alone."""
+"""Clean accuracy and lowest accuracy found, against th_g (the axes of the paper's Fig. 8)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ FOUND, CERTIFIED, CLEAN = "attacked_accuracy", "certified_accuracy", "clean_accu
 
 
 def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
-    """One colour a method: mean over seeds, a bar of one standard deviation, and each run as a dot.
+    """Draw one colour per method: mean over seeds, a bar of one standard deviation, and a dot for each run.
 
-    A run may hold attacks at several th_g, as an evaluation over a list has them; of several attacks at one th_g
-    the lowest counts. Where a method's runs have a certified accuracy, the band from there to the lowest found is
-    filled: in it lies the worst case.
+    A run may hold attacks at several th_g. The lowest of several attacks at one th_g counts. If a method's runs
+    have a certified accuracy, the band from there to the lowest accuracy found is filled: it holds the worst case.
 
     Args:
-        results: as `worstcase.results_frame` gives them, of one network, data set, full scale and set of attacks;
+        results: rows of `worstcase.results_frame` with one network, data set, full scale and set of attacks;
             methods, th_g and seeds may differ.
-        scale: what else they are of, said in the title.
+        scale: a description that is added to the title.
 
     Raises:
-        ValueError: there are none, or they are of several networks, data sets, full scales or attacks.
+        ValueError: there are no results, or several networks, data sets, full scales or sets of attacks.
     """
     attacks = results.groupby("folder").attack.agg(lambda names: ", ".join(dict.fromkeys(names)))
     settings = results[ONE].assign(attacks=results.folder.map(attacks)).drop_duplicates()
     if len(settings) != 1:
-        raise ValueError(f"one network, data set, full scale and set of attacks is drawn, not {len(settings)}")
+        raise ValueError(
+            f"a figure shows one network, data set, full scale and set of attacks, not {len(settings)}"
+        )
     network, dataset, full_scale, reference, named = settings.iloc[0]
     shown = results.assign(method=results.method.fillna("given weights"))
     shown = shown.astype(dict.fromkeys((CLEAN, FOUND, CERTIFIED), "Float64"))
@@ -52,9 +53,9 @@ def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
         if len(proven):
             band = proven.index, proven[CERTIFIED], proven[FOUND]
             axes.fill_between(*band, color=f"C{color}", alpha=0.15, label=f"{method}, between certified and found")
-    unit = "each layer's largest weight" if full_scale == "layer_max" else "1"
+    unit = "units of each layer's largest weight" if full_scale == "layer_max" else "weight units"
     seeds = sorted(results.seed.dropna().unique())
-    axes.set_xlabel(f"write-verify bound th_g (in units of {unit})")
+    axes.set_xlabel(f"write-verify bound th_g (in {unit})")
     axes.set_ylabel(f"accuracy on the {reference} split (%)")
     over = [f"{len(seeds)} seeds: mean and standard deviation"] if len(seeds) > 1 else [f"seed {n}" for n in seeds]
     title = ", ".join([f"{network} on {dataset}", *over])

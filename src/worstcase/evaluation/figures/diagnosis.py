@@ -1,4 +1,4 @@
-"""Why the worst chip fails (Table III, Fig. 3 to 6 of the paper; selective write-verify), from a record alone."""
+"""Figures of why the worst chip fails: Table III, Figs. 3 to 6 of the paper, and selective write-verify."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4}
 
 
 def diagnosis_figures(record: Record) -> dict[str, Figure]:
-    """All figures that a record's diagnosis and attacks allow, by a name that is fit for a file."""
+    """All figures that a record has the data for, by file name."""
     figures = {}
     diagnosis = record.diagnosis
     if diagnosis:
@@ -77,7 +77,7 @@ def confidence(record: Record) -> Figure:
 
 
 def perturbation(record: Record) -> Figure:
-    """How far the weights of the worst chip are off (Fig. 5), in units of the bound."""
+    """How far the weights of the worst chip deviate (Fig. 5), in units of the bound."""
     found = record.diagnosis["perturbation"]
     shares = [100 * count / found["weights"] for count in found["counts"]]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
@@ -97,7 +97,7 @@ def perturbation(record: Record) -> Figure:
 
 
 def layers(record: Record) -> Figure:
-    """Weights moved by layer (Fig. 6), and where it was attacked alone, the accuracy that the layer leaves."""
+    """Weights moved by layer (Fig. 6); with a full diagnosis, also the accuracy when only that layer moves."""
     found = record.diagnosis["layers"]
     alone = "lowest_alone" in found[0]
     names = [f"{layer['array'].removesuffix('.weight')} ({layer['weights']:,})" for layer in found]
@@ -108,13 +108,13 @@ def layers(record: Record) -> Figure:
     panels[0].barh(places, [100 * layer["at_bound"] for layer in found], 0.4, color=WORST, label="at the bound")
     panels[0].set_xlabel("share of the layer's weights (%)")
     panels[0].set_yticks(places, names)
-    panels[0].set_ylabel("layer (weights)")
+    panels[0].set_ylabel("layer (number of weights)")
     panels[0].invert_yaxis()
     if alone:
         searched = _searched(record)
         for side, key, color, label in (
-            (-0.2, "accuracy_of_its_part", PART, "with its part of the worst chip"),
-            (0.2, "lowest_alone", WORST, f"lowest found, it alone moves ({searched})"),
+            (-0.2, "accuracy_of_its_part", PART, "only its part of the worst chip"),
+            (0.2, "lowest_alone", WORST, f"lowest found if only it moves ({searched})"),
         ):
             bars = panels[1].barh(
                 [place + side for place in places],
@@ -138,13 +138,13 @@ def layers(record: Record) -> Figure:
 
 
 def selective_write_verify(record: Record) -> Figure:
-    """Accuracy if only the most important weights may move, and if these are verified until exact."""
+    """Accuracy if only the most important weights may move, and if all others may while these are exact."""
     points = record.diagnosis["selective_write_verify"]
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     shares = [100 * point["share"] for point in points]
     for key, color, marker, label in (
-        ("all_others_move", CLEAN, "o", "these exact, all others may move"),
+        ("all_others_move", CLEAN, "o", "all others may move, these are exact"),
         ("only_these_move", WORST, "s", "only these may move"),
     ):
         axes.plot(shares, [100 * point[key] for point in points], color=color, marker=marker, label=label)
@@ -156,7 +156,7 @@ def selective_write_verify(record: Record) -> Figure:
     axes.minorticks_off()
     axes.set_ylim(-2, 102)
     axes.set_xlabel("most important weights (% of all; number)")
-    axes.set_ylabel(f"lowest found ({_searched(record)}),\naccuracy on the {record.reference} split (%)")
+    axes.set_ylabel(f"lowest accuracy found ({_searched(record)})\non the {record.reference} split (%)")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     _title(figure, record)
@@ -171,7 +171,9 @@ def search_for_c(record: Record, found: AttackRecord) -> Figure:
     """
     trace = trace_of_c(found)
     if len(trace) < 2:
-        raise ValueError(f"{found.attack} tried {len(trace)} values of c: a trace needs two (LWC's project=end)")
+        raise ValueError(
+            f"{found.attack} tried {len(trace)} values of c: the figure needs two or more (LWC's project=end)"
+        )
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     of_error, of_magnitude = figure.subplots(2, sharex=True)
     of_error.plot(trace.keys(), [100 * (1 - entry["accuracy"]) for entry in trace.values()], "o-", color=WORST)
@@ -211,7 +213,7 @@ def _edges(counts: list[float]) -> list[float]:
 
 
 def _title(figure: Figure, record: Record) -> None:
-    """Which chip it is: the lowest that the record's attacks found at the diagnosis's th_g."""
+    """Name the chip in the title: the lowest that the record's attacks found at the diagnosis's th_g."""
     diagnosis = record.diagnosis
     found = [attack for attack in record.attacks if attack.thg == diagnosis["thg"]]
     name = min(found, key=lambda attack: attack.accuracy).attack

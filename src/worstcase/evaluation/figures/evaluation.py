@@ -1,4 +1,4 @@
-"""All figures that the record of one evaluation allows."""
+"""All figures of one evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worstcase.evaluation.record import Record
 
 
 def evaluation_figures(record: Record) -> dict[str, Figure]:
-    """By file name: of the worst chip, of several th_g as a curve, of Monte Carlo's chips."""
+    """By file name: the worst chip's figures, a curve if there are several th_g, and Monte Carlo's chips."""
     figures = diagnosis_figures(record)
     if len({found.thg for found in record.attacks}) > 1:
         run = {

@@ -1,4 +1,4 @@
-"""Clean accuracy against what several attacks find, a row for each training method."""
+"""Clean accuracy and what several attacks find, with a row for each training method."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 STYLES = {"ensemble": ("D", "C3"), "lwc": ("o", "C1"), "flwc": ("v", "C4"), "clean": ("^", "C0")}
-"""Marker and colour of what is drawn, the strongest attack first."""
+"""Marker and colour of each attack and of clean accuracy, the strongest attack first."""
 
 
 def methods(results: pd.DataFrame, title: str) -> Figure:
-    """A row a method: mean, one standard deviation, and each seed as a dot; on top the best under the ensemble.
+    """Draw a row for each method: mean, one standard deviation, and a dot for each seed.
+
+    The best method under the ensemble is on top.
 
     Args:
-        results: with the columns method, attack ('clean': as programmed) and attacked_accuracy, a row a seed.
+        results: with the columns method, attack ('clean': as programmed) and attacked_accuracy, one row per seed.
         title: of the figure.
     """
     percents = 100 * results.set_index(["attack", "method"]).attacked_accuracy.astype(float)

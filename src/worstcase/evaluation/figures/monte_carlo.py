@@ -1,4 +1,4 @@
-"""Accuracies of sampled chips: their histogram, and how far their statistics have settled, from a record alone."""
+"""Accuracies of sampled chips: a histogram, and how far their statistics have converged."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from matplotlib.figure import Figure
 from worstcase.attacks.distribution import CONFIDENCE, kth_percentile
 from worstcase.evaluation.record import AttackRecord, Record
 
-POINTS = 100  # of the convergence
+POINTS = 100  # of a convergence curve
 
 
 def monte_carlo(record: Record, found: AttackRecord) -> Figure:
-    """The histogram of a record's Monte Carlo, and mean, KPP at 1 % and minimum against the number of chips.
+    """Draw a histogram of the accuracies, and mean, KPP at 1 % and minimum against the number of chips.
 
-    Shaded are 95 % intervals; one that reaches the edge is not bounded on that side by so few chips.
+    Shaded areas are 95 % intervals. One that reaches the edge has no bound on that side: there are too few chips.
 
     Args:
         record: of a run.
-        found: its attack, Monte Carlo.
+        found: the record's Monte Carlo attack.
 
     Raises:
-        ValueError: the attack is another.
+        ValueError: `found` is another attack.
     """
     if not (distribution := found.distribution):
-        raise ValueError(f"{found.attack} has no distribution of chips; monte_carlo has")
+        raise ValueError(f"{found.attack} has no distribution of chips; only monte_carlo has one")
     accuracies = distribution["accuracies"]
     percents = [100 * accuracy for accuracy in accuracies]
     shown = min(percents), max(*percents, 100 * record.clean_accuracy)
@@ -68,13 +68,13 @@ def monte_carlo(record: Record, found: AttackRecord) -> Figure:
     right.grid(alpha=0.3)
     figure.suptitle(
         f"{record.model} on {record.dataset}, {size:,} chips ({distribution['sampler']}) at th_g = {found.thg:g}. "
-        f"With {CONFIDENCE:.0%} confidence at most {distribution['unseen']:.2%} of all are below the minimum",
+        f"With {CONFIDENCE:.0%} confidence, at most {distribution['unseen']:.2%} of chips are below the minimum",
         fontsize="medium",
     )
     return figure
 
 
 def _interval(kpp: dict[str, Any]) -> tuple[float, float]:
-    """In percent; an end that is not bounded is the scale's."""
+    """In percent; a missing bound becomes 0 or 100."""
     low, high = kpp["low"], kpp["high"]
     return 0.0 if low is None else 100 * low, 100.0 if high is None else 100 * high
