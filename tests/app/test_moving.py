@@ -57,7 +57,7 @@ def record(folder):
 @pytest.mark.parametrize("method", ["vanilla", "atrice", "universal_at"])
 def test_killed_at_each_stage_and_moved_each_time(method, tmp_path):
     settings = [f"method={method}", *SETTINGS]
-    whole, folder = tmp_path / "whole", tmp_path / "run0"
+    whole, folder = tmp_path / "elsewhere" / "whole", tmp_path / "run0"
     run("src.train", *settings, f"hydra.run.dir={whole}")
     for number, (stage, (place, call)) in enumerate(STAGES.items(), 1):
         done = run("src.train", *settings, f"hydra.run.dir={folder}", killed_by=(kill_at, place, call))

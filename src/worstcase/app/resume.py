@@ -60,13 +60,15 @@ def digest(settings: Mapping[str, Any]) -> str:
 
 @contextmanager
 def training_of(folder: Path, settings: Mapping[str, Any]) -> Iterator[Trained | None]:
-    """Yields what this job need not train any more, None where it has to train or go on.
+    """Yields a training that this job takes from another; None where it trains, or continues its own.
 
     A network that trains without th_g is trained once for all th_g: the first job that needs it trains within the
-    block, and the others, which have folders beside it, wait and take a copy.
+    block. The others, in folders beside it, wait and take a copy.
     """
-    trained = Trained.load(folder, settings)
-    if trained or not trains_without_thg(settings) or not is_first_process():
+    if (folder / LAST).is_file() or not trains_without_thg(settings):
+        yield None
+        return
+    if (trained := Trained.load(folder, settings)) or not is_first_process():
         yield trained
         return
     lock = folder.parent / f".training-{digest(settings)[:8]}.lock"
