@@ -28,7 +28,7 @@ def locked(file: Path, *, wait: bool = False) -> Iterator[bool]:
         return
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        log.warning("%s cannot be locked (%s): start no second process there", file.parent, reason)
+        log.warning("%s cannot be locked (%s): do not start a second process there", file.parent, reason)
     try:
         yield True
     finally:

@@ -65,7 +65,7 @@ def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
         return user_net(own)
     if config["net"]:
         raise ValueError(
-            f"this run uses a custom network, {config['net']}; if you trust it, say net={config['net']}"
+            f"this run uses a custom network, {config['net']}; if you trust it, pass net={config['net']}"
         )
     return build(config["model"]["net"], nn.Module)
 
@@ -141,7 +141,7 @@ def build(config: Mapping[str, Any], kind: type) -> Any:
     if make is None or not all(map(_is_plain, arguments.values())):
         raise ValueError(
             f"{target} is not {what} or has arguments that are not plain, so it is not built from a record; "
-            f"if you trust it, say {instead}"
+            f"if you trust it, pass {instead}"
         )
     try:
         return make(**arguments)

@@ -116,7 +116,7 @@ def no_locks() -> None:
 
 def test_a_file_system_without_locks_is_said(tmp_path):
     done = run("src.train", *SMALL, f"hydra.run.dir={tmp_path}", before=(no_locks,))
-    assert "cannot be locked (No locks available): start no second process there" in done.stderr
+    assert "cannot be locked (No locks available): do not start a second process there" in done.stderr
     assert (tmp_path / "results.json").exists()
 
 
@@ -257,7 +257,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
     words = ["model=resnet18", "model.width=0.125", "dataset=imagefolder", *data]
     done = run("src.train", *words, f"hydra.run.dir={tmp_path / 'run'}", fails=True)
     error = done.stderr.strip().splitlines()[-1]
-    assert error.startswith(f"error: {file} is no image that can be read: ") and len(error) < 400
+    assert error.startswith(f"error: cannot read the image {file}: ") and len(error) < 400
     assert "Traceback" not in done.stderr
 
 

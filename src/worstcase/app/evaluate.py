@@ -1,4 +1,4 @@
-"""Attack what a training run left, explain the worst chip, and record both: python -m src.evaluate."""
+"""Attack a trained network, explain its worst chip, and record both: python -m src.evaluate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
-    """Attack the run's network as the settings say; perturbations and figures are left in the folder."""
+    """Attack the network as the settings say, and leave the record, perturbations and figures in the folder."""
     import torch
 
     import worstcase
@@ -45,7 +45,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     load_weights(crossbar, Path(cfg["checkpoint"] or Path(cfg["run"], CHECKPOINT)))
     crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     chosen = HydraConfig.get().runtime.choices.get("dataset")
-    # what comes from a record is not for Hydra to build
+    # Hydra builds nothing that comes from a record
     datamodule = instantiated(cfg, "dataset") if chosen else build(cfg["dataset"], ImageDataModule)
     datamodule.prepare_data()
     check_fit(crossbar, datamodule)

@@ -1,4 +1,4 @@
-"""A job's folder: whether it is the job's to write into."""
+"""Checks that a job may write into its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worstcase.app.state import JOB, Begun
 from worstcase.evaluation.record import CHECKPOINT, LAST
 from worstcase.evaluation.settings import without_place
 
-LEFT = (  # by a job, besides what is below its own subfolders
+LEFT = (  # files that a job writes, besides those in its subfolders
     JOB,
     "run.log",
     "metrics.csv",
@@ -29,15 +29,15 @@ LEFT = (  # by a job, besides what is below its own subfolders
     "search_for_c*.png",
     "monte_carlo*.png",
 )
-INSTANCES = "instances.csv"  # may be put together by a user
+INSTANCES = "instances.csv"  # a user may have put it there
 ANOTHER = "choose another hydra.run.dir"
 
 
 def check_place(folder: Path) -> None:
-    """Make sure that a folder can be made, or is there.
+    """Check that a folder exists or can be made.
 
     Raises:
-        NotADirectoryError: there is a file in its place.
+        NotADirectoryError: a file is in its place.
     """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
@@ -45,7 +45,7 @@ def check_place(folder: Path) -> None:
 
 
 def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
-    """Leave what is not this job's as it is, and follow no link out of the folder.
+    """Check that a folder holds nothing that is not this job's, and no links.
 
     Args:
         folder: of the job; it exists.
@@ -94,6 +94,6 @@ def _is_left(name: str) -> bool:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """What a job may write to or through."""
+    """The paths that a job may write to."""
     for pattern in ("*", f"{LAST.parent}/*", f"*/{INSTANCES}", f"*/*/{INSTANCES}"):
         yield from (path for path in folder.glob(pattern) if os.path.lexists(path))

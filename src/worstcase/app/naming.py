@@ -1,4 +1,4 @@
-"""The complete settings of a job, and its folder, which is named by them: equal for jobs that are the same."""
+"""Completes the settings of a job, and names its folder by them: the same job has the same folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ONLY_SHOWN = (
     "-sc",
     "--shell-completion",
 )
-"""Hydra's flags that run no job."""
+"""Hydra's flags that only show something."""
 WITHOUT_RUN = {  # what an evaluation takes from its training run, and its values where there is none
     "thg": 0.03,
     "full_scale": "layer_max",
@@ -44,7 +44,7 @@ WITHOUT_RUN = {  # what an evaluation takes from its training run, and its value
 
 
 def completed(cfg: DictConfig) -> dict[str, Any]:
-    """The settings of a job in plain types, complete: equal for jobs that are the same.
+    """All settings of a job in plain types: equal for jobs that are the same.
 
     An evaluation takes what it does not say from its training run; one of the user's own network (net=,
     checkpoint=, dataset=) has none. What it takes is never resolved or instantiated: a string of a record stays
@@ -94,7 +94,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _of_run(trained: Mapping[str, Any], said: Mapping[str, Any], data_dir: str) -> dict[str, Any]:
-    """A training run's data set, but for what the command says."""
+    """The training run's data set, with the settings that the command gives."""
     if unknown := sorted(said.keys() - trained.keys()):
         raise schema.ConfigError(f"there is no setting dataset.{unknown[0]}; there are {', '.join(trained)}")
     place = {"data_dir": data_dir} if "data_dir" in trained else {}
@@ -121,9 +121,9 @@ def _digest_of_version(file: Path, mtime_ns: int, size: int) -> str:
 
 
 def naming_the_newest_run(words: Sequence[str]) -> list[str]:
-    """The words of an evaluation's command line, with run= of the newest training run where they name none.
+    """Add run= of the newest training run to the words of a command line that names none.
 
-    So the run is looked up once, all jobs of a sweep are about it, and their records say which it was.
+    So the run is looked up once, all jobs of a sweep evaluate it, and their records name it.
 
     Raises:
         FileNotFoundError: there is no finished training run.
@@ -140,7 +140,7 @@ def naming_the_newest_run(words: Sequence[str]) -> list[str]:
 
 
 def newest_run() -> Path:
-    """The folder of the training run that finished last, below outputs/ and multirun/.
+    """The folder of the training run that finished last, in outputs/ and multirun/.
 
     Raises:
         FileNotFoundError: there is none.
@@ -154,10 +154,10 @@ def newest_run() -> Path:
 
 
 def record_folders(said: Iterable[str]) -> list[Path]:
-    """Folders that a command was given to look for records in.
+    """The folders in which a command looks for records.
 
     Raises:
-        NotADirectoryError: one is not there; outputs/ and multirun/ need not be.
+        NotADirectoryError: one does not exist; outputs/ and multirun/ need not.
     """
     folders = [Path(folder) for folder in said]
     for folder in folders:
@@ -179,7 +179,7 @@ def _training_record(folder: Path) -> Record:
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
-    """A stable, readable folder for a training configuration; the digest tells the rest of it apart."""
+    """A readable folder for a training; its digest tells apart what the name does not show."""
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
     name = f"thg{settings['thg']:g}-seed{settings['seed']}-{_digest(settings)}"
@@ -187,7 +187,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
 
 
 def _evaluation_folder(*, _root_: DictConfig) -> str:
-    """An evaluation's folder lies in its training run's."""
+    """The folder of an evaluation, inside that of its training run."""
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
     thgs = schema.bounds(settings)
@@ -199,7 +199,7 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
 
 
 def _own(net: str | None) -> str:
-    """The user's own network as part of a folder's name."""
+    """The name of a custom network, as part of a folder's name."""
     return net.split(":")[-1] if net else ""
 
 
@@ -208,7 +208,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-# On import, so that they are there in the processes of a parallel launcher too.
+# On import, so that the processes of a parallel launcher have them too.
 schema.register()
 OmegaConf.register_new_resolver(
     "of_scale", lambda quick, paper, *, _root_: paper if _root_.scale == "paper" else quick, replace=True

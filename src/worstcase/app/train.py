@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +18,13 @@ from worstcase.app.errors import instantiated
 from worstcase.app.job import is_first_process, run_job
 from worstcase.app.start import start
 from worstcase.evaluation.record import CHECKPOINT, LAST, Record
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from worstcase.callbacks import WorstCaseAtTest
+    from worstcase.data import ImageDataModule
+    from worstcase.methods import Method
 
 log = logging.getLogger(__name__)
 
@@ -32,53 +39,29 @@ def main() -> None:
 
 
 def train(cfg: dict[str, Any], folder: Path) -> Record | None:
-    """Train, test and attack as the settings say; what the run leaves lies in the folder.
+    """Train, test and attack as the settings say, and leave everything in the folder.
 
     Of several processes that train together, only the first returns a record.
     """
     import lightning as L
     from lightning.pytorch.callbacks import RichProgressBar, Timer
 
-    from worstcase.callbacks import EpochLines, MovableCheckpoint, WorstCaseAtTest, WorstCasePerEpoch
-    from worstcase.runs import check_fit, load_weights, make_crossbar, user_net
+    from worstcase.callbacks import EpochLines, MovableCheckpoint
 
     _quieten()
     L.seed_everything(cfg["seed"], verbose=False)
     datamodule = instantiated(cfg, "dataset")
     datamodule.prepare_data()
     datamodule.setup()
-    crossbar = make_crossbar(user_net(cfg["net"]) if cfg["net"] else instantiated(cfg, "model.net"), cfg)
-    if cfg["init_from"]:
-        load_weights(crossbar, Path(cfg["init_from"]))
-    check_fit(crossbar, datamodule)
-    described = {key: value for key, value in cfg["method"].items() if key != "trains_without_thg"}
-    method = instantiated({"method": described}, "method", _partial_=True)(
-        crossbar,
-        num_classes=datamodule.num_classes,
-        optimizer=instantiated(cfg, "model.optimizer"),
-        scheduler=instantiated(cfg, "model.scheduler"),
-        seed=cfg["seed"],
-    )
+    method = _method(cfg, datamodule)
+    callbacks, at_test = _callbacks(cfg, method, datamodule.num_classes)
+    _check_batches(datamodule, cfg["trainer"])
 
     terminal = bool(sys.stderr and sys.stderr.isatty())
     files: dict[str, Any] = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
     best = MovableCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
     last = MovableCheckpoint(**files, filename=LAST.stem, save_on_train_epoch_end=True)
     timer = Timer()
-    for place in ("val_attack", "test_attack", "suite"):  # whose settings are named if one is refused
-        instantiated(cfg, place)
-    callbacks = [callback for callback in instantiated(cfg, "callbacks").values() if callback is not None]
-    at_tests = [callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)]
-    if len(at_tests) != 1:
-        raise ValueError("callbacks: a run needs one worstcase.callbacks.WorstCaseAtTest for its record")
-    at_test = at_tests[0]
-    if not at_test.attacks:
-        raise ValueError("suite: a run needs at least one attack for its record")
-    per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
-    for attack in [*at_test.attacks, *per_epoch]:
-        attack.check_classes(datamodule.num_classes)
-    _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch))
-    _check_batches(datamodule, cfg["trainer"])
     loggers = tracking.loggers(cfg["logger"], folder)
     trainer = L.Trainer(
         **cfg["trainer"],
@@ -132,11 +115,52 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     return record
 
 
-def _check_metrics(callbacks: list, monitor: str, *, attacked: bool) -> None:
-    """Refuse to watch a metric that nobody logs; a callback of the user's own may log any.
+def _method(cfg: dict[str, Any], datamodule: ImageDataModule) -> Method:
+    """The training method of the settings, with the network in it."""
+    from worstcase.runs import check_fit, load_weights, make_crossbar, user_net
+
+    crossbar = make_crossbar(user_net(cfg["net"]) if cfg["net"] else instantiated(cfg, "model.net"), cfg)
+    if cfg["init_from"]:
+        load_weights(crossbar, Path(cfg["init_from"]))
+    check_fit(crossbar, datamodule)
+    described = {key: value for key, value in cfg["method"].items() if key != "trains_without_thg"}
+    return instantiated({"method": described}, "method", _partial_=True)(
+        crossbar,
+        num_classes=datamodule.num_classes,
+        optimizer=instantiated(cfg, "model.optimizer"),
+        scheduler=instantiated(cfg, "model.scheduler"),
+        seed=cfg["seed"],
+    )
+
+
+def _callbacks(cfg: dict[str, Any], method: Method, classes: int) -> tuple[list[L.Callback], WorstCaseAtTest]:
+    """The callbacks of the settings, and the one of them whose evaluation becomes the record.
 
     Raises:
-        ValueError: naming it.
+        ValueError: there is no such one, it has no attack, or an attack or the method's metric does not fit.
+    """
+    from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
+
+    for place in ("val_attack", "test_attack", "suite"):  # an error then names the setting
+        instantiated(cfg, place)
+    callbacks = [callback for callback in instantiated(cfg, "callbacks").values() if callback is not None]
+    at_tests = [callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)]
+    if len(at_tests) != 1:
+        raise ValueError("callbacks: a run needs one worstcase.callbacks.WorstCaseAtTest for its record")
+    if not at_tests[0].attacks:
+        raise ValueError("suite: a run needs at least one attack for its record")
+    per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
+    for attack in [*at_tests[0].attacks, *per_epoch]:
+        attack.check_classes(classes)
+    _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch))
+    return callbacks, at_tests[0]
+
+
+def _check_metrics(callbacks: list, monitor: str, *, attacked: bool) -> None:
+    """Refuse to watch a metric that nobody logs. Custom callbacks may log any.
+
+    Raises:
+        ValueError: nobody logs a watched metric.
     """
     known = {"val/accuracy", "train/loss"} | ({"val/attacked_accuracy"} if attacked else set())
     homes = [type(callback).__module__.split(".")[0] for callback in callbacks]
@@ -148,7 +172,7 @@ def _check_metrics(callbacks: list, monitor: str, *, attacked: bool) -> None:
 
 
 def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
-    """Make sure that each part has a batch left.
+    """Check that the limits of batches leave a batch of each part.
 
     Raises:
         ValueError: a part has none.
@@ -160,7 +184,7 @@ def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
 
 
 def _quieten() -> None:
-    """Lightning's remarks on hardware, loaders and its own products say nothing about the user's run."""
+    """Silence Lightning's remarks on hardware, loaders and its own products."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")

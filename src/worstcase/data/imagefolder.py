@@ -182,7 +182,7 @@ def read_image(path: str | Path) -> Any:
         return default_loader(str(path))
     except Exception as error:  # image readers raise many kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is no image that can be read: {reason}") from None
+        raise ValueError(f"cannot read the image {path}: {reason}") from None
 
 
 def _in_folders(folder: Path, transform: Callable[[Any], Tensor]) -> ImageFolder:
