@@ -46,8 +46,9 @@ class Functional(nn.Module):
         x = (x - self.mean) / 0.3 * 0.5 + 1
         x = F.relu(self.conv(x), inplace=True)
         x = F.max_pool2d(x, 3, 2)
-        x += F.conv2d(x, self.deep.weight, self.deep.bias, padding=1, groups=2).tanh() * x.sigmoid()
-        first, second = x.chunk(2, dim=1)
+        y = F.conv2d(x, self.deep.weight, self.deep.bias, padding=1, groups=2).tanh() * x.sigmoid()
+        y += x
+        first, second = y.chunk(2, dim=1)
         x = torch.cat([second, first], 1).transpose(2, 3).contiguous()
         x = F.dropout(x, training=self.training).view(x.size(0), -1)
         return self.out(x - 0.2)
@@ -77,6 +78,8 @@ def used(norm: nn.Module) -> nn.Module:
     return norm
 
 
+ACTIVATIONS = [nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign]
+ACTIVATIONS += [nn.LogSigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.GELU, nn.SiLU, nn.Mish]
 IMAGES = {
     "linear": lambda: of(inputs=36),
     "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3, bias=False)),
@@ -104,8 +107,7 @@ IMAGES = {
         kind.__name__: lambda kind=kind: of(
             nn.Flatten(), nn.Linear(36, 9), kind(), nn.Linear(9, 9), kind(), inputs=9
         )
-        for kind in (nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign)
-        + (nn.LogSigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.GELU, nn.SiLU, nn.Mish)
+        for kind in ACTIVATIONS
     },
     "GELU by tanh": lambda: of(nn.Flatten(), nn.Linear(36, 9), nn.GELU("tanh"), inputs=9),
 }
@@ -114,7 +116,6 @@ LARGE = {
     "convnet": (lambda: ConvNet(width=0.05), (3, 32, 32)),
     "resnet18": (lambda: ResNet18(width=0.05), (3, 32, 32)),
     "torchvision's resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (3, 33, 33)),
-    "torchvision's vgg11": (lambda: torchvision.models.vgg11_bn(num_classes=5), (3, 32, 32)),
 }
 NETWORKS = {name: (make, (1, 6, 6)) for name, make in IMAGES.items()} | LARGE
 
@@ -145,7 +146,8 @@ def check_no_chip_is_below(crossbar: Crossbar, images: Tensor, *, chips: int, se
             box.project_(chip)
         with torch.no_grad():
             found = margins_of(crossbar(images, chip), labels)
-        assert (least <= found).all(), f"chip {number}: {(least - found).max():g} below the bound"
+        rounded = 2**-23 * least.abs()  # of the margin itself, which leaves its sign
+        assert (least <= found + rounded).all(), f"chip {number} is below the bound"
 
 
 @pytest.mark.parametrize("thg", [1e-6, 0.01, 0.2])
@@ -174,7 +176,7 @@ def test_what_is_not_programmed_does_not_deviate() -> None:
     torch.manual_seed(0)
     images = torch.randn(6, 1, 6, 6)
     net = IMAGES["mlp"]()
-    partly, whole = Crossbar(net, 0.02, layers=["5"]), Crossbar(net, 0.02)
+    partly, whole = Crossbar(net, 0.02, layers=["6"]), Crossbar(net, 0.02)
     check_no_chip_is_below(partly, images, chips=20)
     labels = partly(images).argmax(1)
     assert Bounds(partly).margins(images, labels).sort(1)[0][:, 0].mean() > (
@@ -239,7 +241,8 @@ def test_sums_in_any_order_stay_above_the_bound() -> None:
         one_by_one = (images[:, None, order] * layer.weight[:, order]).cumsum(2)[:, :, -1]
         for z in (images[:, order] @ layer.weight[:, order].T, one_by_one):
             assert (least <= margins_of(z, labels)).all()
-    assert ((exact - least) <= 2e-3 * exact.where(exact.isfinite(), 0).abs().max())[exact.isfinite()].all()
+    absolute = images.abs() @ layer.weight.abs().T
+    assert ((exact - least)[exact.isfinite()] <= 6e-4 * absolute.max()).all()
 
 
 @pytest.fixture
@@ -263,7 +266,7 @@ def test_no_certified_decision_fails_on_random_and_attacked_chips(trained_net: t
     net, batches = trained_net
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     generator = torch.Generator().manual_seed(0)
-    for thg in (0.01, 0.03, 0.1):
+    for thg in (0.03, 0.06, 0.1):
         crossbar = Crossbar(net, thg)
         proven = certify(crossbar, batches)
         assert 0.05 < proven.accuracy < 1
@@ -332,6 +335,15 @@ class Decides(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x)
+
+
 class Sorts(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(1)).sort(1)[0]
@@ -346,7 +358,7 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: of(nn.Flatten(2), nn.Linear(36, 4), nn.LSTM(4, 4, batch_first=True), inputs=4), "2 .LSTM."),
+        (lambda: of(nn.Flatten(), nn.Linear(36, 4), Recurrent(), inputs=4), "2.cell .GRUCell."),
         (lambda: nn.Sequential(IMAGES["mlp"](), nn.LogSoftmax(1)), "1 .LogSoftmax."),
         (lambda: of(nn.Conv2d(1, 2, 3), nn.LeakyReLU(-0.1), inputs=32), "falls below 0"),
         (lambda: of(nn.BatchNorm2d(1, track_running_stats=False), inputs=36), "0 .BatchNorm2d."),

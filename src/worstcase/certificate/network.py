@@ -45,7 +45,7 @@ _TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 _BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 _DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
 _SHAPES = {nn.Identity, nn.Flatten, nn.Unflatten, *_DROPOUTS}
-_MAX_POOLS = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d}
+_MAX_POOLS: set[type] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d}
 _MAX_POOLS |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
 _AVERAGES = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}
 _AVERAGES |= {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
@@ -68,9 +68,8 @@ _MODULES: dict[type, Rule] = {
     nn.Mish: _MISH,
     nn.Hardswish: _HARDSWISH,
 }
-_SHAPE_METHODS = (
-    "view reshape flatten unflatten permute transpose squeeze unsqueeze contiguous chunk split expand detach clone"
-).split()
+_SHAPE_METHODS = ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"]
+_SHAPE_METHODS += ["contiguous", "chunk", "split", "expand", "detach", "clone"]
 _SHAPE_FUNCTIONS = {getattr(torch, n) for n in _SHAPE_METHODS if hasattr(torch, n)} | {operator.getitem}
 _SHAPE_FUNCTIONS |= {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 _FUNCTIONS: dict[Any, Rule] = {
@@ -105,7 +104,7 @@ _METHODS: dict[str, Rule] = {
 _QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device")
 _LINEAR_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 _TRANSPOSED_FUNCTIONS = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
-_IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+_IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 _IN_PLACE |= {torch.relu_: torch.relu, F.relu_: F.relu}
 
 
@@ -131,12 +130,13 @@ class Bounds(fx.Interpreter):
     def __init__(self, crossbar: Crossbar) -> None:
         self._crossbar, weights, box = crossbar, crossbar.weights(), crossbar.box
         _check(crossbar.net, weights)
-        super().__init__(_traced(crossbar.net))
+        traced = _traced(crossbar.net)
+        _check_in_place(traced)
+        super().__init__(traced)
         self.extra_traceback = False
-        _check_in_place(self.module, self.module.graph)
         self._movable = bool(box.movable)
         self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
-        leaves = {self.fetch_attr(n.target) for n in self.module.graph.nodes if n.op == "call_module"}
+        leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
             raise Unsupported("quantised outputs of a layer that is traced into parts")
         self._weights: dict[str, Weight] = {}
@@ -196,7 +196,9 @@ class Bounds(fx.Interpreter):
         elif kind is nn.GroupNorm:
             grouped = monotone(lambda t: t.reshape(len(t), module.num_groups, -1), x)
             y = monotone(lambda t: t.reshape(x.low.shape), normalised(grouped, module.eps))
-            ends = [p if p is None else p.reshape(-1, *[1] * (x.low.ndim - 2)) for p in (module.weight, module.bias)]
+            ends = [
+                p if p is None else p.reshape(-1, *[1] * (x.low.ndim - 2)) for p in (module.weight, module.bias)
+            ]
             y = scaled(y, *ends)
         elif kind is nn.LayerNorm:
             flat = monotone(lambda t: t.flatten(-len(module.normalized_shape)), x)
@@ -252,9 +254,7 @@ def _product(layer: nn.Module) -> Product:
 def _function(f: Any, input: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> _Product:
     weight, bias = Interval.of(weight), None if bias is None else Interval.of(bias)
     count = terms(weight.low, transposed=f in _TRANSPOSED_FUNCTIONS)
-    return _Product(
-        lambda x, w, b: f(x, w, b, *rest, **options), Interval.of(input), Weight(weight, bias, count)
-    )
+    return _Product(lambda x, w, b: f(x, w, b, *rest, **options), Interval.of(input), Weight(weight, bias, count))
 
 
 def _not_in_place(module: nn.Module) -> nn.Module:
@@ -288,20 +288,23 @@ def _traced(net: nn.Module) -> fx.GraphModule:
         raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({_first_line(error)})") from error
 
 
-def _check_in_place(module: nn.Module, graph: fx.Graph) -> None:
+def _check_in_place(traced: fx.GraphModule) -> None:
     """Refuse what changes a tensor that is used again: the rules compute nothing in place.
 
     Views of the tensor and what it is a view of count too.
     """
 
     def layer(node: fx.Node) -> Any:
-        return module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def in_place(node: fx.Node) -> bool:
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         ends = node.op.startswith("call_") and str(name).endswith("_") and not str(name).endswith("__")
         return bool(
-            node.target in _IN_PLACE or ends or node.kwargs.get("inplace") or getattr(layer(node), "inplace", False)
+            node.target in _IN_PLACE
+            or ends
+            or node.kwargs.get("inplace")
+            or getattr(layer(node), "inplace", False)
         )
 
     def is_view(node: fx.Node) -> bool:
@@ -310,8 +313,8 @@ def _check_in_place(module: nn.Module, graph: fx.Graph) -> None:
             of_shape or in_place(node) or (node.op == "call_method" and node.target in _SHAPE_METHODS)
         )
 
-    place = {node: number for number, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
+    place = {node: number for number, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
         if not in_place(node):
             continue
         root = node.all_input_nodes[0]

@@ -25,7 +25,7 @@ from torch import Tensor
 FEW = 8  # roundings of an elementwise formula, at most
 
 
-class Unsupported(NotImplementedError):
+class Unsupported(NotImplementedError):  # noqa: N818 (it says what it is)
     """A part of the network has no rule; the message names it."""
 
 
