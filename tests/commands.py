@@ -167,5 +167,6 @@ QUICK = [  # a training of a moment
 def without_times(content: dict) -> dict:
     """A record but for what differs from run to run: durations, and the commit where somebody is at work on it."""
     content = {key: value for key, value in content.items() if key not in ("train_seconds", "git_commit")}
-    content["attacks"] = [{k: v for k, v in found.items() if k != "seconds"} for found in content["attacks"]]
+    for results in ("attacks", "certified"):
+        content[results] = [{k: v for k, v in found.items() if k != "seconds"} for found in content[results]]
     return content

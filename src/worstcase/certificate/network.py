@@ -271,6 +271,8 @@ def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     kinds = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32", "float64"}
     if kinds or torch.is_autocast_enabled():
         raise Unsupported(f"weights of {', '.join(kinds) or 'autocast'}: float32 or float64 is needed")
+    if torch.get_float32_matmul_precision() == "medium":
+        raise Unsupported("torch.set_float32_matmul_precision('medium'): high or highest is needed")
     for name, module in net.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise Unsupported(f"{name or 'the network'} ({type(module).__name__}) with a hook")

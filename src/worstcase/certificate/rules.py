@@ -71,12 +71,12 @@ class Interval:
 def slack(terms: int, like: Tensor) -> float:
     """By how much of their absolute value rounding may move the weights of a sum of so many products.
 
-    It is gamma_k with k = 2 terms + 16: once for the network, once for the bound itself. On a GPU that may round
-    the factors to TF32, 2^-8 more. Infinite where the precision is too low to say anything.
+    It is gamma_k with k = 2 terms + 16: once for the network, once for the bound itself. Where float32 factors may
+    be rounded to TF32, as by default in convolutions on a GPU, 2^-8 more. Infinite if k u is 1 or more.
     """
     ku = (2 * terms + 16) * torch.finfo(like.dtype).eps / 2
-    backends = torch.backends
-    tf32 = like.is_cuda and (backends.cudnn.allow_tf32 or backends.cuda.matmul.allow_tf32)
+    by_default = like.is_cuda and torch.backends.cudnn.allow_tf32
+    tf32 = like.dtype == torch.float32 and (by_default or torch.get_float32_matmul_precision() != "highest")
     return ku / (1 - ku) + (2**-8 if tf32 else 0) if ku < 1 else math.inf
 
 
