@@ -34,9 +34,9 @@ def certify(crossbar: Crossbar, loader: Loader) -> Certificate:
     """Prove for each decision, if it can be, that it is right on every chip in the box.
 
     Each layer's outputs are bounded over all weights in their box and all inputs in their interval. The last
-    layer's is bounded together with the margin, z_label - z_other. Rounding is counted: see
-    `worstcase.certificate.rules`. Where nothing is proven, the network need not fail: the bounds forget that all
-    outputs of a layer depend on the same inputs, and all positions of a convolution on the same weights.
+    layer's is bounded together with the margin, z_label - z_other. Rounding is counted, as
+    `worstcase.certificate.products` tells. Where nothing is proven the network need not fail: the bounds forget
+    that a layer's outputs depend on the same inputs, and all positions of a convolution on the same weights.
 
     Args:
         crossbar: the network, in float32 or float64; left as it is, and computed in eval mode.
