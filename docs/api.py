@@ -17,6 +17,7 @@ MODULES = (
     "worstcase.models",
     "worstcase.data",
     "worstcase.callbacks",
+    "worstcase.certificate",
     "worstcase.objectives",
     "worstcase.chip.noise",
     "worstcase.chip.quantisation",

@@ -171,5 +171,6 @@ QUICK = [  # a training of a few seconds
 def without_times(content: dict) -> dict:
     """A record without what differs between runs: durations, and the commit, which may change meanwhile."""
     content = {key: value for key, value in content.items() if key not in ("train_seconds", "git_commit")}
-    content["attacks"] = [{k: v for k, v in found.items() if k != "seconds"} for found in content["attacks"]]
+    for results in ("attacks", "certified"):
+        content[results] = [{k: v for k, v in found.items() if k != "seconds"} for found in content[results]]
     return content

@@ -144,13 +144,53 @@ def test_a_chip_that_was_read_back_is_scored_even_outside_the_box(small_net, sma
 
 
 def test_the_summary_names_the_attack_that_found_the_worst_chip(small_net, small_batches):
-    result = worstcase.evaluate(Crossbar(small_net, 0.1), small_batches, [attacks.FLWC()], progress=False)
+    result = worstcase.evaluate(
+        Crossbar(small_net, 0.1), small_batches, [attacks.FLWC()], certificate=None, progress=False
+    )
     first = str(result).splitlines()[0]
     assert first == (
         f"clean {result.clean_accuracy:.2%}; worst chip at most {result.attacked_accuracy:.2%} (found by flwc)"
     )
     assert result.certified_accuracy is None
     assert first in result._repr_html_()
+
+
+def test_the_worst_case_is_between_what_is_proven_and_what_is_found(small_net, small_batches, tmp_path):
+    images = [(x, small_net.eval()(x).argmax(1)) for x, _ in small_batches]
+    crossbar = Crossbar(small_net, 0.03)
+    result = worstcase.evaluate(crossbar, images, [attacks.FLWC()], thgs=[0.003, 0.01], progress=False)
+    small, large = result.certificates
+    assert (small.thg, large.thg) == (0.003, 0.01)
+    assert 0 < large.accuracy < small.accuracy
+    assert result.certified_accuracy == large.accuracy <= result.attacked_accuracy <= result.clean_accuracy
+    assert f"worst chip between {large.accuracy:.2%} (proven) and {result.attacked_accuracy:.2%} (" in str(result)
+
+    result.save(tmp_path)
+    record = Record.load(tmp_path)
+    assert record.certified_accuracy == large.accuracy and record.not_certified is None
+    assert [(of["method"], of["thg"], of["accuracy"]) for of in record.certified] == [
+        ("interval", 0.003, small.accuracy),
+        ("interval", 0.01, large.accuracy),
+    ]
+    assert [record.certified_at(thg) for thg in (0.001, 0.003, 0.005, 0.01, 0.02)] == [
+        *[small.accuracy] * 2,
+        *[large.accuracy] * 2,
+        None,
+    ]
+    frame = worstcase.results_frame([tmp_path])
+    assert list(frame.certified_accuracy) == [small.accuracy, large.accuracy]
+
+
+def test_where_nothing_is_proven_the_record_says_why(small_net, small_batches):
+    class Decides(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    crossbar = Crossbar(Decides(small_net), 0.1)
+    unproven = worstcase.evaluate(crossbar, small_batches, [attacks.FLWC()], progress=False)
+    assert unproven.certified_accuracy is None is unproven.record().certified_accuracy
+    assert "Decides cannot be traced" in unproven.record().not_certified
+    assert f"nothing is proven: {unproven.not_certified}" in str(unproven)
 
 
 def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
@@ -172,6 +212,7 @@ def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
         ({"thgs": []}, "thgs="),
         ({"thgs": [0.1, -1]}, "thg=-1"),
         ({"diagnosis": "long"}, "diagnosis=long: must be short, full, or None"),
+        ({"certificate": "linear"}, "certificate=linear: must be interval, or None"),
     ],
 )
 def test_bad_settings_are_refused(small_batches, options, message):

@@ -27,6 +27,10 @@ def test_a_record_that_contradicts_itself_is_refused(changes):
         record(attack_record(**changes))
     with pytest.raises(RuntimeError, match="certified"):
         record(certified_accuracy=0.3)
+    proven = {"method": "interval", "thg": 0.03, "accuracy": 0.3, "seconds": 1.0}
+    with pytest.raises(RuntimeError, match="more is certified"):
+        record(certified=[proven])
+    record(certified=[{**proven, "thg": 0.02}])  # the attack is at 0.03
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

@@ -63,6 +63,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         thgs=thgs,
         heldout=cfg["heldout"],
         diagnosis=cfg["diagnosis"],
+        certificate=cfg["certificate"],
         seed=cfg["seed"],
         folder=folder,
     )

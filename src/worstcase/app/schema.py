@@ -28,6 +28,7 @@ class TrainConfig:
     net: str | None = None
     init_from: str | None = None
     diagnosis: str | None = None
+    certificate: str | None = MISSING
     scale: str = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
@@ -55,6 +56,7 @@ class EvaluateConfig:
     heldout: bool = False
     merge: bool = False
     diagnosis: str | None = MISSING
+    certificate: str | None = MISSING
     seed: int | None = None
     data_dir: str | None = None
     model: Any = MISSING
@@ -112,7 +114,7 @@ COUNTS = {  # whole numbers and the least that each may be
     "model.activation_bits": 1,
 }
 
-CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full")}
+CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full"), "certificate": ("interval", "null")}
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:

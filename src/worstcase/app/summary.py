@@ -19,6 +19,8 @@ def print_summary(record: Record, folder: str) -> None:
     seconds = [f"training {record.train_seconds:.1f}"] if record.train_seconds is not None else []
     names = dict.fromkeys(found.attack for found in record.attacks)
     seconds += [f"{name} {sum(f.seconds for f in record.attacks if f.attack == name):.1f}" for name in names]
+    if record.certified:
+        seconds.append(f"proof {sum(of['seconds'] for of in record.certified):.1f}")
     title = [f"{record.model} on {record.dataset}", record.method or "given weights", f"seed {record.seed}"]
     if record.weight_bits or record.activation_bits:
         title.append(f"bits {record.weight_bits or 'float'}/{record.activation_bits or 'float'}")
@@ -44,6 +46,11 @@ def print_summary(record: Record, folder: str) -> None:
         if found.distribution:
             for row in _distribution_rows(found.distribution):
                 add(*row)
+    for proven in record.certified:
+        at = f" at th_g {proven['thg']:g}" if several else ""
+        add(f"proven lowest ({proven['method']}){at}", f"{proven['accuracy']:.2%}")
+    if record.not_certified:
+        add("proven lowest", f"none: {record.not_certified}")
     add("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
     add("seconds", ", ".join(seconds))
     console = Console()

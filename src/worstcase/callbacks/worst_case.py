@@ -9,7 +9,7 @@ import lightning as L
 
 from worstcase.attacks import Attack
 from worstcase.attacks.base import Loader
-from worstcase.evaluation.evaluation import Evaluation, check_diagnosis, evaluate
+from worstcase.evaluation.evaluation import Evaluation, check_certificate, check_diagnosis, evaluate
 from worstcase.methods import Method
 
 
@@ -41,6 +41,7 @@ class WorstCaseAtTest(L.Callback):
         attacks: the attacks, run in this order. Values of a mapping that are None are skipped.
         seed: of the attacks' random draws.
         diagnosis: ``short`` or ``full`` explains the worst chip found; None does not.
+        certificate: ``interval`` proves a bound that no chip is below; None does not.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class WorstCaseAtTest(L.Callback):
         attacks: Sequence[Attack] | Mapping[str, Attack | None],
         seed: int = 0,
         diagnosis: str | None = None,
+        certificate: str | None = "interval",
     ) -> None:
         check_diagnosis(diagnosis)
+        check_certificate(certificate)
         given = attacks.values() if isinstance(attacks, Mapping) else attacks
         self.attacks = [attack for attack in given if attack is not None]
-        self.seed, self.diagnosis = seed, diagnosis
+        self.seed, self.diagnosis, self.certificate = seed, diagnosis, certificate
         self.evaluation: Evaluation | None = None
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,6 +65,7 @@ class WorstCaseAtTest(L.Callback):
             _loader(trainer.test_dataloaders),
             self.attacks,
             diagnosis=self.diagnosis,
+            certificate=self.certificate,
             seed=self.seed,
         )
         pl_module.log("test/attacked_accuracy", self.evaluation.attacked_accuracy)

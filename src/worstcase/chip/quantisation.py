@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -78,6 +78,14 @@ class OutputQuantiser(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @property
+    def quantised(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """For each layer what quantises its output in eval mode."""
+        return {
+            layer: partial(quantise, full_range=self.ranges[index], bits=self.bits)
+            for index, layer in enumerate(self._layers)
+        }
 
     def _hook(self, index: int, layer: nn.Module, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # attention returns its weights too

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.attacks.base import Loader, accuracy
+from worstcase.certificate import Certificate, Unsupported, certify
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.evaluation.diagnosis import diagnose
@@ -39,7 +40,7 @@ class Chip:
 
 @dataclass
 class Evaluation:
-    """What attacks found of one network; `print` shows it, `save` keeps it."""
+    """What attacks found of one network and what is proven; `print` shows it, `save` keeps it."""
 
     crossbar: Crossbar = field(repr=False)
     attacks: list[AttackResult]
@@ -49,6 +50,10 @@ class Evaluation:
     diagnosis: dict[str, Any] | None = field(repr=False)
     """Of the worst chip at the largest th_g; see `worstcase.evaluation.diagnosis.diagnose`."""
     chip: Chip | None = None
+    certificates: list[Certificate] = field(default_factory=list)
+    """In rising order of th_g; none where nothing is proven."""
+    not_certified: str | None = None
+    """Why nothing is proven."""
 
     @property
     def clean_accuracy(self) -> float:
@@ -67,8 +72,8 @@ class Evaluation:
 
     @property
     def certified_accuracy(self) -> float | None:
-        """What no chip in the box is below; None: nothing is proven."""
-        return None
+        """What no chip in the box of the largest th_g is below; None: nothing is proven."""
+        return self.certificates[-1].accuracy if self.certificates else None
 
     @property
     def samples(self) -> int:
@@ -123,6 +128,11 @@ class Evaluation:
             diagnosis=self.diagnosis,
             clean_accuracy=self.clean_accuracy,
             certified_accuracy=self.certified_accuracy,
+            certified=[
+                {"method": of.method, "thg": of.thg, "accuracy": of.accuracy, "seconds": of.seconds}
+                for of in self.certificates
+            ],
+            not_certified=self.not_certified,
             samples=self.samples,
             decisions=self.samples,
             thg=self.thg,
@@ -176,6 +186,12 @@ class Evaluation:
             f"{one.attack} at th_g {one.thg:g}: {one.accuracy:.2%}, {one.passes:.0f} passes, {one.seconds:.1f} s"
             for one in self.attacks
         ]
+        lines += [
+            f"{one.method} at th_g {one.thg:g}: at least {one.accuracy:.2%}, {one.seconds:.1f} s"
+            for one in self.certificates
+        ]
+        if self.not_certified:
+            lines.append(f"nothing is proven: {self.not_certified}")
         if self.chip:
             lines.append(f"this chip: {self.chip.accuracy:.2%}, {self.chip.failed:,} weights outside the box")
         return "\n".join([*lines, *(f"flag: {flag}" for flag in self.flags)])
@@ -193,11 +209,12 @@ def evaluate(
     chip: Perturbation | None = None,
     heldout: bool = False,
     diagnosis: str | None = "short",
+    certificate: str | None = "interval",
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Find how low the accuracy of a network can be on a chip that passed write-verify.
+    """Find how low the accuracy of a network can be on a chip that passed write-verify, from both sides.
 
     The training's test, ``python -m src.evaluate`` and a notebook all ask this function.
 
@@ -213,6 +230,9 @@ def evaluate(
         heldout: also attack one half of the reference set and score the other.
         diagnosis: of the worst chip at the largest th_g: ``short``, ``full`` (which also attacks some of the
             weights alone), or None.
+        certificate: what proves an accuracy that no chip is below, at each th_g: ``interval``, see
+            `worstcase.certificate.certify`, or None. Where a part of the network has no rule, nothing is proven,
+            and the result's ``not_certified`` names it.
         seed: of what attacks draw.
         folder: where an attack that can be resumed keeps its state.
         progress: a bar on a terminal and in a notebook, a line now and then elsewhere.
@@ -220,22 +240,23 @@ def evaluate(
     Raises:
         ValueError: a setting, the reference set or the network cannot be right; see the attacks.
 
-    Cost: the attacks' passes, 6 for random vertices, and 2 for a short diagnosis.
+    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, and 3 to 6 for each certificate.
 
     Example:
         >>> import torch
-        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.5)
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.4)
         >>> with torch.no_grad():
         ...     _ = crossbar.net.weight.copy_(torch.eye(2))
         >>> images, labels = torch.tensor([[1.0, 0.9], [5.0, 0.0]]), torch.tensor([0, 0])
         >>> result = evaluate(crossbar, [(images, labels)], progress=False)
-        >>> result.clean_accuracy, result.attacked_accuracy
-        (1.0, 0.5)
+        >>> result.certified_accuracy, result.attacked_accuracy, result.clean_accuracy
+        (0.5, 0.5, 1.0)
     """
     attacks = list(attacks) if attacks is not None else [Ensemble()]
     if not attacks:
         raise ValueError("attacks=[]: must be one or more, or None for the ensemble")
     check_diagnosis(diagnosis)
+    check_certificate(certificate)
     bounds = sorted(set(thgs)) if thgs is not None else [crossbar.thg]
     if not bounds:
         raise ValueError("thgs=[]: must be one or more, or None for the crossbar's own")
@@ -265,7 +286,20 @@ def evaluate(
         read = None
         if chip is not None:
             read = Chip(accuracy(crossbar, loader, chip), crossbar.box.outside(chip))
-    return Evaluation(crossbar, found, red_flags(found, vertex, explained), explained, read)
+    proven, why_not = _certified(crossbar, loader, bounds) if certificate else ([], "it was not asked for")
+    return Evaluation(crossbar, found, red_flags(found, vertex, explained), explained, read, proven, why_not)
+
+
+def _certified(crossbar: Crossbar, loader: Loader, thgs: Sequence[float]) -> tuple[list[Certificate], str | None]:
+    """At each th_g, or none and why."""
+    proven = []
+    try:
+        for thg in thgs:
+            with crossbar.bounded_by(thg):
+                proven.append(certify(crossbar, loader))
+    except Unsupported as error:
+        return [], f"not supported: {error}"
+    return proven, None
 
 
 def check_diagnosis(diagnosis: str | None) -> None:
@@ -276,3 +310,13 @@ def check_diagnosis(diagnosis: str | None) -> None:
     """
     if diagnosis not in (None, "short", "full"):
         raise ValueError(f"diagnosis={diagnosis}: must be short, full, or None")
+
+
+def check_certificate(certificate: str | None) -> None:
+    """Interval, and None are fine.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if certificate not in (None, "interval"):
+        raise ValueError(f"certificate={certificate}: must be interval, or None")

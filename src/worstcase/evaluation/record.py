@@ -31,6 +31,7 @@ from worstcase.evaluation.record_parts import (
     Number,
     Parameters,
     Positive,
+    Proven,
     Seed,
     Shape,
     Share,
@@ -151,6 +152,11 @@ class Record:
     clean_accuracy: Share
     attacks: Annotated[list[AttackRecord], MinLen(1)]
     certified_accuracy: Share | None = None
+    """What no chip is proven to be below at the largest th_g; None: nothing is proven."""
+    certified: Annotated[list[dict[str, Any]], Shape(list[Proven])] = field(default_factory=list)
+    """The same at each th_g."""
+    not_certified: str | None = None
+    """Why nothing is proven."""
     flags: list[str] = field(default_factory=list)
     diagnosis: Annotated[Any, Shape(Diagnosis | None)] = None
     """Of the worst chip at the largest th_g; None if it was not diagnosed."""
@@ -176,10 +182,17 @@ class Record:
                     f"{found.attack} found {found.accuracy}, which is not between the certified accuracy "
                     f"({self.certified_accuracy}) and the clean one ({self.clean_accuracy})"
                 )
+            if any(of["accuracy"] > found.accuracy for of in self.certified if of["thg"] >= found.thg):
+                raise RuntimeError(f"{found.attack} found {found.accuracy}, but more is certified at its th_g")
             if not found.feasible or found.max_relative_perturbation > found.thg:
                 raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
         if self.diagnosis and (wrong := contradiction(self.diagnosis, {found.thg for found in self.attacks})):
             raise RuntimeError(f"diagnosis.{wrong}")
+
+    def certified_at(self, thg: float) -> float | None:
+        """What no chip in the box of a th_g is proven to be below: a larger box proves it too."""
+        found = [of["accuracy"] for of in self.certified if of["thg"] >= thg]
+        return max(found, default=self.certified_accuracy if thg <= self.thg else None)
 
     def save(self, folder: Path) -> None:
         """Write the record into a folder, atomically.

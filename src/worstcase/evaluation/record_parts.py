@@ -99,6 +99,18 @@ class Parameters(_Open, total=False):
     instances: Positive
 
 
+# ---- the bound from below
+
+
+class Proven(_Open):
+    """What no chip in the box of a th_g is below."""
+
+    method: Name
+    thg: Number
+    accuracy: Share
+    seconds: Number
+
+
 # ---- the worst chip, explained
 
 

@@ -20,11 +20,17 @@ def evaluation_figures(record: Record) -> dict[str, Figure]:
             "network": record.model,
             "method": record.method,
             "clean_accuracy": record.clean_accuracy,
-            "certified_accuracy": record.certified_accuracy,
             **{name: getattr(record, name) for name in ("dataset", "full_scale", "reference", "seed")},
         }
         curve = [
-            {**run, "attack": of.attack, "thg": of.thg, "attacked_accuracy": of.accuracy} for of in record.attacks
+            {
+                **run,
+                "attack": of.attack,
+                "thg": of.thg,
+                "attacked_accuracy": of.accuracy,
+                "certified_accuracy": record.certified_at(of.thg),
+            }
+            for of in record.attacks
         ]
         figures["accuracy_over_thg"] = accuracy_over_thg(pd.DataFrame(curve))
     for found in record.attacks:

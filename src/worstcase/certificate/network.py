@@ -1,0 +1,220 @@
+"""Interval bounds of a whole network: its graph by torch.fx, and the rule of each part."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from worstcase.certificate.in_place import check_in_place, name_of
+from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
+from worstcase.certificate.rules import batch_norm, corners, monotone, normalised, of_type, scaled
+from worstcase.certificate.tables import (
+    BATCH_NORMS,
+    DROPOUTS,
+    FUNCTIONS,
+    IN_PLACE,
+    LINEAR,
+    LINEAR_FUNCTIONS,
+    METHODS,
+    MODULES,
+    QUERIES,
+    TRANSPOSED,
+    TRANSPOSED_FUNCTIONS,
+)
+from worstcase.chip.crossbar import Crossbar
+
+
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A linear layer or convolution that was not computed yet: with a margin it is tighter if it is the last."""
+
+    product: Product
+    x: Interval
+    weight: Weight
+
+    def bounds(self) -> Interval:
+        return affine(self.product, self.x, self.weight)
+
+
+class Bounds(fx.Interpreter):
+    """What the network of a crossbar computes on any chip in its box.
+
+    Raises:
+        Unsupported: a part of it has no rule, or it cannot be traced.
+    """
+
+    def __init__(self, crossbar: Crossbar) -> None:
+        self._crossbar, weights, box = crossbar, crossbar.weights(), crossbar.box
+        _check(crossbar.net, weights)
+        traced = _traced(crossbar.net)
+        check_in_place(traced)
+        super().__init__(traced)
+        self.extra_traceback = False
+        self._movable = bool(box.movable)
+        self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
+        leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
+        if not self._quantised.keys() <= leaves:
+            raise Unsupported("quantised outputs of a layer that is traced into parts")
+        self._weights: dict[str, Weight] = {}
+        self._values: dict[int, Interval] = {}  # of a parameter's id, where a chip computes with something else
+        for name, weight in weights.items():
+            low, high = ((weight + end[name] if name in end else weight).detach() for end in (box.low, box.high))
+            self._values[id(crossbar.net.get_parameter(name))] = Interval(low, high)
+
+    def margins(self, images: Tensor, labels: Tensor) -> Tensor:
+        """How far the label's output is above each other on every chip, at least: (N, classes).
+
+        Its own is infinite. The answer is right on every chip where all others are above 0.
+        """
+        if self._movable:
+            y = self.run(Interval.of(self._crossbar.laid_out(images)))
+        else:  # there is one chip
+            y = Interval.of(self._crossbar(images))
+        if isinstance(y, _Product):
+            if y.x.low.ndim == y.weight.box.low.ndim == 2:
+                return margins(y.x, y.weight, labels)
+            y = y.bounds()
+        if not isinstance(y, Interval):
+            raise Unsupported(f"an output that is a {type(y).__name__}")
+        column = labels[:, None]
+        return (y.low.gather(1, column) - y.high).scatter(1, column, math.inf)
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            y = super().run_node(n)
+            is_last = all(user.op == "output" for user in n.users)
+            return y.bounds() if isinstance(y, _Product) and not is_last else y
+        except Unsupported:
+            raise
+        except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
+            raise Unsupported(f"{name_of(n.target)}: {_first_line(error)}") from error
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._of(super().get_attr(target, args, kwargs))
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        kind, x = type(module), Interval.of(args[0])
+        y: Any
+        if len(args) > 1 or kwargs:
+            raise Unsupported(f"{name_of(target)} ({kind.__name__}) with several arguments")
+        if kind in LINEAR or kind in TRANSPOSED:
+            if target not in self._weights:
+                weight = Interval.of(self._of(module.weight))
+                bias = None if module.bias is None else Interval.of(self._of(module.bias))
+                count = terms(weight.low, transposed=kind in TRANSPOSED)
+                self._weights[target] = Weight(weight, bias, count)
+            y = _Product(_product(module), x, self._weights[target])
+        elif kind in BATCH_NORMS and module.running_mean is not None and not module.training:
+            ones = torch.ones_like(module.running_mean)
+            scale, shift = (ones, 0 * ones) if module.weight is None else (module.weight, module.bias)
+            y = batch_norm(x, module.running_mean, module.running_var, scale, shift, module.eps)
+        elif kind is nn.GroupNorm:
+            grouped = monotone(lambda t: t.reshape(len(t), module.num_groups, -1), x)
+            y = monotone(lambda t: t.reshape(x.low.shape), normalised(grouped, module.eps))
+            ends = [
+                p if p is None else p.reshape(-1, *[1] * (x.low.ndim - 2)) for p in (module.weight, module.bias)
+            ]
+            y = scaled(y, *ends)
+        elif kind is nn.LayerNorm:
+            flat = monotone(lambda t: t.flatten(-len(module.normalized_shape)), x)
+            y = monotone(lambda t: t.reshape(x.low.shape), normalised(flat, module.eps))
+            y = scaled(y, module.weight, module.bias)
+        elif kind is nn.Embedding and x.is_point and id(module.weight) not in self._values:
+            y = Interval.of(module(x.low))
+        elif kind in MODULES and not (kind in DROPOUTS and module.training):
+            y = MODULES[kind](_not_in_place(module), x)
+        else:
+            raise Unsupported(f"{name_of(target)} ({kind.__name__})")
+        if module in self._quantised:
+            y = monotone(self._quantised[module], y.bounds() if isinstance(y, _Product) else y)
+        return y
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
+        if target in LINEAR_FUNCTIONS or target in TRANSPOSED_FUNCTIONS:
+            return _function(target, *args, **kwargs)
+        if not list(of_type(Interval, [*args, *kwargs.values()])):
+            return super().call_function(target, args, kwargs)
+        if target is getattr and args[1] in QUERIES:
+            return getattr(args[0].low, args[1])
+        target = IN_PLACE.get(target, target)
+        if target is operator.truediv and not isinstance(args[1], Interval):
+            return corners(target, *args)
+        if kwargs.get("training"):
+            raise Unsupported(f"{name_of(target)} in training mode")
+        if target not in FUNCTIONS:
+            raise Unsupported(name_of(target))
+        return FUNCTIONS[target](target, *args, **kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if not list(of_type(Interval, [*args, *kwargs.values()])):
+            return super().call_method(target, args, kwargs)
+        if target in QUERIES:
+            return getattr(args[0].low, target)(*args[1:], **kwargs)
+        name = {"view": "reshape"}.get(target, target).rstrip("_")  # a view may not fit how these lie in memory
+        if name not in METHODS:
+            raise Unsupported(f"Tensor.{target}")
+        return METHODS[name](lambda t, *rest, **options: getattr(t, name)(*rest, **options), *args, **kwargs)
+
+    def _of(self, value: Any) -> Any:
+        return self._values.get(id(value), value)
+
+
+def _product(layer: nn.Module) -> Product:
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        return functional_call(layer, values, (x,))
+
+    return product
+
+
+def _function(f: Any, input: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> _Product:
+    weight, bias = Interval.of(weight), None if bias is None else Interval.of(bias)
+    count = terms(weight.low, transposed=f in TRANSPOSED_FUNCTIONS)
+    return _Product(lambda x, w, b: f(x, w, b, *rest, **options), Interval.of(input), Weight(weight, bias, count))
+
+
+def _not_in_place(module: nn.Module) -> nn.Module:
+    if getattr(module, "inplace", False):
+        module = copy.copy(module)
+        module.inplace = False  # type: ignore[assignment]
+    return module
+
+
+# ---- what is refused
+
+
+def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    kinds = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32", "float64"}
+    if kinds or torch.is_autocast_enabled():
+        raise Unsupported(f"weights of {', '.join(kinds) or 'autocast'}: float32 or float64 is needed")
+    if torch.get_float32_matmul_precision() == "medium":
+        raise Unsupported("torch.set_float32_matmul_precision('medium'): high or highest is needed")
+    for name, module in net.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unsupported(f"{name or 'the network'} ({type(module).__name__}) with a hook")
+    for name in weights:
+        try:
+            net.get_parameter(name)
+        except AttributeError:
+            raise Unsupported(f"{name}, an array that is no parameter") from None
+
+
+def _traced(net: nn.Module) -> fx.GraphModule:
+    try:
+        return fx.symbolic_trace(nn.Sequential(net))  # so that a network of one layer is a layer too
+    except Exception as error:
+        raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

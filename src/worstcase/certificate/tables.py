@@ -1,0 +1,92 @@
+"""Which rule each module, function and method has."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from worstcase.certificate.rules import (
+    added,
+    average,
+    corners,
+    monotone,
+    positive,
+    rising,
+    signless,
+    smooth,
+    smooth_positive,
+    subtracted,
+    valley,
+)
+
+LINEAR = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
+TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
+BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
+SHAPES = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS}
+_MAX_POOLS: set[type] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d}
+_MAX_POOLS |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
+_AVERAGES = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}
+_AVERAGES |= {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
+_GELU = valley(-0.7517915246935646, -0.7524614220710163)  # exact, and by tanh
+_SILU, _MISH, _HARDSWISH = valley(-1.278464542761074), valley(-1.1924312145154954), valley(-1.5)
+
+Rule = Callable[..., Any]
+"""Of the module or function, and its arguments with intervals among them."""
+
+MODULES: dict[type, Rule] = {
+    **dict.fromkeys([*SHAPES, *_MAX_POOLS, nn.PixelShuffle, nn.ChannelShuffle, nn.ZeroPad2d], monotone),
+    **dict.fromkeys(_AVERAGES, average),
+    **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardsigmoid], positive),
+    **dict.fromkeys([nn.LeakyReLU, nn.ELU, nn.CELU], rising),
+    **dict.fromkeys([nn.Tanh, nn.SELU, nn.LogSigmoid, nn.Softsign], smooth),
+    **dict.fromkeys([nn.Sigmoid, nn.Softplus], smooth_positive),
+    nn.Hardtanh: signless,
+    nn.GELU: _GELU,
+    nn.SiLU: _SILU,
+    nn.Mish: _MISH,
+    nn.Hardswish: _HARDSWISH,
+}
+SHAPE_METHODS = ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"]
+SHAPE_METHODS += ["contiguous", "chunk", "split", "expand", "detach", "clone"]
+SHAPE_FUNCTIONS = {getattr(torch, n) for n in SHAPE_METHODS if hasattr(torch, n)} | {operator.getitem}
+SHAPE_FUNCTIONS |= {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
+FUNCTIONS: dict[Any, Rule] = {
+    **dict.fromkeys([*SHAPE_FUNCTIONS, torch.cat, torch.concat, torch.stack], monotone),
+    **dict.fromkeys([F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d], monotone),
+    **dict.fromkeys([F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d], monotone),
+    **dict.fromkeys([F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean], average),
+    **dict.fromkeys([F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d], average),
+    **dict.fromkeys([F.relu, torch.relu, F.relu6, F.hardsigmoid], positive),
+    **dict.fromkeys([F.leaky_relu, F.elu, F.celu], rising),
+    **dict.fromkeys([torch.tanh, F.tanh, F.selu, F.logsigmoid, F.softsign], smooth),
+    **dict.fromkeys([torch.sigmoid, F.sigmoid, F.softplus], smooth_positive),
+    **dict.fromkeys([F.hardtanh, F.pad], signless),
+    **dict.fromkeys([operator.add, torch.add], added),
+    **dict.fromkeys([operator.sub, torch.sub], subtracted),
+    **dict.fromkeys([operator.mul, torch.mul], corners),
+    F.gelu: _GELU,
+    F.silu: _SILU,
+    F.mish: _MISH,
+    F.hardswish: _HARDSWISH,
+}
+METHODS: dict[str, Rule] = {
+    **dict.fromkeys(SHAPE_METHODS, monotone),
+    "mean": average,
+    "relu": positive,
+    "tanh": smooth,
+    "sigmoid": smooth_positive,
+    "add": added,
+    "sub": subtracted,
+    "mul": corners,
+}
+QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device")
+LINEAR_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+TRANSPOSED_FUNCTIONS = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+IN_PLACE |= {torch.relu_: torch.relu, F.relu_: F.relu}
