@@ -44,6 +44,8 @@ def print_summary(record: Record, folder: str) -> None:
         if found.distribution:
             for row in _distribution_rows(found.distribution):
                 add(*row)
+    share = f"{record.parameters_perturbed / record.parameters:.1%}"
+    add("programmed", f"{record.parameters_perturbed:,} of {record.parameters:,} values ({share})")
     add("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
     add("seconds", ", ".join(seconds))
     console = Console()

@@ -93,6 +93,8 @@ class Found:
     vanished: Share = 0.0
     """Share of the gradients, one a mini-batch with right answers, that were zero for all that may move, or not
     finite."""
+    unmoved: list[Name] = field(default_factory=list)
+    """Arrays whose gradient was zero for every weight in every mini-batch."""
     members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
     """Of an ensemble: each member's accuracy on its own, its lowest, its passes."""
     distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None
