@@ -52,11 +52,8 @@ def red_flags(
 
 def of_the_network(crossbar: Crossbar) -> list[str]:
     """What of a network speaks against a number, whoever attacked it; in lines like those of `red_flags`."""
-    zeros = [name for name, scale in crossbar.full_scales().items() if scale == 0 and crossbar.thg > 0]
-    still = (
-        [f"{_listed(zeros)}: all weights are zero, so is the full scale, and no weight may move"] if zeros else []
-    )
-    return _explained("digital-weights", _digital(crossbar)) + _explained("arrays-that-stand-still", still)
+    digital, zeros = _digital(crossbar), _of_zeros(crossbar)
+    return _explained("digital-weights", digital) + _explained("arrays-of-zeros", zeros)
 
 
 def _explained(section: str, flags: Iterable[str]) -> list[str]:
@@ -77,6 +74,11 @@ def _vanishing_gradients(found: Found) -> Iterator[str]:
 def _standing_still(found: Found) -> Iterator[str]:
     if found.unmoved:
         yield f"{_at(found)}: no gradient ever reached {_listed(found.unmoved)}"
+
+
+def _of_zeros(crossbar: Crossbar) -> Iterator[str]:
+    if zeros := [name for name, scale in crossbar.full_scales().items() if scale == 0]:
+        yield f"{_listed(zeros)}: all weights are zero, so is their full scale, and none may deviate"
 
 
 def _digital(crossbar: Crossbar) -> Iterator[str]:
