@@ -119,7 +119,7 @@ def check(outputs: Any, labels: Tensor) -> None:
     logits, answers = decisions(outputs, labels)
     shape = (outputs if isinstance(outputs, Tensor) else _logits_of(outputs)).shape
     if _is_binary(shape, labels.shape):
-        flat = labels.reshape(-1)
+        flat = labels.reshape(-1) if labels.is_floating_point() else labels.reshape(-1).long()
         other = flat[(flat != 0) & (flat != 1) & ~(torch.isin(flat, flat.new_tensor(IGNORED)) & (labels.ndim > 1))]
         if len(other):
             raise ValueError(
