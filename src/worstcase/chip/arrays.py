@@ -202,10 +202,11 @@ def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[
                 f"no state dict holds the chip: {owner} shares its tensor with {name}, which is digital"
             )
     shared = {name: owners.get(id(p)) for name, p in net.named_parameters(remove_duplicate=False)}
-    return {
-        name: (tensor if (owner := shared.get(name)) is None else held[owner]).detach().clone()
-        for name, tensor in net.state_dict().items()
-    }
+    state = net.state_dict()  # it knows the versions of layers
+    for name, tensor in state.items():
+        owner = shared.get(name)
+        state[name] = (tensor if owner is None else held[owner]).detach().clone()
+    return state
 
 
 # ---- computing with them

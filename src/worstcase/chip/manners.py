@@ -6,7 +6,9 @@ network as they were, and if the arrays are what the network really multiplies w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +42,8 @@ def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed
     Raises:
         ValueError: an array is not what the network multiplies with, or two passes give two answers.
     """
+    with suppress(Exception):  # what it keeps of a pass is kept in a copy, where one can be made
+        net, arrays = copy.deepcopy((net, dict(arrays)))
     with torch.inference_mode(False), torch.enable_grad():
         inputs = of_each(Tensor.clone, inputs)
         programmed = {name: t.detach().clone() for name, t in programmed.items()}

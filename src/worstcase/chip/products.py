@@ -15,7 +15,8 @@ FIXED = frozenset(["linear", *(f"{conv}{n}d" for conv in ("conv", "conv_transpos
 """Functions whose second operand is the weight, wherever it comes from."""
 _FUNCTIONS = FIXED | {
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "addmm", "addbmm", "baddbmm", "addmv"),
-    *("einsum", "tensordot", "bilinear", "multi_head_attention_forward"),
+    *("einsum", "tensordot", "inner", "multi_dot", "bilinear", "grouped_mm", "_grouped_mm"),
+    "multi_head_attention_forward",
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 }
 _REARRANGES = {  # nodes of autograd's graph that leave the values as they are
@@ -103,14 +104,21 @@ class Sources:
             self._data |= {id(t): t for t in given if not t.requires_grad}
 
     def meet(self, call: Call) -> dict[int | str, Origin]:
-        """Where the operands of a product come from, if data is among them; else it is no product with an input.
+        """Where the operands of a product come from; none if it is one of parameters alone, such as of an adapter.
 
-        What is computed from its results is data.
+        What is computed from its results is data. A layer's input is data, even if it is a constant.
         """
         origins = {place: self._of(operand) for place, operand in call.operands.items()}
-        if not any(origin.is_data for origin in origins.values()):
+        if call.name not in FIXED and not any(origin.is_data for origin in origins.values()):
             return {}
-        self._known |= {t.grad_fn: Origin(is_data=True) for t in call.results if t.grad_fn is not None}
+        before = {t.grad_fn for t in call.operands.values()}
+        waiting = [t.grad_fn for t in call.results]
+        while waiting:  # all nodes of the call, as work in place on its result forgets the last one
+            node = waiting.pop()
+            if node is not None and node not in before and not hasattr(node, "variable"):
+                if node not in self._known:
+                    waiting += [next_ for next_, _ in node.next_functions]
+                self._known[node] = Origin(is_data=True)
         self._data |= {id(t): t for t in call.results if t.grad_fn is None}
         return origins
 
