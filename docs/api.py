@@ -18,6 +18,8 @@ MODULES = (
     "worstcase.data",
     "worstcase.callbacks",
     "worstcase.objectives",
+    "worstcase.task",
+    "worstcase.chip.arrays",
     "worstcase.chip.noise",
     "worstcase.chip.quantisation",
     "worstcase.chip.write_verify",

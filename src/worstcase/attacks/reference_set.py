@@ -27,7 +27,8 @@ class ReferenceSet:
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
-        self._passes, self._digest = 0, (0, 0.0)
+        self._passes = PASSES if isinstance(loader, list | tuple) else 0  # what lies in memory stays
+        self._digest = (0, 0.0)
 
     def __iter__(self) -> Iterator[Any]:
         if self._passes == PASSES:

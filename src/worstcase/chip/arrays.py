@@ -1,28 +1,21 @@
-"""Which tensors of a network are held in devices, and how a chip's tensors take their place.
+"""Which tensors of a network are held in devices.
 
-A layer that multiplies with its parameter as it is gets the chip's tensor in the parameter's place. A layer that
-first computes what it multiplies with (a sign, weight norm, a pruning mask) gets it in that call instead. To see
-which call that is, and what it computes, it is run by itself, with zeros as its input.
+Most layers multiply with their parameter as it is. A layer that has a forward of its own is run by itself, with
+zeros as its input, to see what it multiplies with (a sign, a normed or masked weight), and in which call.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.overrides import TorchFunctionMode
 
-from worstcase.chip.products import FIXED, Call, Origin, Products, Sources
-from worstcase.task import Inputs
+from worstcase.chip.products import FIXED, Call, Origin, Place, Products, Sources
+from worstcase.chip.substitution import run_alone, smallest_input, used_at
 
 _KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "weight",
@@ -34,16 +27,6 @@ _KINDS: dict[type[nn.Module], str] = {
 }
 _KINDS_BY_NAME = {"Conv1D": "weight", "CondConv2d": "weight"}  # of transformers and of timm
 _BIASES = re.compile(r"bias|in_proj_bias|bias_(ih|hh)(_l\d+(_reverse)?)?")
-
-
-Change = Callable[[Tensor], Tensor]
-
-
-class Place(NamedTuple):
-    """An argument of a call."""
-
-    function: str
-    argument: int | str
 
 
 @dataclass
@@ -148,6 +131,12 @@ def find_arrays(net: nn.Module, layers: Mapping[str, nn.Module], named: Sequence
     return arrays
 
 
+def used(array: Array) -> Tensor:
+    """What an array's layer multiplies with, differentiable in the parameters behind it."""
+    own = array.layer._parameters.get(array.parameter)
+    return own if array.place is None else used_at(array.place, array.layer)  # type: ignore[return-value]
+
+
 def own_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Of every parameter its name in the network, its module, and its name there; of a shared one for each."""
     for prefix, module in net.named_modules():
@@ -209,99 +198,6 @@ def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[
     return state
 
 
-# ---- computing with them
-
-
-@contextmanager
-def changed(arrays: Mapping[str, Array], changes: Mapping[str, Change]) -> Iterator[None]:
-    """Within the block the layers that compute what they multiply with multiply with what becomes of it instead.
-
-    Args:
-        arrays: all arrays of the network; those that are parameters as they are do not matter.
-        changes: of the others, what becomes of the computed tensor.
-    """
-    with ExitStack() as stack:
-        for name, array in arrays.items():
-            if array.place is not None and name in changes:
-                stack.enter_context(_run_within(array.layer, _Changed(array.place, changes[name])))
-        yield
-
-
-def run(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> Any:
-    """What a network gives with other tensors in the place of its parameters and buffers, by name.
-
-    Nothing is computed twice for the backward pass (`torch.utils.checkpoint`): it would be with the network's own.
-    """
-    args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
-    if isinstance(inputs, dict):
-        args, kwargs = (), inputs
-    with _without_checkpointing():
-        return functional_call(net, tensors, args, kwargs, tie_weights=False)
-
-
-@contextmanager
-def _without_checkpointing() -> Iterator[None]:
-    def once(*args: Any, **kwargs: Any) -> Iterator[None]:
-        yield
-
-    instead: dict[str, Any] = {
-        "CheckpointFunction": SimpleNamespace(apply=lambda function, preserve, *args: function(*args)),
-        "_checkpoint_without_reentrant_generator": once,
-        "_checkpoint_without_reentrant_generator_impl": once,  # of newer releases
-    }
-    module = vars(torch.utils.checkpoint)
-    own = {name: module[name] for name in instead if name in module}
-    module.update({name: instead[name] for name in own})
-    try:
-        yield
-    finally:
-        module.update(own)
-
-
-def used(array: Array) -> Tensor:
-    """What an array's layer multiplies with, differentiable in the parameters behind it."""
-    if array.place is None:
-        return array.layer._parameters[array.parameter]  # type: ignore[return-value]
-    calls: list[Call] = []
-    with Products(calls.append):
-        _run_alone(array.layer, {}, _zeros(array.layer))
-    return next(call.operands[array.place.argument] for call in calls if _at(call, array.place))
-
-
-class _Changed(TorchFunctionMode):
-    """Changes the tensor at a place."""
-
-    def __init__(self, place: Place, change: Change) -> None:
-        super().__init__()
-        self.place, self.change = place, change
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(function, "__name__", "") == self.place.function:
-            args, kwargs = list(args), dict(kwargs)
-            holder: Any = kwargs if isinstance(self.place.argument, str) else args
-            holder[self.place.argument] = self.change(holder[self.place.argument])
-        return function(*args, **kwargs)
-
-
-@contextmanager
-def _run_within(layer: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
-    """Within the block the layer's forward runs in a mode."""
-    forward, own = layer.forward, vars(layer).get("forward")
-
-    def within(*args: Any, **kwargs: Any) -> Any:
-        with mode:
-            return forward(*args, **kwargs)
-
-    layer.forward = within
-    try:
-        yield
-    finally:
-        del layer.forward
-        if own is not None:
-            layer.forward = own
-
-
 # ---- looking at one layer
 
 
@@ -329,11 +225,11 @@ def _place(prefix: str, layer: nn.Module, parameter: str) -> tuple[Place | None,
     calls: list[tuple[Call, dict[int | str, Origin]]] = []
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            zeros = _zeros(layer).requires_grad_()
+            zeros = smallest_input(layer).requires_grad_()
             leaves = {key: p.detach().clone().requires_grad_() for key, p in layer.named_parameters()}
             sources = Sources(leaves, [zeros])
             with Products(lambda call: calls.append((call, sources.meet(call)))):
-                _run_alone(layer, leaves, zeros)
+                run_alone(layer, leaves, zeros)
     except Exception as error:  # whatever a foreign forward raises
         if is_parameter:
             return None, {parameter}  # the first batch shows whether it is right
@@ -346,7 +242,7 @@ def _place(prefix: str, layer: nn.Module, parameter: str) -> tuple[Place | None,
     ]
     if any(origin.is_itself and origin.names == {parameter} for _, origin in found):
         return None, {parameter}
-    if len(found) != 1 or sum(_at(call, found[0][0]) for call, _ in calls) != 1:
+    if len(found) != 1 or sum(found[0][0] in call for call, _ in calls) != 1:
         raise ValueError(_cannot(name, f"{len(found)} products take part in it"))
     place, origin = found[0]
     return place, set(origin.names) or {n for n, _ in layer.named_parameters() if n.startswith(parameter)}
@@ -364,37 +260,6 @@ def _changes_forward(layer: nn.Module) -> bool:
     """Whether its forward, or what runs before it, is not that of torch's own layer."""
     plain = type(layer).__module__.startswith("torch.nn.modules.")
     return not plain or bool(layer._forward_pre_hooks) or "forward" in vars(layer)
-
-
-def _run_alone(layer: nn.Module, parameters: Mapping[str, Tensor], zeros: Tensor) -> None:
-    """Run a layer in eval mode, with copies of its buffers; it is left as it was."""
-    buffers = {key: b.clone() for key, b in layer.named_buffers()}
-    attributes = dict(vars(layer))
-    training = [module for module in layer.modules() if module.training]
-    layer.eval()
-    try:
-        functional_call(layer, {**parameters, **buffers}, (zeros.clone(),), tie_weights=False)
-    finally:
-        for key in [key for key in vars(layer) if key not in attributes]:
-            del vars(layer)[key]
-        vars(layer).update(attributes)  # hooks of the older kind leave what they computed
-        for module in training:
-            module.training = True
-
-
-def _zeros(layer: nn.Module) -> Tensor:
-    """The smallest input that a layer takes."""
-    like = next(layer.parameters()).detach()
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        size = [d * (k - 1) + 1 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        return like.new_zeros(1, layer.in_channels, *size)
-    if isinstance(layer, nn.Linear):
-        return like.new_zeros(1, layer.in_features)
-    raise TypeError(f"a {type(layer).__name__} takes more than one input")
-
-
-def _at(call: Call, place: Place) -> bool:
-    return call.name == place.function and place.argument in call.operands
 
 
 def _join(prefix: str, name: str) -> str:

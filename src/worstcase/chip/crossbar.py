@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from worstcase.chip.arrays import (
     Coverage,
     biases,
-    changed,
     coverage,
     find_arrays,
     programmed_layers,
-    run,
     state_dict_of,
     used,
     weights_of_layers,
@@ -27,6 +25,7 @@ from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.manners import Manners, look
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
+from worstcase.chip.substitution import changed, run
 from worstcase.task import Inputs, Loader, inputs_and_labels, of_each
 
 FULL_SCALES = ("layer_max", "unit")
@@ -256,8 +255,12 @@ class Crossbar(nn.Module):
             tensors |= {name: _tensor(self.net, name).detach().clone() for name in self._manners.writes}
         if self._manners.changes_inputs:
             inputs = of_each(Tensor.clone, inputs)
-        changes = {name: partial(self._in_devices, name, weights.get(name)) for name in self._arrays}
-        with self.outputs.attached() if self.outputs else nullcontext(), changed(self._arrays, changes):
+        changes = [
+            (array.layer, array.place, partial(self._in_devices, weights.get(name)))
+            for name, array in self._arrays.items()
+            if array.place is not None
+        ]
+        with self.outputs.attached() if self.outputs else nullcontext(), changed(changes):
             return run(self.net, tensors, inputs)
 
     def laid_out(self, x: Inputs) -> Inputs:
@@ -317,9 +320,9 @@ class Crossbar(nn.Module):
         """By array what the network itself multiplies with."""
         return {name: used(array) for name, array in self._arrays.items()}
 
-    def _in_devices(self, name: str, deviation: Tensor | None, computed: Tensor) -> Tensor:
+    def _in_devices(self, deviation: Tensor | None, computed: Tensor) -> Tensor:
         """What the devices hold of a tensor that a layer computed."""
-        (weight,) = self._quantised({name: computed}).values()
+        (weight,) = self._quantised({"": computed}).values()
         return weight if deviation is None else _deviate(weight, deviation)
 
     def _quantised(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worstcase.chip.arrays import Array, Change, changed, own_parameters, run
+from worstcase.chip.arrays import Array, own_parameters
 from worstcase.chip.products import Call, Origin, Products, Sources
+from worstcase.chip.substitution import Change, changed, run
 from worstcase.task import Inputs, of_each, taken, tensors_in
 
 AGAIN = 0.02  # of the largest output: two passes over the same inputs may differ by so much
@@ -63,14 +64,14 @@ def _look(
     state, versions = {**leaves, **buffers}, {name: t._version for name, t in leaves.items()}
     data = of_each(lambda t: t.detach().requires_grad_(t.is_floating_point()), inputs)
     given = of_each(Tensor.clone, data)  # which may be changed in place
-    checks = {name: _check(name, t) for name, t in programmed.items()}
+    checks = [(a.layer, a.place, _check(name, programmed[name])) for name, a in arrays.items() if a.place]
     sources, used = Sources(leaves, tensors_in(data)), _Used(arrays)
 
     def show(call: Call) -> None:
         for origin in sources.meet(call).values():
             used.see(origin)
 
-    with changed(arrays, checks), Products(show, sources.follow):
+    with changed(checks), Products(show, sources.follow):
         first = run(net, state, given)
     written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
     used.refuse_written(written)

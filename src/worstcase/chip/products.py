@@ -29,13 +29,24 @@ _REARRANGES = {  # nodes of autograd's graph that leave the values as they are
 }
 
 
-class Call(NamedTuple):
+class Place(NamedTuple):
+    """An operand of a function."""
+
+    function: str
+    argument: int | str
+
+
+@dataclass(frozen=True)
+class Call:
     """A matrix product that ran."""
 
     name: str
     operands: dict[int | str, Tensor]
     """By place among the arguments; those in a list, such as an LSTM's, by names of their own."""
     results: list[Tensor]
+
+    def __contains__(self, place: Place) -> bool:
+        return place.function == self.name and place.argument in self.operands
 
 
 class Products(TorchFunctionMode):
