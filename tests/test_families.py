@@ -26,7 +26,7 @@ def small_swin():
 
 TORCHVISION = {
     "squeezenet": lambda: models.squeezenet1_1(num_classes=5),
-    "shufflenet": lambda: models.shufflenet_v2_x0_5(num_classes=5),
+    "mnasnet": lambda: models.mnasnet0_5(num_classes=5),
     "mobilenet": lambda: models.mobilenet_v3_small(num_classes=5),
     "googlenet": lambda: models.googlenet(num_classes=5, init_weights=True),
     "vit": small_vit,
