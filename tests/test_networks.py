@@ -590,6 +590,18 @@ def test_a_reference_set_that_changes_is_refused(attack):
     attack(crossbar, DataLoader(whole(), 28, shuffle=True), progress=False)  # only in another order
 
 
+def test_a_dict_may_hold_what_no_sample_has():
+    class Scaled(nn.Linear):
+        def forward(self, x, scale):
+            return super().forward(x) * scale
+
+    net, x, scale = Scaled(8, 3), torch.randn(64, 8), torch.tensor(2.0)
+    labels = (x @ net.weight.T + net.bias).argmax(1)
+    data = DataLoader([{"x": x, "scale": scale, "labels": labels}], batch_size=None)
+    for attack in (attacks.FLWC(), attacks.Ensemble(), attacks.MonteCarlo(instances=2)):
+        assert attack(Crossbar(net, 0.3), data, progress=False).clean_accuracy == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_few_digits_stay_in_the_box_after_the_cast(dtype):
     torch.manual_seed(0)

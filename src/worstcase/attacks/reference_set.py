@@ -52,7 +52,7 @@ class ReferenceSet:
 def _digest(tensors: list[Tensor]) -> float:
     """Of the samples of a batch, whatever their order."""
     with torch.no_grad():
-        by_sample = sum(_weighted_sum(t) for t in tensors if len(t) == len(tensors[-1]))
+        by_sample = sum(_weighted_sum(t) for t in tensors if t.ndim and len(t) == len(tensors[-1]))
         return float((by_sample * by_sample).sum()) if isinstance(by_sample, Tensor) else 0.0
 
 
