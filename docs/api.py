@@ -19,6 +19,8 @@ MODULES = (
     "worstcase.callbacks",
     "worstcase.certificate",
     "worstcase.objectives",
+    "worstcase.task",
+    "worstcase.chip.arrays",
     "worstcase.chip.noise",
     "worstcase.chip.quantisation",
     "worstcase.chip.write_verify",

@@ -39,7 +39,7 @@ def kpp(crossbar, loader, *, variation, k, instances, seed=0):
     sigma = {name: variation * scale for name, scale in crossbar.full_scales().items()}
     accuracies = []
     for i in range(instances):
-        noise = gaussian(crossbar.arrays(), sigma, seeded(seed, i))
+        noise = gaussian(crossbar.programmed(), sigma, seeded(seed, i))
         right = [(crossbar(images, noise).argmax(1) == labels).float() for images, labels in loader]
         accuracies.append(torch.cat(right).mean())
     return torch.stack(accuracies).quantile(k).item()

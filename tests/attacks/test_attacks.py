@@ -312,17 +312,16 @@ def relabelled(change):
 WRONG_DATA = {
     "a label of -1": (relabelled(lambda x, y: (x, y - 1)), "each label must be 0 to 2, but one is -1"),
     "a label too many": (relabelled(lambda x, y: (x, y + 1)), "each label must be 0 to 2, but one is 3"),
-    "floats": (relabelled(lambda x, y: (x, y.float())), r"its labels are torch\.float32; give each the number"),
-    "truth values": (relabelled(lambda x, y: (x, y > 0)), r"its labels are torch\.bool"),
-    "a column": (relabelled(lambda x, y: (x, y[:, None])), r"\d+ inputs and labels of shape \(\d+, 1\)"),
-    "one label short": (relabelled(lambda x, y: (x, y[1:])), r"\d+ inputs and labels of shape \(\d+,\)"),
+    "floats": (relabelled(lambda x, y: (x, y.float())), r"labels of torch\.float32: give each the number"),
+    "a column": (relabelled(lambda x, y: (x, y[:, None])), r"outputs \(\d+, 3\) with labels \(\d+, 1\)"),
+    "one label short": (relabelled(lambda x, y: (x, y[1:])), r"\d+ inputs and torch\.int64 labels of shape"),
     "a list": (relabelled(lambda x, y: (x, y.tolist())), "its labels are a list; make them a tensor"),
     "three parts": (
         relabelled(lambda x, y: (x, y, y)),
-        "two tensors, the labels 1-D integers, one for each input",
+        r"must be \(inputs, labels\), tensors with a label for each input, or a dict",
     ),
-    "a mapping": (relabelled(lambda x, y: {"x": x, "y": y}), "its inputs are a str"),
-    "images alone": (relabelled(lambda x, y: x), "two tensors, the labels 1-D integers, one for each input"),
+    "a mapping": (relabelled(lambda x, y: {"x": x, "y": y}), "or a dict with labels, not a dict of x, y"),
+    "images alone": (relabelled(lambda x, y: x), r"must be \(inputs, labels\), tensors with a label for"),
 }
 
 
@@ -340,9 +339,9 @@ def test_labels_that_do_not_belong_to_the_network_are_named(scored, wrong, messa
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (lambda out: out[:, :, None], r"for 16 labels the network must give \(16, classes\), not \(16, 3, 1\)"),
-        (lambda out: out[1:], r"not \(15, 3\)"),
-        (lambda out: (out, out), "not tuple"),
+        (lambda out: out[:, :, None], r"outputs \(16, 3, 1\) with labels \(16,\): expected outputs \(N, C\)"),
+        (lambda out: out[1:], r"outputs \(15, 3\) with labels \(16,\)"),
+        (lambda out: {"scores": out}, "a tuple whose first is a tensor, not a dict"),
     ],
 )
 def test_outputs_that_are_no_scores_of_classes_are_named(head, message, small_net, small_batches):
@@ -361,7 +360,7 @@ def test_labels_may_be_integers_of_any_size(dtype, small_net, small_batches):
 def test_labels_are_looked_at_in_the_first_pass_alone(small_net, small_batches, monkeypatch):
     """Since looking at their values waits for the device."""
     looked = []
-    monkeypatch.setattr("worstcase.attacks.base.check_answers", lambda out, labels: looked.append(len(labels)))
+    monkeypatch.setattr("worstcase.attacks.base.check", lambda out, labels: looked.append(len(labels)))
     FLWC(steps=2)(Crossbar(small_net, 0.1), small_batches, progress=False)
     assert looked == [16, 16, 8]
 

@@ -44,6 +44,7 @@ def lowest_over_all_vertices(crossbar, batches):
         }
         return (torch.func.functional_call(crossbar, {}, (images, d)).argmax(1) == labels).sum()
 
+    crossbar(images)  # the look at the first batch would not be possible in vmap
     every = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=sum(sizes))))
     with torch.no_grad():
         counts = torch.func.vmap(correct, chunk_size=4096)(every)
@@ -146,12 +147,13 @@ def test_large_batches_cost_no_more(small_net):
 def test_a_step_sees_samples_from_all_over_data_that_is_sorted_by_class(small_net):
     labels = torch.arange(3).repeat_interleave(32)
     images = labels.view(-1, 1, 1, 1) + torch.zeros(96, 1, 6, 6)
-    seen = []
+    seen, crossbar = [], Crossbar(small_net, 0.1)
+    crossbar(images)  # whose first batch is looked at
     small_net[0].register_forward_hook(
         lambda module, inputs, out: seen.append(inputs[0][:, 0, 0, 0].tolist()) if out.requires_grad else None
     )
     batches = list(zip(images.split(16), labels.split(16), strict=True))
-    Ensemble(rounds=1)(Crossbar(small_net, 0.1), batches, progress=False)
+    Ensemble(rounds=1)(crossbar, batches, progress=False)
     steps = [batch for batch in seen if len(batch) == 16]
     assert len(steps) == len(seen) >= 32 and all(len(set(batch)) > 1 for batch in steps)
 

@@ -72,11 +72,11 @@ def test_images_are_laid_out_channels_last_where_the_network_computes_so(small_n
     images, statistics = torch.randn(5, 1, 6, 6), small_net[1].running_mean.clone()
     expected = small_net.eval()(images)
     torch.testing.assert_close(Crossbar(small_net, 0.1)(images), expected)
-    assert formats == [False, True, True]  # one look at what the network takes
+    assert formats == [False, True, True, True, True]  # looks at what the network takes, and how it behaves
     small_net[3], formats[:] = View(), []
     crossbar = Crossbar(small_net, 0.1)
     assert torch.equal(crossbar(images), expected) and torch.equal(crossbar(images), expected)
-    assert formats == [True, False, False]
+    assert formats == [True, False, False, False, False]
     small_net.train()
     Crossbar(small_net, 0.1)._takes_channels_last(images)
     assert torch.equal(small_net[1].running_mean, statistics) and small_net[1].training
@@ -105,7 +105,7 @@ def test_forward_is_differentiable_in_the_perturbation_also_where_weights_are_fr
     assert perturbation["weight"].grad.tolist() == [[3.0, 5.0]]
 
 
-def test_only_conv_and_linear_weights_are_programmed():
+def test_weights_that_meet_an_input_in_a_product_are_programmed():
     names = list(Crossbar(LeNet(), 0.1).programmed())
     assert names == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight", "fc3.weight"]
     mixed = nn.ModuleDict({"embed": nn.Embedding(3, 2), "norm": nn.BatchNorm1d(2), "out": nn.Linear(2, 2)})
@@ -136,7 +136,7 @@ def test_a_shared_weight_is_one_array_with_one_deviation():
 def test_layers_can_be_chosen_and_left_out():
     assert list(Crossbar(LeNet(), 0.1, layers=["conv*"]).programmed()) == ["conv1.weight", "conv2.weight"]
     assert "fc3.weight" not in Crossbar(LeNet(), 0.1, exclude=["fc3"]).programmed()
-    with pytest.raises(ValueError, match=r"no conv or linear layer is named 'head'; there are conv1, conv2"):
+    with pytest.raises(ValueError, match=r"no layer with a weight is named 'head'; there are conv1, conv2"):
         Crossbar(LeNet(), 0.1, layers=["head"])
 
 
@@ -148,9 +148,9 @@ def test_a_network_without_a_weight_to_perturb_is_refused(net, options):
         Crossbar(net, 0.1, **options)
 
 
-def test_a_computed_weight_is_refused_with_what_to_do():
-    with pytest.raises(ValueError, match="remove_parametrizations"):
-        Crossbar(weight_norm(nn.Linear(2, 2)), 0.1)
+def test_a_computed_weight_that_cannot_be_followed_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"'0' computes its weight_hh_l0 .* more than one input.*remove_param"):
+        Crossbar(nn.Sequential(weight_norm(nn.LSTM(2, 2), "weight_hh_l0")), 0.1)
 
 
 @pytest.mark.parametrize("thg", [-0.1, 1.1, float("nan"), float("inf")])
@@ -184,12 +184,21 @@ def test_names_of_a_perturbation_must_be_those_of_the_arrays():
         Crossbar(nn.Linear(2, 2), 0.1)(torch.ones(1, 2), {"bias": torch.zeros(2)})
 
 
-def test_deviations_are_added_in_float32_before_the_cast():
-    layer = nn.Linear(1, 1, bias=False).bfloat16()
-    nn.init.constant_(layer.weight, 1.0)
-    deviation = torch.tensor([[0.0059]])  # bfloat16's grid near 1 is 0.0078: rounds up only if added exactly
-    out = Crossbar(layer, 0.1)(torch.ones(1, 1, dtype=torch.bfloat16), {"weight": deviation})
-    assert out.dtype == torch.bfloat16 and out.item() == (torch.tensor(1.0) + deviation).bfloat16().item()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deviations_are_added_in_float32_and_cast_toward_the_weight(dtype):
+    torch.manual_seed(0)
+    layer = nn.Linear(60, 50, bias=False).to(dtype)
+    deviation = {"weight": (torch.rand(50, 60) - 0.5) / 10}
+    deviation["weight"].requires_grad_()
+    weight = layer.weight.detach()
+    (chip,) = Crossbar(layer, 0.1).weights(deviation).values()
+    assert chip.dtype == dtype
+    left = (chip - weight.float()) / deviation["weight"]
+    assert left.min() >= 0 and left.max() <= 1 and left.mean() > 0.9
+    up = torch.nextafter(chip, torch.where(deviation["weight"] > 0, torch.inf, -torch.inf).to(dtype))
+    assert ((up.double() - weight.double()).abs() > deviation["weight"].double().abs()).all(), "one step more"
+    chip.float().sum().backward()
+    assert (deviation["weight"].grad == 1).all()
 
 
 def test_evaluating_gives_each_submodule_its_mode_back(small_net):

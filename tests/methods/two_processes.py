@@ -25,7 +25,7 @@ class Witness(L.Callback):
         images, *perturbation = inputs
         if self.seen["images"] is None:
             self.seen["images"] = images
-        self.last = perturbation
+        self.last = [d for d in perturbation if d is not None]
 
     def on_after_backward(self, trainer, module):
         for d in (d for perturbation in self.last for d in perturbation.values()):

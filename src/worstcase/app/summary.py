@@ -51,6 +51,8 @@ def print_summary(record: Record, folder: str) -> None:
         add(f"proven lowest ({proven['method']}){at}", f"{proven['accuracy']:.2%}")
     if record.not_certified:
         add("proven lowest", f"none: {record.not_certified}")
+    share = f"{record.parameters_perturbed / record.parameters:.1%}"
+    add("programmed", f"{record.parameters_perturbed:,} of {record.parameters:,} values ({share})")
     add("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
     add("seconds", ", ".join(seconds))
     console = Console()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.gradient import gradient
+from worstcase.attacks.reference_set import ReferenceSet
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.evaluation.record import Found
 from worstcase.objectives import Objective
 from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
-
-Loader = Iterable[tuple[Tensor, Tensor]]
+from worstcase.task import Inputs, Loader, check, decisions, inputs_and_labels, of_each, right_answers
 
 
 @dataclass(kw_only=True)
@@ -33,62 +33,22 @@ class AttackResult(Found):
     """The perturbation of the lowest accuracy: by array, in weight units."""
     samples: int
     """Of the reference set."""
+    decisions: int
+    """Right-or-wrong answers that they come to, of which an accuracy is the share."""
     backward_passes: float
     """Of the passes, those backward."""
 
 
-def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches where the crossbar is, the labels as int64.
+def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
+    """The batches where the crossbar is: inputs, and labels.
 
     Raises:
-        ValueError: a batch is not two tensors, inputs and labels, the latter 1-D integers, one for each input.
+        ValueError: a batch is not inputs and labels, see `worstcase.task.inputs_and_labels`.
     """
     device = next(crossbar.parameters()).device
     for batch in loader:
-        images, labels = _inputs_and_labels(batch)
-        yield images.to(device), labels.to(device, torch.long)
-
-
-def _inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    needed = "a batch must be (inputs, labels), two tensors, the labels 1-D integers, one for each input"
-    try:
-        images, labels = batch
-    except (TypeError, ValueError):
-        raise ValueError(f"{needed}, not a {type(batch).__name__} of something else") from None
-    for name, part in (("inputs", images), ("labels", labels)):
-        if not isinstance(part, Tensor):
-            raise ValueError(f"{needed}, but its {name} are a {type(part).__name__}; make them a tensor")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{needed}, but its labels are {labels.dtype}; give each the number of its class")
-    if labels.shape != (len(images),):
-        raise ValueError(f"{needed}, but there are {len(images)} inputs and labels of shape {tuple(labels.shape)}")
-    return images, labels
-
-
-def check_answers(outputs: Any, labels: Tensor) -> None:
-    """Make sure that a network's outputs and the labels of a batch belong together; waits for the device.
-
-    Args:
-        outputs: (N, classes).
-        labels: (N,), 0 to classes - 1.
-
-    Raises:
-        ValueError: they do not.
-    """
-    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(labels):
-        raise ValueError(f"for {len(labels)} labels the network must give ({len(labels)}, classes), not {shape}")
-    classes = outputs.shape[1]
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise ValueError(
-            f"the network gives {classes} classes, so each label must be 0 to {classes - 1}, but one is {wrong[0]}"
-        )
-
-
-def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which answers are right, of (N, classes) and (N,); one that is no number is wrong."""
-    return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+        inputs, labels = inputs_and_labels(batch)
+        yield of_each(lambda t: t.to(device), inputs), labels.to(device)
 
 
 @torch.no_grad()
@@ -98,16 +58,17 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
     Raises:
         ValueError: there are no samples, or labels and outputs do not belong together.
     """
-    correct = samples = 0
+    correct = made = 0
     with evaluating(crossbar):
-        for images, labels in on_its_device(crossbar, loader):
-            logits = crossbar(images, perturbation)
-            check_answers(logits, labels)
-            correct += int(right_answers(logits, labels).sum())
-            samples += len(labels)
-    if not samples:
+        for inputs, labels in on_its_device(crossbar, loader):
+            outputs = crossbar(inputs, perturbation)
+            check(outputs, labels)
+            logits, answers = decisions(outputs, labels)
+            correct += int(right_answers(logits, answers).sum())
+            made += len(answers)
+    if not made:
         raise ValueError("there are no samples to score")
-    return correct / samples
+    return correct / made
 
 
 class Search:
@@ -136,7 +97,9 @@ class Search:
         self._earlier = 0.0  # seconds of work that a resumed attack found done
         self._forwards = self._backwards = 0  # samples that went through
         self._gradients = self._vanished = 0  # mini-batches
-        self.samples = self.mini_batches = self.classes = 0  # of the reference set
+        self.samples = self.decisions = self.mini_batches = self.classes = 0  # of the reference set
+        self._reference = ReferenceSet(loader)
+        self._unmoved = set(self.box.movable)  # arrays whose gradient was always zero
         self.worst = self.box.zero()
         self.worst_accuracy = 2.0  # above any accuracy
         self._lowest_shown = 1.0
@@ -145,8 +108,8 @@ class Search:
         self.distribution: dict[str, Any] | None = None
         self.score(self.worst)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return on_its_device(self.crossbar, self.loader)
+    def batches(self) -> Iterator[tuple[Inputs, Tensor]]:
+        return on_its_device(self.crossbar, self._reference)
 
     def gradient(self, objective: Objective, perturbation: Perturbation, batches: Loader) -> dict[str, Tensor]:
         """The gradient in the perturbation of the objective's sum over some mini-batches."""
@@ -155,7 +118,7 @@ class Search:
     def full_gradient(self, objective: Objective, perturbation: Perturbation) -> dict[str, Tensor]:
         """The same over the whole reference set; its forward pass scores the perturbation too."""
         total, correct = self._gradient(objective, perturbation, self.batches())
-        self._keep(perturbation, correct / self.samples, {})
+        self._keep(perturbation, correct / self.decisions, {})
         return total
 
     @torch.no_grad()
@@ -167,19 +130,26 @@ class Search:
             ValueError: the reference set is empty, or its labels are not those of the network's classes.
         """
         correct: int | Tensor = 0
-        samples = mini_batches = 0
-        for images, labels in self.batches():
-            logits = self.crossbar(images, perturbation)
+        samples = made = mini_batches = 0
+        for inputs, labels in self.batches():
+            outputs = self.crossbar(inputs, perturbation)
             if not self.history:  # once for all passes, since looking at the labels waits for the device
-                check_answers(logits, labels)
-            correct += right_answers(logits, labels).sum()
+                check(outputs, labels)
+            logits, answers = decisions(outputs, labels)
+            correct += right_answers(logits, answers).sum()
             samples += len(labels)
+            made += len(answers)
             mini_batches += 1
-        if not samples:
+        if not made:
             raise ValueError("the reference set has no samples")
-        self.samples, self.mini_batches, self.classes = samples, mini_batches, logits.shape[1]
+        self.samples, self.decisions, self.mini_batches, self.classes = (
+            samples,
+            made,
+            mini_batches,
+            logits.shape[1],
+        )
         self._forwards += samples
-        return self._keep(perturbation, int(correct) / samples, context)
+        return self._keep(perturbation, int(correct) / made, context)
 
     def count(self, forwards: int, *, lowest: float = 1.0, earlier: float = 0.0) -> None:
         """Add forward passes of so many samples, of an attack that makes its own.
@@ -228,15 +198,16 @@ class Search:
         """Summed over the batches, and the number of right answers."""
         total: dict[str, Tensor] = {}
         correct = 0
-        for images, labels in batches:
-            found, logits = gradient(self.crossbar, objective, perturbation, images, labels)
-            self._forwards += len(images)
-            self._backwards += len(images)
-            right = int(right_answers(logits, labels).sum())
+        for inputs, labels in batches:
+            found, logits, answers = gradient(self.crossbar, objective, perturbation, inputs, labels)
+            self._forwards += len(labels)
+            self._backwards += len(labels)
+            right = int(right_answers(logits, answers).sum())
             finite = all(bool(g.isfinite().all()) for g in found.values())
             if right:
                 self._gradients += 1
                 self._vanished += not (finite and any(bool(found[name].any()) for name in self.box.movable))
+            self._unmoved -= {name for name in self._unmoved if bool(found[name].any())}
             for name, g in found.items():
                 if not finite:
                     g = g.nan_to_num(0, 0, 0)
@@ -279,6 +250,11 @@ class Search:
     @property
     def vanished(self) -> float:
         return self._vanished / self._gradients if self._gradients else 0.0
+
+    @property
+    def unmoved(self) -> list[str]:
+        """The arrays of which no weight ever had a gradient, if there were gradients at all."""
+        return sorted(self._unmoved) if self._backwards else []
 
     @property
     def seconds(self) -> float:
@@ -330,7 +306,8 @@ class Attack(ABC):
 
         Args:
             crossbar: the network.
-            loader: batches (inputs, labels); the accuracy over all of them is what the attack minimises.
+            loader: batches (inputs, labels), see `worstcase.task`; the accuracy over all of them is what the
+                attack minimises.
             box: the part of the crossbar's box to search, see `Box.restricted_to`; None: all of it.
             start: a perturbation in the box that is scored first, such as the worst of a smaller th_g: the result
                 is never above its accuracy.
@@ -339,8 +316,9 @@ class Attack(ABC):
             progress: a bar on a terminal, a line now and then elsewhere.
 
         Raises:
-            ValueError: weights that are not finite, a reference set that is empty or whose labels do not belong to
-                the network's outputs, a box that is not a part of the crossbar's, or a start outside it.
+            ValueError: weights that are not finite; a reference set that is empty, changes from pass to pass, or
+                whose labels do not belong to the network's outputs; a network that does not repeat its answers, or
+                does not multiply with its arrays; a box that is not a part of the crossbar's; a start outside it.
         """
         with (
             evaluating(crossbar),
@@ -375,11 +353,13 @@ class Attack(ABC):
                 max_relative_perturbation=crossbar.max_relative_perturbation(run.worst),
                 feasible=run.box.contains(run.worst),
                 samples=run.samples,
+                decisions=run.decisions,
                 passes=run.passes,
                 backward_passes=run.backward_passes,
                 seconds=run.seconds,
                 history=run.history,
                 vanished=run.vanished,
+                unmoved=run.unmoved,
                 members=run.members,
                 distribution=run.distribution,
             )

@@ -17,6 +17,7 @@ from worstcase.attacks.updates import MomentumSignSteps, ProjectedAdam, SignStep
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
+from worstcase.task import Inputs, decisions, form, joined, split, taken, tensors_in
 
 PIECE = 128  # samples of a mini-batch at most
 BUFFER = 2**28  # bytes of inputs that are shuffled together
@@ -221,22 +222,24 @@ def _pieces_a_step(run: Search, samples: int) -> int:
     return max(1, math.floor(samples_a_step * _pieces(run) / run.samples))
 
 
-def _attractors(run: Search, images: Tensor, labels: Tensor) -> list[int]:
+def _attractors(run: Search, inputs: Inputs, labels: Tensor) -> list[int]:
     """Classes, those first into which one sign step of the whole bound pushes a mini-batch furthest.
 
     Of many classes, only those with the largest mean logits are tried.
     """
     zero = run.box.zero()
     with torch.no_grad():
-        likely = run.crossbar(images, zero).mean(0).argsort(descending=True)[:CLASSES].tolist()
+        logits, answers = decisions(run.crossbar(inputs, zero), labels)
+        likely = logits.mean(0).argsort(descending=True)[:CLASSES].tolist()
     distance = {}
     for target in likely:
         objective = partial(into_class, target=target)
-        gradient = run.gradient(objective, zero, [(images, labels)])
+        gradient = run.gradient(objective, zero, [(inputs, labels)])
         pushed = run.box.at({name: -g.sign() for name, g in gradient.items()})
         with torch.no_grad():
-            distance[target] = objective(run.crossbar(images, pushed), labels).mean().item()
-    run.count((1 + len(likely)) * len(images))
+            logits, answers = decisions(run.crossbar(inputs, pushed), labels)
+            distance[target] = objective(logits, answers).mean().item()
+    run.count((1 + len(likely)) * len(labels))
     return sorted(likely, key=lambda target: distance[target])
 
 
@@ -296,35 +299,34 @@ LWC = Member("lwc", _fixed(p2), ProjectedAdam, step=0.2, decays=False)
 """Needs many small steps, so it is in no first round."""
 
 
-def _endless(run: Search, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(run: Search, generator: torch.Generator) -> Iterator[tuple[Inputs, Tensor]]:
     """Mini-batches, again and again, shuffled: all samples, or as many at a time as the buffer holds."""
     while True:
-        held: list[tuple[Tensor, Tensor]] = []
-        for images, labels in run.batches():
-            size = sum(x.numel() * x.element_size() for x, _ in held)
-            if held and (size >= BUFFER or images.shape[1:] != held[0][0].shape[1:]):
+        held: list[tuple[Inputs, Tensor]] = []
+        for batch in run.batches():
+            size = sum(t.numel() * t.element_size() for x, _ in held for t in tensors_in(x))
+            if held and (size >= BUFFER or form(*batch) != form(*held[0])):
                 yield from _shuffled(run, held, generator)
                 held = []
-            held.append((images, labels))
+            held.append(batch)
         yield from _shuffled(run, held, generator)
 
 
-def _in_order(run: Search) -> Iterator[tuple[Tensor, Tensor]]:
+def _in_order(run: Search) -> Iterator[tuple[Inputs, Tensor]]:
     """Mini-batches, again and again, as the reference set has them."""
     while True:
-        for images, labels in run.batches():
-            pieces = math.ceil(len(labels) / PIECE)
-            yield from zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
+        for inputs, labels in run.batches():
+            yield from split(inputs, labels, math.ceil(len(labels) / PIECE))
 
 
 def _shuffled(
-    run: Search, batches: list[tuple[Tensor, Tensor]], generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    run: Search, batches: list[tuple[Inputs, Tensor]], generator: torch.Generator
+) -> Iterator[tuple[Inputs, Tensor]]:
+    inputs, labels = joined(batches)
     batches.clear()  # frees them
     order = torch.randperm(len(labels), generator=generator, device=run.device).to(labels.device)
     for piece in order.tensor_split(math.ceil(len(labels) / _piece(run))):
-        yield images[piece], labels[piece]
+        yield taken(inputs, piece), labels[piece]
 
 
 def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> None:

@@ -8,12 +8,13 @@ from torch import Tensor
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import Objective
+from worstcase.task import Inputs, decisions
 
 
 def gradient(
-    crossbar: Crossbar, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The gradient in a perturbation of an objective, summed over a batch.
+    crossbar: Crossbar, objective: Objective, perturbation: Perturbation, inputs: Inputs, labels: Tensor
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The gradient in a perturbation of an objective, summed over the decisions of a batch.
 
     Nothing else gets a gradient. An array that the network did not use has a gradient of 0.
 
@@ -21,11 +22,11 @@ def gradient(
         crossbar: the network, in the mode that it is to be run in.
         objective: of logits and labels, see `worstcase.objectives`.
         perturbation: where the gradient is taken.
-        images: a batch of inputs.
-        labels: (N,), the class of each.
+        inputs: of a batch.
+        labels: of the batch.
 
     Returns:
-        The gradient, by array, and the logits at the perturbation, detached.
+        The gradient, by array; the logits (M, C) at the perturbation, detached, and labels (M,) of the decisions.
 
     Example:
         >>> from worstcase.objectives import margin
@@ -36,7 +37,9 @@ def gradient(
                 [-3., -5.]])}
     """
     leaves = {name: d.detach().requires_grad_() for name, d in perturbation.items()}
-    logits = crossbar(images, leaves)
-    loss = objective(logits, labels).sum()
+    logits, answers = decisions(crossbar(inputs, leaves), labels)
+    loss = objective(logits, answers).sum()
+    if not loss.requires_grad:  # the network cuts gradients everywhere
+        return {name: torch.zeros_like(d) for name, d in leaves.items()}, logits.detach(), answers
     gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, gradients, strict=True)), logits.detach()
+    return dict(zip(leaves, gradients, strict=True)), logits.detach(), answers

@@ -97,11 +97,11 @@ class LWC(Attack):
         update = (ProjectedAdam if self.project == "step" else FreeAdam)(box, box.zero())
         perturbation = update.perturbation
         for _ in range(self.epochs):
-            for images, labels in run.batches():
-                gradient = run.gradient(self._objective, perturbation, [(images, labels)])
+            for batch in run.batches():
+                gradient = run.gradient(self._objective, perturbation, [batch])
                 of_magnitude = _gradient(magnitude, perturbation, box)
                 for name, g in gradient.items():
-                    g.mul_(c / len(images)).add_(of_magnitude.pop(name))
+                    g.mul_(c / len(batch[1])).add_(of_magnitude.pop(name))
                     if box.half_width[name].ndim:
                         g *= box.half_width[name] > 0  # weights that may not deviate stay where they are
                 update(gradient, self.lr)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, Search, right_answers
+from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.distribution import describe
 from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.checks import number, whole
@@ -20,6 +20,7 @@ from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian
 from worstcase.chip.write_verify import PULSES, device_weights
+from worstcase.task import decisions, right_answers, split
 
 # each with the settings that it has
 SAMPLERS: dict[str, set[str]] = {
@@ -137,13 +138,13 @@ class MonteCarlo(Attack):
             if file:
                 file.append(new)
             done |= new
-            run.count(len(new) * run.samples, lowest=min(correct) / run.samples)
+            run.count(len(new) * run.samples, lowest=min(correct) / run.decisions)
         sampled = {index: done[index] for index in wanted}
         inside = [index for index, one in sampled.items() if one.feasible]
         if inside:
             worst = min(inside, key=lambda index: sampled[index].correct)
             run.score(draw(worst), instance=worst)
-        accuracies = [one.correct / run.samples for one in sampled.values()]
+        accuracies = [one.correct / run.decisions for one in sampled.values()]
         run.distribution = {
             "instances": self.instances,
             "first": self.first,
@@ -205,12 +206,12 @@ def _correct(run: Search, chips: Sequence[Perturbation]) -> list[int]:
     """The right answers of some chips over the reference set, in one pass over the data."""
     weights = [run.crossbar.weights(chip) for chip in chips]
     correct = torch.zeros(len(chips), dtype=torch.long, device=run.device)
-    for images, labels in run.batches():
-        pieces = max(1, round(len(labels) / BATCH)) if run.device.type == "cpu" else 1
-        for x, y in zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True):
+    in_pieces = run.device.type == "cpu" and not run.crossbar.depends_on_the_batch
+    for inputs, labels in run.batches():
+        for x, y in split(inputs, labels, max(1, round(len(labels) / BATCH)) if in_pieces else 1):
             x = run.crossbar.laid_out(x)  # once for all chips
             for i, chip in enumerate(weights):
-                correct[i] += right_answers(run.crossbar.compute(x, chip), y).sum()
+                correct[i] += right_answers(*decisions(run.crossbar.compute(x, chip), y)).sum()
     return [int(c) for c in correct]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import lightning as L
 
 from worstcase.attacks import Attack
-from worstcase.attacks.base import Loader
 from worstcase.evaluation.evaluation import Evaluation, check_certificate, check_diagnosis, evaluate
 from worstcase.methods import Method
+from worstcase.task import Loader
 
 
 class WorstCasePerEpoch(L.Callback):

@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from worstcase.chip.arrays import (
+    Coverage,
+    biases,
+    coverage,
+    find_arrays,
+    programmed_layers,
+    state_dict_of,
+    used,
+    weights_of_layers,
+)
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.float64 import in_float64
+from worstcase.chip.manners import Manners, look
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
+from worstcase.chip.substitution import changed, run
+from worstcase.task import Inputs, Loader, inputs_and_labels, of_each
 
 FULL_SCALES = ("layer_max", "unit")
 
-# The parameters that a crossbar array holds, by the kind of layer. Everything else (biases, batch norm,
-# embeddings, recurrent cells) is digital and exact.
-_ARRAYS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Linear: ("weight",),
-    nn.modules.conv._ConvNd: ("weight",),
-    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-}
-_BIASES = ("bias", "in_proj_bias")
-
 
 class Crossbar(nn.Module):
-    """A network whose conv and linear weights are programmed into non-volatile memory devices.
+    """A network whose weights are programmed into non-volatile memory devices.
 
-    Write-verify leaves each weight W somewhere in [W - bound, W + bound] (Eq. 4 of the paper); `box` holds all
-    these deviations. The network is used as it is; its parameters, buffers and training mode are never written to.
+    Every weight that meets an input in a matrix product is an array: of linear, convolutional, bilinear, attention
+    and recurrent layers, and what the user names. Write-verify leaves each weight W somewhere in
+    [W - bound, W + bound] (Eq. 4 of the paper); `box` holds all these deviations. W is the tensor that the layer
+    multiplies with, after any sign, norm, mask or quantisation that the layer itself applies to its parameter.
+
+    The network is used as it is; its parameters, buffers and training mode are never written to. With its first
+    batch it is looked at, in eval mode: whether it multiplies with its arrays, and whether it repeats itself.
 
     Args:
-        net: any network of one input; batch norm, shared and frozen weights and other layers are fine.
+        net: any network; batch norm, shared and frozen weights and other layers are fine.
         thg: th_g, the weight perturbation bound in units of the full scale; 0 or more, at most 1 for
             ``layer_max``. It can be set later.
         full_scale: what th_g is relative to: ``layer_max``, the largest absolute weight of each layer
@@ -42,14 +51,15 @@ class Crossbar(nn.Module):
         layers: names of the layers to program, as shell patterns (``"*"``, ``"features.*"``); the others
             stay exact.
         exclude: patterns of layers to take out again.
+        arrays: patterns of further parameters to program, those that the network's own code multiplies with.
         weight_bits: quantises weights and biases of the programmed layers to N bits and a sign, see
             `worstcase.chip.quantisation`; a perturbation comes on top. None: as they are.
         activation_bits: the same for the outputs of the programmed layers; the ranges follow the data in
             training mode, are fixed in eval mode, and come from `calibrate` if it was not trained so.
 
     Raises:
-        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits no layer, or a
-            network with no weight to perturb.
+        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits nothing, a network with
+            no weight to perturb, or a layer whose computed weight cannot be followed.
 
     Example:
         >>> crossbar = Crossbar(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), thg=0.03)
@@ -66,6 +76,7 @@ class Crossbar(nn.Module):
         full_scale: str = "layer_max",
         layers: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
+        arrays: Sequence[str] = (),
         weight_bits: int | None = None,
         activation_bits: int | None = None,
     ) -> None:
@@ -77,15 +88,16 @@ class Crossbar(nn.Module):
         self.net = net
         self.full_scale = full_scale
         self.thg = thg
-        chosen = _programmed_layers(net, layers, exclude)
-        self._names = _array_names(chosen)
+        chosen = programmed_layers(net, layers, exclude)
+        self._arrays = find_arrays(net, chosen, arrays)
+        if not self._arrays:
+            raise ValueError(
+                f"{type(net).__name__} has no weight to perturb: no layer has one, or none of them is chosen; "
+                "arrays= names parameters that its own code multiplies with"
+            )
+        self._bias_names = biases(chosen)
         self._channels_last: bool | None = None  # None: not tried yet
-        self._bias_names = [
-            f"{layer}.{name}".removeprefix(".")
-            for layer, module in chosen.items()
-            for name in _BIASES
-            if module._parameters.get(name) is not None
-        ]
+        self._manners: Manners | None = None
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
         self.outputs = OutputQuantiser(list(chosen.values()), activation_bits) if activation_bits else None
 
@@ -103,15 +115,40 @@ class Crossbar(nn.Module):
         self._thg = float(thg)
 
     def arrays(self) -> dict[str, nn.Parameter]:
-        """The network's own weight of each array, not quantised, by parameter name."""
-        return {name: self.net.get_parameter(name) for name in self._names}
+        """The network's own parameter of each array that has one of the same name, as training moves it."""
+        own = {name: array.layer._parameters.get(array.parameter) for name, array in self._arrays.items()}
+        return {name: parameter for name, parameter in own.items() if parameter is not None}
 
     def programmed(self) -> dict[str, Tensor]:
-        """What the devices are told to hold: each array's weight or its quantised value, by parameter name.
+        """What the devices are told to hold: the tensor that each layer multiplies with, or its quantised value.
 
-        Its gradient with respect to the network's own weight is straight through.
+        By array, which is named as its parameter. Its gradient with respect to the network's own weight is what
+        the layer makes it, and straight through quantisation.
         """
-        return self._quantised(self._names)
+        return self._quantised(self._tensors_used())
+
+    def coverage(self) -> Coverage:
+        """What is held in devices and what is digital and exact, such as biases, norms and tables.
+
+        Example:
+            >>> Crossbar(nn.Linear(9, 1), thg=0.1).coverage()
+            Coverage(programmed={'weight': 9}, digital={'bias': 1})
+        """
+        return coverage(self.net, self._arrays, {name: w.numel() for name, w in self._detached().items()})
+
+    @property
+    def also_multiplied(self) -> list[str]:
+        """Parameters that met an input in a matrix product but are no arrays; none before the first batch.
+
+        Those of layers that are left out on purpose are not among them.
+        """
+        met = self._manners.also_multiplied if self._manners else ()
+        return [name for name in met if name not in weights_of_layers(self.net)]
+
+    @property
+    def depends_on_the_batch(self) -> bool:
+        """Whether an answer depends on the other samples of its batch; False before the first batch."""
+        return self._manners is not None and self._manners.depends_on_the_batch
 
     @contextmanager
     def bounded_by(self, thg: float) -> Iterator[None]:
@@ -128,9 +165,7 @@ class Crossbar(nn.Module):
 
         It is where the weight is; on the CPU where that device has no float64.
         """
-        if self.full_scale == "unit":
-            return {name: in_float64(w.new_ones(())) for name, w in self._detached().items()}
-        return {name: in_float64(w.abs().amax()) for name, w in self._detached().items()}
+        return self._full_scales_of(self._detached())
 
     @property
     def box(self) -> Box:
@@ -151,57 +186,89 @@ class Crossbar(nn.Module):
             >>> crossbar.box.relative(crossbar.box.project(deviation))
             {'weight': tensor([[ 0.5000, -1.0000]])}
         """
-        weights = {name: weight.detach() for name, weight in self.arrays().items()}
-        return Box.symmetric(self.thg, self.full_scales(), weights)
+        weights = self._detached()
+        return Box.symmetric(self.thg, self._full_scales_of(weights), weights)
 
     def bound(self) -> dict[str, Tensor]:
         """The largest deviation of each weight, half the width of the box: see `Box.half_width`."""
         return self.box.half_width
 
-    def forward(self, x: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+    def forward(self, inputs: Inputs, perturbation: Perturbation | None = None) -> Any:
         """The network's output at the programmed weights plus a perturbation.
 
         Args:
-            x: a batch of inputs, as the network takes it.
+            inputs: a batch, as the network takes it: a tensor, a tuple of arguments, or a dict of them by name.
             perturbation: a deviation of every array by name, in weight units and of the weight's shape; the
                 output is differentiable in it. None: as programmed.
 
         Raises:
             KeyError: the perturbation's names are not those of the arrays.
+            ValueError: in the first batch, that the network does not multiply with its arrays as they are.
             RuntimeError: outputs are quantised, but their ranges are not known yet.
         """
-        return self.compute(x, self.weights(perturbation))
+        return self.compute(inputs, self.weights(perturbation))
 
     def weights(self, perturbation: Perturbation | None = None) -> dict[str, Tensor]:
-        """What one chip computes with, by parameter name: the arrays as perturbed, and quantised biases.
+        """What makes one chip, by parameter name: the arrays as perturbed, and quantised biases.
+
+        Of an array that its layer computes in each pass it is the deviation, which is added there.
 
         Args:
             perturbation: see `forward`, as are the errors.
         """
-        weights = self.programmed()
-        if perturbation is not None:
-            if perturbation.keys() != weights.keys():
-                raise KeyError(f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(weights)}")
-            weights = {name: _deviate(weight, perturbation[name]) for name, weight in weights.items()}
+        if perturbation is not None and perturbation.keys() != self._arrays.keys():
+            raise KeyError(f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(self._arrays)}")
+        given = perturbation or {}
+        weights = self._quantised({name: used(a) for name, a in self._arrays.items() if a.place is None})
+        weights = {name: _deviate(w, given[name]) if given else w for name, w in weights.items()}
+        weights |= {name: d for name, d in given.items() if self._arrays[name].place is not None}
         if self.weight_bits:
-            weights |= self._quantised(self._bias_names)
+            weights |= self._quantised({name: self.net.get_parameter(name) for name in self._bias_names})
         return weights
 
-    def compute(self, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    def chip(self, perturbation: Perturbation) -> dict[str, Tensor]:
+        """The network's state dict with the weights of one chip, which plain PyTorch loads.
+
+        It computes what that chip does unless outputs are quantised, which no state dict holds.
+
+        Raises:
+            ValueError: a layer computes its weight, or shares it with a table that is digital.
+        """
+        return state_dict_of(self.net, self._arrays, self.weights(perturbation))
+
+    def compute(self, inputs: Inputs, weights: Mapping[str, Tensor]) -> Any:
         """The output of the chip of those `weights`: `forward` in two steps, where one chip sees many batches.
 
         Images are laid out as by `laid_out`.
         """
-        x = self.laid_out(x)
-        with self.outputs.attached() if self.outputs else nullcontext():
-            return functional_call(self.net, dict(weights), (x,))
+        inputs = self.laid_out(inputs)
+        if self._manners is None:
+            with evaluating(self.net):
+                self._manners = look(self.net, inputs, self._arrays, self._tensors_used())
+        tensors = {}
+        for name, weight in weights.items():
+            if name not in self._arrays:
+                tensors[name] = weight  # a bias
+            elif self._arrays[name].place is None:
+                tensors |= dict.fromkeys(self._arrays[name].names, weight)
+        if self._manners.writes and not self.net.training:
+            tensors |= {name: _tensor(self.net, name).detach().clone() for name in self._manners.writes}
+        if self._manners.changes_inputs:
+            inputs = of_each(Tensor.clone, inputs)
+        changes = [
+            (array.layer, array.place, partial(self._in_devices, weights.get(name)))
+            for name, array in self._arrays.items()
+            if array.place is not None
+        ]
+        with self.outputs.attached() if self.outputs else nullcontext(), changed(changes):
+            return run(self.net, tensors, inputs)
 
-    def laid_out(self, x: Tensor) -> Tensor:
+    def laid_out(self, x: Inputs) -> Inputs:
         """Images in the order in memory that the network computes fastest in; as they are if they are so already.
 
         On a CPU that is channels_last, where the network can compute so: it takes 0.55 to 0.85 of the time.
         """
-        if x.ndim != 4 or x.device.type != "cpu":
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu":
             return x
         if self._channels_last is None:
             self._channels_last = self._takes_channels_last(x)
@@ -214,23 +281,25 @@ class Crossbar(nn.Module):
     def _takes_channels_last(self, x: Tensor) -> bool:
         if any(_corrupts_memory(module) for module in self.net.modules()):
             return False
+        buffers = {name: b.clone() for name, b in self.net.named_buffers()}
         with evaluating(self.net):
             try:
-                self.net(x[:2].clone(memory_format=torch.channels_last))
+                run(self.net, buffers, x[:2].clone(memory_format=torch.channels_last))
             except RuntimeError:  # such as of x.view(len(x), -1)
                 return False
         return True
 
     @torch.no_grad()
-    def calibrate(self, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def calibrate(self, loader: Loader) -> None:
         """Set the ranges of quantised outputs anew from data, batches (inputs, labels), in eval mode."""
         if self.outputs is None:
             return
         self.outputs.ranges.fill_(torch.nan)
+        device = self.outputs.ranges.device
         with evaluating(self):
             self.outputs.train()
-            for images, _ in loader:
-                self(images.to(self.outputs.ranges.device))
+            for batch in loader:
+                self(of_each(lambda t: t.to(device), inputs_and_labels(batch)[0]))
             self.outputs.eval()
 
     def max_relative_perturbation(self, perturbation: Perturbation) -> float:
@@ -242,8 +311,21 @@ class Crossbar(nn.Module):
             largest = max(largest, d / scales[name].item() if d else 0.0)
         return largest
 
-    def _quantised(self, names: Sequence[str]) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {name: self.net.get_parameter(name) for name in names}
+    def _full_scales_of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self.full_scale == "unit":
+            return {name: in_float64(w.new_ones(())) for name, w in weights.items()}
+        return {name: in_float64(w.abs().amax()) for name, w in weights.items()}
+
+    def _tensors_used(self) -> dict[str, Tensor]:
+        """By array what the network itself multiplies with."""
+        return {name: used(array) for name, array in self._arrays.items()}
+
+    def _in_devices(self, deviation: Tensor | None, computed: Tensor) -> Tensor:
+        """What the devices hold of a tensor that a layer computed."""
+        (weight,) = self._quantised({"": computed}).values()
+        return weight if deviation is None else _deviate(weight, deviation)
+
+    def _quantised(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.weight_bits is None:
             return tensors
         return {name: quantise(t, t.detach().abs().amax(), self.weight_bits) for name, t in tensors.items()}
@@ -264,6 +346,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
+def _tensor(net: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer of a network."""
+    module, _, name = name.rpartition(".")
+    return getattr(net.get_submodule(module), name)
+
+
 def _corrupts_memory(module: nn.Module) -> bool:
     """A convolution whose gradient oneDNN writes past its workspace in channels_last (its issue 6035)."""
     return (
@@ -275,44 +363,16 @@ def _corrupts_memory(module: nn.Module) -> bool:
 
 
 def _deviate(weight: Tensor, deviation: Tensor) -> Tensor:
-    """W + d, added in at least float32 before it is cast to the weight's dtype."""
+    """W + d, added in at least float32 before it is cast to the weight's dtype.
+
+    A cast to fewer digits is toward W: what results deviates by d at most.
+    """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(wide) + deviation.to(wide)).to(weight.dtype)
-
-
-def _programmed_layers(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
-    """The conv, linear and attention layers that the patterns choose, by name."""
-    kinds: tuple[type[nn.Module], ...] = tuple(_ARRAYS)
-    found = {name: module for name, module in net.named_modules() if isinstance(module, kinds)}
-    for pattern in (*layers, *exclude):
-        if found and not any(fnmatchcase(name, pattern) for name in found):
-            raise ValueError(f"no conv or linear layer is named {pattern!r}; there are {', '.join(found)}")
-    chosen = {
-        name: module
-        for name, module in found.items()
-        if any(fnmatchcase(name, pattern) for pattern in layers)
-        and not any(fnmatchcase(name, pattern) for pattern in exclude)
-    }
-    if not chosen:
-        raise ValueError(
-            f"{type(net).__name__} has no weight to perturb: no conv or linear layer"
-            + (" is left by the choice of layers" if found else " in it")
-        )
-    return chosen
-
-
-def _array_names(layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Parameter names of the arrays; a tensor that several layers share is one array under its first name."""
-    names: dict[int, str] = {}
-    for layer, module in layers.items():
-        parameters = next(names for kind, names in _ARRAYS.items() if isinstance(module, kind))
-        for parameter in parameters:
-            if parameter not in module._parameters:
-                raise ValueError(
-                    f"layer {layer!r} computes its {parameter} from other tensors (weight norm, pruning?); "
-                    "make it a plain parameter first (torch.nn.utils.parametrize.remove_parametrizations)"
-                )
-            weight = module._parameters[parameter]
-            if weight is not None and weight.numel():
-                names.setdefault(id(weight), f"{layer}.{parameter}".removeprefix("."))
-    return tuple(names.values())
+    exact = weight.to(wide) + deviation.to(wide)
+    if weight.dtype == wide:
+        return exact
+    cast = exact.to(weight.dtype)
+    with torch.no_grad():
+        beyond = (in_float64(cast) - in_float64(weight)).abs() > in_float64(deviation).abs()
+        nearer = torch.where(beyond.to(cast.device), torch.nextafter(cast, weight), cast)
+    return cast + (nearer - cast).detach()

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Loader, on_its_device, right_answers
+from worstcase.attacks.base import on_its_device
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.evaluation.sensitivity import BUDGET, damage_by_layer, selective_write_verify
+from worstcase.task import Loader, check, decisions, right_answers
 
 BINS = 20
 CLASSES = 20  # the most that are listed
@@ -98,7 +99,7 @@ def diagnose(
 
 
 class _Answers(NamedTuple):
-    """For each sample: its class, the answer, whether it is right, and the largest softmax output."""
+    """For each decision: its class, the answer, whether it is right, and the largest softmax output."""
 
     labels: Tensor
     answers: Tensor
@@ -115,11 +116,13 @@ class _Answers(NamedTuple):
 def _answers(crossbar: Crossbar, loader: Loader, perturbation: Perturbation) -> _Answers:
     batches = []
     with evaluating(crossbar):
-        for images, labels in on_its_device(crossbar, loader):
-            logits = crossbar(images, perturbation)
+        for inputs, labels in on_its_device(crossbar, loader):
+            outputs = crossbar(inputs, perturbation)
+            check(outputs, labels)
+            logits, answers = decisions(outputs, labels)
             confidence = logits.float().softmax(1).amax(1).nan_to_num(0.0)
-            right = right_answers(logits, labels)
-            batches.append((labels.cpu(), logits.argmax(1).cpu(), right.cpu(), confidence.cpu()))
+            right = right_answers(logits, answers)
+            batches.append((answers.cpu(), logits.argmax(1).cpu(), right.cpu(), confidence.cpu()))
     if not batches:
         raise ValueError("the reference set has no samples")
     labels, answers, right, confidence = map(torch.cat, zip(*batches, strict=True))

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
-from worstcase.attacks.base import Loader, accuracy
+from worstcase.attacks.base import accuracy
 from worstcase.certificate import Certificate, Unsupported, certify
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.evaluation.diagnosis import diagnose
-from worstcase.evaluation.flags import red_flags
+from worstcase.evaluation.flags import of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
 from worstcase.evaluation.record import AttackRecord, Record
+from worstcase.task import Loader
 
 PERTURBATION = "perturbation.safetensors"
 RANDOM_VERTICES = 4  # of the box, that attacks are compared with
@@ -88,16 +89,10 @@ class Evaluation:
     def worst_chip(self) -> dict[str, Tensor]:
         """The network's state dict with the weights of the worst chip, which plain PyTorch loads.
 
-        It computes what that chip does unless outputs are quantised, which no state dict holds.
+        Raises:
+            ValueError: no state dict holds the chip, see `Crossbar.chip`; `worst` has its deviations.
         """
-        net = self.crossbar.net
-        weights = {name: w.detach().clone() for name, w in self.crossbar.weights(self.worst.perturbation).items()}
-        owners = {id(net.get_parameter(name)): weight for name, weight in weights.items()}
-        shared = {name: owners.get(id(p)) for name, p in net.named_parameters(remove_duplicate=False)}
-        return {
-            name: tensor.clone() if (weight := shared.get(name)) is None else weight
-            for name, tensor in net.state_dict().items()
-        }
+        return self.crossbar.chip(self.worst.perturbation)
 
     def record(self, **described: Any) -> Record:
         """All of it in plain types.
@@ -105,7 +100,7 @@ class Evaluation:
         Args:
             described: fields of `Record` that only the caller knows, such as its command, network and data set.
         """
-        crossbar = self.crossbar
+        crossbar, coverage = self.crossbar, self.crossbar.coverage()
         said: dict[str, Any] = {
             "kind": "evaluate",
             "source_run": None,
@@ -134,14 +129,14 @@ class Evaluation:
             ],
             not_certified=self.not_certified,
             samples=self.samples,
-            decisions=self.samples,
+            decisions=self.attacks[0].decisions,
             thg=self.thg,
             dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
             full_scale=crossbar.full_scale,
             weight_bits=crossbar.weight_bits,
             activation_bits=crossbar.activation_bits,
-            parameters=sum(p.numel() for p in crossbar.net.parameters()),
-            parameters_perturbed=sum(weight.numel() for weight in crossbar.programmed().values()),
+            parameters=coverage.values,
+            parameters_perturbed=coverage.weights,
             threads=torch.get_num_threads(),
         )
 
@@ -182,6 +177,7 @@ class Evaluation:
         bracket = f"between {self.certified_accuracy:.2%} (proven) and" if self.certified_accuracy else "at most"
         unit = "of each layer's largest weight" if self.crossbar.full_scale == "layer_max" else "in weight units"
         lines = [f"clean {self.clean_accuracy:.2%}; worst chip {bracket} {found}", f"th_g {self.thg:g} {unit}"]
+        lines.append(str(self.crossbar.coverage()))
         lines += [
             f"{one.attack} at th_g {one.thg:g}: {one.accuracy:.2%}, {one.passes:.0f} passes, {one.seconds:.1f} s"
             for one in self.attacks
@@ -287,7 +283,8 @@ def evaluate(
         if chip is not None:
             read = Chip(accuracy(crossbar, loader, chip), crossbar.box.outside(chip))
     proven, why_not = _certified(crossbar, loader, bounds) if certificate else ([], "it was not asked for")
-    return Evaluation(crossbar, found, red_flags(found, vertex, explained), explained, read, proven, why_not)
+    flags = red_flags(found, vertex, explained) + of_the_network(crossbar)
+    return Evaluation(crossbar, found, flags, explained, read, proven, why_not)
 
 
 def _certified(crossbar: Crossbar, loader: Loader, thgs: Sequence[float]) -> tuple[list[Certificate], str | None]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worstcase.evaluation.record import Found, Record
+
+if TYPE_CHECKING:
+    from worstcase.chip.crossbar import Crossbar
 
 POINTS = 0.5  # percent; smaller differences are no sign of anything
 RISE = 3.0  # points, within an attack: iterates swing
 DISAGREEMENT = 20.0  # points
 VANISHED = 0.1  # share of the mini-batches
+COVERED = 0.9  # share of a network's values that are programmed
+LISTED = 4  # names
 
 
 def red_flags(
@@ -35,6 +40,7 @@ def red_flags(
         if random_vertex is not None and found.thg == largest:
             flags += _explained("random-vertex", _above_a_random_vertex(found, random_vertex))
         flags += _explained("vanishing-gradients", _vanishing_gradients(found))
+        flags += _explained("arrays-that-stand-still", _standing_still(found))
         flags += _explained("rises-with-budget", _rises_with_budget(found))
         flags += _explained("members-disagree", _members_disagree(found))
     flags += _explained("attacks-disagree", _attacks_disagree(attacks))
@@ -42,6 +48,12 @@ def red_flags(
     if diagnosis:
         flags += _explained("some-weights", _less_on_some_weights(diagnosis))
     return flags
+
+
+def of_the_network(crossbar: Crossbar) -> list[str]:
+    """What of a network speaks against a number, whoever attacked it; in lines like those of `red_flags`."""
+    digital, zeros = _digital(crossbar), _of_zeros(crossbar)
+    return _explained("digital-weights", digital) + _explained("arrays-of-zeros", zeros)
 
 
 def _explained(section: str, flags: Iterable[str]) -> list[str]:
@@ -57,6 +69,30 @@ def _vanishing_gradients(found: Found) -> Iterator[str]:
     if found.vanished > VANISHED:
         share = f"{_p(found.vanished)} of the mini-batches"
         yield f"{_at(found)}: gradients vanish (zero for every weight, or not finite, in {share})"
+
+
+def _standing_still(found: Found) -> Iterator[str]:
+    if found.unmoved:
+        yield f"{_at(found)}: no gradient ever reached {_listed(found.unmoved)}"
+
+
+def _of_zeros(crossbar: Crossbar) -> Iterator[str]:
+    if zeros := [name for name, scale in crossbar.full_scales().items() if scale == 0]:
+        yield f"{_listed(zeros)}: all weights are zero, so is their full scale, and none may deviate"
+
+
+def _digital(crossbar: Crossbar) -> Iterator[str]:
+    coverage = crossbar.coverage()
+    if coverage.share < COVERED:
+        digital = sorted(coverage.digital, key=lambda name: -coverage.digital[name])
+        yield f"only {coverage.share:.1%} of the values are programmed; digital and exact are {_listed(digital)}"
+    if others := crossbar.also_multiplied:
+        yield f"{_listed(others)}: multiplied with an input, but not programmed (name them in arrays=)"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _rises_with_budget(found: Found) -> Iterator[str]:

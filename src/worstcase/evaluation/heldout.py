@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, Loader, accuracy
+from worstcase.attacks.base import Attack, accuracy
 from worstcase.chip.crossbar import Crossbar
+from worstcase.task import Inputs, Loader, inputs_and_labels, taken
 
 
 def attack_one_half(
@@ -37,10 +38,11 @@ class Half:
     def __init__(self, loader: Loader, first: int) -> None:
         self.loader, self.first = loader, first
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         seen = 0
-        for images, labels in self.loader:
+        for batch in self.loader:
+            inputs, labels = inputs_and_labels(batch)
             first = (self.first - seen) % 2
-            seen += len(images)
-            if len(images) > first:
-                yield images[first::2], labels[first::2]
+            seen += len(labels)
+            if len(labels) > first:
+                yield taken(inputs, slice(first, None, 2)), labels[first::2]

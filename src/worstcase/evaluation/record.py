@@ -94,6 +94,8 @@ class Found:
     vanished: Share = 0.0
     """Share of the gradients that were zero in every weight that may move, or not finite. There is one gradient
     for each mini-batch with right answers."""
+    unmoved: list[Name] = field(default_factory=list)
+    """Arrays whose gradient was zero for every weight in every mini-batch."""
     members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
     """For an ensemble: each member's accuracy on its own, its lowest accuracy, and its passes."""
     distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import AttackResult, Ensemble
-from worstcase.attacks.base import Loader, accuracy, on_its_device
+from worstcase.attacks.base import accuracy, on_its_device
 from worstcase.attacks.gradient import gradient
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.objectives import margin
 from worstcase.progress import progress_bar
+from worstcase.task import Loader
 
 BUDGET = 20.0
 """Passes of each attack."""
@@ -96,7 +97,7 @@ def selective_write_verify(
 def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     """How far each weight moves the mean margin of the logits when it is at its bound, to first order.
 
-    This is the absolute gradient, at the programmed weights, of the mean over the samples of
+    This is the absolute gradient, at the programmed weights, of the mean over the decisions of
     O_t - max over i != t of O_i, times the weight's bound: by array, in units of logits, 0 or more. A hinge or
     probabilities in place of the margin would ignore confident answers.
 
@@ -111,14 +112,15 @@ def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
                 [0.5000, 0.0000]])}
     """
     box = crossbar.box
-    samples = 0
+    made = 0
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
         zero, total = box.zero(), box.zero()
-        for images, labels in on_its_device(crossbar, loader):
-            samples += len(images)
-            for name, g in gradient(crossbar, margin, zero, images, labels)[0].items():
+        for inputs, labels in on_its_device(crossbar, loader):
+            found, _, answers = gradient(crossbar, margin, zero, inputs, labels)
+            made += len(answers)
+            for name, g in found.items():
                 total[name] += g
-    return {name: (g / samples * box.half_width[name]).abs() for name, g in total.items()}
+    return {name: (g / made * box.half_width[name]).abs() for name, g in total.items()}
 
 
 def _nested(

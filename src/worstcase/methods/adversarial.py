@@ -11,6 +11,7 @@ from worstcase.attacks import Attack
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method
+from worstcase.task import Inputs
 
 
 class Adversarial(Method):
@@ -34,10 +35,10 @@ class Adversarial(Method):
         number("clean", clean, low=0, high=1)
         self.attack, self.clean = attack, clean
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         seed = self.draws.initial_seed()
-        found = self.attack(self.crossbar, [(images, labels)], seed=seed, progress=False)  # line 7
+        found = self.attack(self.crossbar, [(inputs, labels)], seed=seed, progress=False)  # line 7
         # The attack scores without gradients: under autocast its casts of the biases would be reused.
         torch.clear_autocast_cache()
         adversary = {name: self.of_first_process(d) for name, d in found.perturbation.items()}
-        return self.loss_at(adversary, images, labels, clean=self.clean)  # lines 8-10
+        return self.loss_at(adversary, inputs, labels, clean=self.clean)  # lines 8-10

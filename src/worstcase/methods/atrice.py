@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.methods.base import Method
 from worstcase.objectives import p2
+from worstcase.task import Inputs
 
 
 class ATrice(Method):
@@ -48,15 +48,15 @@ class ATrice(Method):
         number("threshold", threshold)
         self.alpha, self.step, self.sigma, self.threshold = alpha, step, sigma, threshold
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         with evaluating(self.crossbar):
-            adversary = self._adversary(images, labels)  # lines 8-10
-            loss_p = F.cross_entropy(self.crossbar(images, adversary), labels)  # lines 10-11
+            adversary = self._adversary(inputs, labels)  # lines 8-10
+            loss_p = self.cross_entropy(inputs, labels, adversary)  # lines 10-11
         noise = self.right_censored_noise(self.sigma, self.threshold)  # line 13
-        loss_n = F.cross_entropy(self.crossbar(images, noise), labels)  # lines 14-15
+        loss_n = self.cross_entropy(inputs, labels, noise)  # lines 14-15
         return (1 - self.alpha) * loss_n + self.alpha * loss_p  # line 16
 
-    def _adversary(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _adversary(self, inputs: Inputs, labels: Tensor) -> dict[str, Tensor]:
         box = self.crossbar.box.scaled(self.step)
-        cost_p = self.gradient(p2, box.zero(), images, labels)
+        cost_p = self.gradient(p2, box.zero(), inputs, labels)
         return box.at({name: -gradient.sign() for name, gradient in cost_p.items()})

@@ -22,6 +22,7 @@ from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective
 from worstcase.seeds import derived_seed, seeded
+from worstcase.task import Inputs, decisions, inputs_and_labels, tensors_in
 
 CALMER = "lower the learning rate (lr=) or clip gradients (gradient_clip_val=1)"
 
@@ -84,35 +85,39 @@ class Method(L.LightningModule):
         self.draws = seeded(seed, 0, 0)
 
     @abstractmethod
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         """The loss of one batch, a scalar; this is what makes a method."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.crossbar(images)
+    def forward(self, inputs: Inputs) -> Any:
+        return self.crossbar(inputs)
 
     # ---- what methods are made of
 
     def gradient(
-        self, objective: Objective, perturbation: Perturbation, images: Tensor, labels: Tensor
+        self, objective: Objective, perturbation: Perturbation, inputs: Inputs, labels: Tensor
     ) -> dict[str, Tensor]:
-        """The gradient in a perturbation of an objective of (logits, labels) summed over the batch.
+        """The gradient in a perturbation of an objective summed over the decisions of the batch.
 
         Summed over all processes too, so that each takes the same step. See `worstcase.attacks.gradient`.
         """
-        found, _ = gradient(self.crossbar, objective, perturbation, images, labels)
+        found, _, _ = gradient(self.crossbar, objective, perturbation, inputs, labels)
         return {name: sum_over_processes(g) for name, g in found.items()}
 
-    def loss_at(self, adversary: Perturbation, images: Tensor, labels: Tensor, *, clean: float) -> Tensor:
+    def cross_entropy(self, inputs: Inputs, labels: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+        """The mean over the decisions of a batch, on the chip of a perturbation."""
+        return F.cross_entropy(*decisions(self.crossbar(inputs, perturbation), labels))
+
+    def loss_at(self, adversary: Perturbation, inputs: Inputs, labels: Tensor, *, clean: float) -> Tensor:
         """(1 - clean) x cross-entropy on the adversary's chip + clean x cross-entropy as programmed.
 
         The clean pass updates batch norm's running statistics and the adversary's uses them; without a
         clean pass (clean = 0) the adversary's is an ordinary training pass.
         """
         if clean == 0:
-            return F.cross_entropy(self.crossbar(images, adversary), labels)
-        loss_c = F.cross_entropy(self.crossbar(images), labels)
+            return self.cross_entropy(inputs, labels, adversary)
+        loss_c = self.cross_entropy(inputs, labels)
         with evaluating(self.crossbar):
-            loss_p = F.cross_entropy(self.crossbar(images, adversary), labels)
+            loss_p = self.cross_entropy(inputs, labels, adversary)
         return (1 - clean) * loss_p + clean * loss_c
 
     def training_box(self, factor: float, ramp: float) -> Box:
@@ -128,7 +133,7 @@ class Method(L.LightningModule):
     def right_censored_noise(self, sigma: float, threshold: float) -> dict[str, Tensor]:
         """Noise of Eq. 11 on every array: sigma in units of the full scale, threshold in units of sigma."""
         scale = self.in_weight_units(sigma)
-        return right_censored_gaussian(self.crossbar.arrays(), scale, self.draws, threshold=threshold)
+        return right_censored_gaussian(self.crossbar.programmed(), scale, self.draws, threshold=threshold)
 
     def of_first_process(self, tensor: Tensor) -> Tensor:
         """The first process's tensor, in every process."""
@@ -154,18 +159,19 @@ class Method(L.LightningModule):
             _set_sampler_epoch(loader, self.current_epoch)
         iter(loop._data_fetcher)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs, labels = inputs_and_labels(batch)
         place = (self.seed, self.current_epoch, batch_idx)
         self.draws = seeded(*place, device=self.device)
         torch.manual_seed(derived_seed(*place, "process", self.global_rank))  # for dropout
         try:
-            loss = self.training_loss(*batch)
+            loss = self.training_loss(inputs, labels)
         except (RuntimeError, ValueError):  # an attack refuses what is not finite
-            if not self._not_finite(batch[0]):
+            if not self._not_finite(inputs):
                 raise
             loss = torch.tensor(torch.nan)
         if not torch.isfinite(loss):
-            cause = self._not_finite(batch[0]) or f"the logits or the loss overflowed; {CALMER}"
+            cause = self._not_finite(inputs) or f"the logits or the loss overflowed; {CALMER}"
             raise FloatingPointError(
                 f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}): {cause}"
             )
@@ -177,14 +183,14 @@ class Method(L.LightningModule):
         if self.weight_clip is not None:
             self._clip(self.weight_clip)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        self.val_accuracy(self(images), labels)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        inputs, labels = inputs_and_labels(batch)
+        self.val_accuracy(*decisions(self(inputs), labels))
         self.log("val/accuracy", self.val_accuracy, prog_bar=True, on_step=False, on_epoch=True)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        self.test_accuracy(self(images), labels)
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        inputs, labels = inputs_and_labels(batch)
+        self.test_accuracy(*decisions(self(inputs), labels))
         self.log("test/accuracy", self.test_accuracy, on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
@@ -200,8 +206,8 @@ class Method(L.LightningModule):
                 deviation = weight.square().mean().sqrt().item() if self.weight_clip_unit == "deviation" else 1.0
                 weight.clamp_(-limit * deviation, limit * deviation)
 
-    def _not_finite(self, images: Tensor) -> str:
-        if not torch.isfinite(images).all():
+    def _not_finite(self, inputs: Inputs) -> str:
+        if not all(bool(torch.isfinite(t).all()) for t in tensors_in(inputs)):
             return "the batch has inputs that are not finite; check the data"
         for name, tensor in self.crossbar.net.state_dict().items():
             if not torch.isfinite(tensor).all():

@@ -10,6 +10,7 @@ from worstcase.checks import number, whole
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.methods.base import Method
 from worstcase.objectives import cross_entropy
+from worstcase.task import Inputs
 
 
 class PGDAT(Method):
@@ -52,10 +53,10 @@ class PGDAT(Method):
         number("clean", clean, low=0, high=1)
         self.steps, self.step, self.factor, self.ramp, self.clean = steps, step, factor, ramp, clean
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         box = self.training_box(self.factor, self.ramp)
         adversary, size = box.zero(), box.scaled(self.step).half_width
         with evaluating(self.crossbar):
             for _ in range(self.steps):
-                box.step_(adversary, self.gradient(cross_entropy, adversary, images, labels), size)
-        return self.loss_at(adversary, images, labels, clean=self.clean)
+                box.step_(adversary, self.gradient(cross_entropy, adversary, inputs, labels), size)
+        return self.loss_at(adversary, inputs, labels, clean=self.clean)

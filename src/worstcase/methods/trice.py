@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method
+from worstcase.task import Inputs
 
 
 class Trice(Method):
@@ -34,6 +34,6 @@ class Trice(Method):
         number("threshold", threshold)
         self.sigma, self.threshold = sigma, threshold
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         noise = self.right_censored_noise(self.sigma, self.threshold)
-        return F.cross_entropy(self.crossbar(images, noise), labels)
+        return self.cross_entropy(inputs, labels, noise)

@@ -16,6 +16,7 @@ from worstcase.checks import number, whole
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method, sum_over_processes
 from worstcase.seeds import seeded
+from worstcase.task import Inputs
 
 
 class UniversalAT(Method):
@@ -72,13 +73,13 @@ class UniversalAT(Method):
         number("clean", clean, low=0, high=1)
         self.step, self.momentum, self.lifetime = step, momentum, lifetime
         self.factor, self.ramp, self.clean = factor, ramp, clean
-        size = (members, sum(weight.numel() for weight in crossbar.arrays().values()))
+        size = (members, sum(weight.numel() for weight in crossbar.programmed().values()))
         self.register_buffer("pool", torch.empty(size).uniform_(-1, 1, generator=seeded(self.seed, "pool")))
         self.register_buffer("velocity", torch.zeros(size))
         self._member = 0
         self._adversary: dict[str, Tensor] = {}
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         self._member = int(self._draw() * len(self.pool))
         if self.lifetime is not None and self._draw() * self.lifetime < 1:
             self.pool[self._member].uniform_(-1, 1, generator=self.draws)
@@ -87,7 +88,7 @@ class UniversalAT(Method):
         self._adversary = box.at(self._by_array(self.pool))
         for d in self._adversary.values():
             d.requires_grad_()
-        return self.loss_at(self._adversary, images, labels, clean=self.clean)
+        return self.loss_at(self._adversary, inputs, labels, clean=self.clean)
 
     @torch.no_grad()
     def on_after_backward(self) -> None:
@@ -106,6 +107,6 @@ class UniversalAT(Method):
 
     def _by_array(self, buffer: Tensor) -> dict[str, Tensor]:
         """The present member's part of a buffer as views in the shapes of the weights."""
-        weights = self.crossbar.arrays()
+        weights = self.crossbar.programmed()
         parts = buffer[self._member].split([weight.numel() for weight in weights.values()])
         return {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.methods.base import Method
+from worstcase.task import Inputs
 
 
 class Vanilla(Method):
@@ -13,5 +13,5 @@ class Vanilla(Method):
 
     SELECTED_BY = "val/accuracy"
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.crossbar(images), labels)
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        return self.cross_entropy(inputs, labels)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.noise import gaussian
 from worstcase.methods.base import Method
+from worstcase.task import Inputs
 
 
 class VariationAware(Method):
@@ -34,6 +34,6 @@ class VariationAware(Method):
         number("sigma", sigma, low=0)
         self.sigma = sigma
 
-    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        noise = gaussian(self.crossbar.arrays(), self.in_weight_units(self.sigma), self.draws)
-        return F.cross_entropy(self.crossbar(images, noise), labels)
+    def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        noise = gaussian(self.crossbar.programmed(), self.in_weight_units(self.sigma), self.draws)
+        return self.cross_entropy(inputs, labels, noise)

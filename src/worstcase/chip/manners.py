@@ -1,0 +1,158 @@
+"""How a network behaves apart from its answers, as one look at its first inputs shows.
+
+Attacks take many passes over the same inputs with many weights. They are right only if a pass leaves inputs and
+network as they were, and if the arrays are what the network really multiplies with.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worstcase.chip.arrays import Array, own_parameters
+from worstcase.chip.products import Call, Origin, Products, Sources
+from worstcase.chip.substitution import Change, changed, run
+from worstcase.task import Inputs, of_each, taken, tensors_in
+
+AGAIN = 0.05  # of the largest output: two passes over the same inputs may differ by so much
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What one look at a network showed."""
+
+    changes_inputs: bool
+    """A layer works in place on them."""
+    writes: tuple[str, ...]
+    """Parameters and buffers that it may write to in eval mode: a chip must not leave them to the next."""
+    depends_on_the_batch: bool
+    """An answer depends on the other samples: batch norm without running statistics, quantisers that observe."""
+    also_multiplied: tuple[str, ...]
+    """Parameters that meet an input in a matrix product, but are no arrays."""
+
+
+def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed: Mapping[str, Tensor]) -> Manners:
+    """Run a network in eval mode on a few inputs, and leave it as it was.
+
+    Raises:
+        ValueError: an array is not what the network multiplies with, or two passes give two answers.
+    """
+    with suppress(Exception):  # what it keeps of a pass is kept in a copy, where one can be made
+        net, arrays = copy.deepcopy((net, dict(arrays)))
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = of_each(Tensor.clone, inputs)
+        programmed = {name: t.detach().clone() for name, t in programmed.items()}
+        try:
+            return _look(net, taken(inputs, slice(2)), arrays, programmed)
+        except ValueError:
+            raise
+        except Exception:  # a network may need them all
+            return _look(net, inputs, arrays, programmed)
+
+
+def _look(
+    net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed: Mapping[str, Tensor]
+) -> Manners:
+    leaves = {name: t.detach().clone().requires_grad_(t.is_floating_point()) for name, t in _parameters(net)}
+    buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
+    state, versions = {**leaves, **buffers}, {name: t._version for name, t in leaves.items()}
+    data = of_each(lambda t: t.detach().requires_grad_(t.is_floating_point()), inputs)
+    given = of_each(Tensor.clone, data)  # which may be changed in place
+    checks = [(a.layer, a.place, _check(name, programmed[name])) for name, a in arrays.items() if a.place]
+    sources, used = Sources(leaves, tensors_in(data)), _Used(arrays)
+
+    def show(call: Call) -> None:
+        for origin in sources.meet(call).values():
+            used.see(origin)
+
+    with changed(checks), Products(show, sources.follow):
+        first = run(net, state, given)
+    written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
+    used.refuse_written(written)
+    moved = any(not torch.equal(state[name], b) for name, b in net.named_buffers())
+    state = {name: t.detach().clone() for name, t in (*_parameters(net), *net.named_buffers())}
+    with torch.no_grad():
+        second = run(net, state, of_each(Tensor.clone, inputs))
+    if not _same_answers(first, second):
+        raise ValueError(
+            f"{type(net).__name__} gives two answers to the same inputs in eval mode (dropout that is always on, "
+            "numbers that it draws or keeps?): attacks need a network that repeats itself"
+        )
+    in_place = any(not torch.equal(a, b) for a, b in zip(tensors_in(given), tensors_in(inputs), strict=True))
+    return Manners(
+        changes_inputs=in_place,
+        writes=(*written, *_buffers_in_use(net)),
+        depends_on_the_batch=moved or any(map(_uses_the_batch, net.modules())),
+        also_multiplied=tuple(name for name in used.others if leaves[name].ndim > 1),
+    )
+
+
+class _Used:
+    """What meets an input in a product: it must be arrays as they are."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self.array_of = {
+            source: name for name, array in arrays.items() for source in (*array.sources, *array.names)
+        }
+        self.computed = {name for name, array in arrays.items() if array.place}
+        self.others: dict[str, None] = {}
+
+    def see(self, origin: Origin) -> None:
+        held = sorted({self.array_of[name] for name in origin.names if name in self.array_of})
+        if held and (origin.is_data or not origin.is_itself or self.computed.intersection(held)):
+            raise ValueError(
+                f"{', '.join(held)}: the network multiplies with a tensor that it computes from it elsewhere, or "
+                "looks numbers up in it, so its devices' deviations would be misplaced; leave it out (exclude=)"
+            )
+        if not held and not origin.is_data:
+            self.others |= dict.fromkeys(sorted(origin.names))
+
+    def refuse_written(self, written: list[str]) -> None:
+        if held := sorted({self.array_of[name] for name in written if name in self.array_of}):
+            raise ValueError(
+                f"{', '.join(held)}: the network writes to it in eval mode; leave the layer out (exclude=)"
+            )
+
+
+def _check(name: str, programmed: Tensor) -> Change:
+    tolerance = 8 * torch.finfo(programmed.dtype).eps * float(programmed.abs().amax())
+
+    def check(tensor: Tensor) -> Tensor:
+        same = tensor.shape == programmed.shape and tensor.dtype == programmed.dtype
+        if not (same and torch.allclose(tensor, programmed, rtol=0, atol=tolerance)):
+            raise ValueError(f"{name}: the network multiplies with another tensor than its layer by itself")
+        return programmed
+
+    return check
+
+
+def _buffers_in_use(net: nn.Module) -> Iterator[str]:
+    for prefix, module in net.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._NormBase):  # which only reads them in eval mode
+            yield from (
+                f"{prefix}.{name}".removeprefix(".") for name, b in module._buffers.items() if b is not None
+            )
+
+
+def _uses_the_batch(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def _parameters(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, module, parameter in own_parameters(net):
+        yield name, module._parameters[parameter]  # type: ignore[misc]
+
+
+def _same_answers(first: Any, second: Any) -> bool:
+    pairs = zip(tensors_in(first), tensors_in(second), strict=True)
+    return all(
+        torch.allclose(a, b, rtol=0, atol=AGAIN * float(b.abs().nan_to_num(0, 0, 0).max()), equal_nan=True)
+        for a, b in pairs
+        if a.is_floating_point() and a.numel()
+    )
