@@ -374,3 +374,32 @@ def test_what_has_no_rule_is_named(make: Callable[[], nn.Module], named: str) ->
     images = torch.randn(2, 1, 6, 6, dtype=next(crossbar.parameters()).dtype)
     with pytest.raises(Unsupported, match=named):
         certify(crossbar, [(images, torch.tensor([0, 1]))])
+
+
+class Signs(nn.Linear):
+    """A binary layer: it multiplies with the signs of its parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.sign(), self.bias)
+
+
+@pytest.mark.parametrize(
+    ("net", "labels", "named"),
+    [
+        (nn.Sequential(Signs(4, 3)), torch.zeros(2, dtype=torch.long), "0.weight, which its layer computes"),
+        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))), torch.zeros(2).long(), "0.weight"),
+        (nn.Sequential(nn.Linear(4, 1)), torch.tensor([0, 1]), "(2, 1): (N, classes) of two or more"),
+        (nn.Sequential(nn.Linear(4, 3)), torch.ones(2, 3).long(), "decisions other than"),
+        (
+            nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (3, 1))),
+            torch.zeros(2, 1).long(),
+            "decisions other than",
+        ),
+    ],
+    ids=["binary", "weight norm", "one logit", "several labels", "pixels"],
+)
+def test_weights_and_tasks_without_a_rule_are_never_proven(net: nn.Module, labels: Tensor, named: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(Unsupported) as refused:
+        certify(Crossbar(net, 0.1), [(torch.randn(2, 4), labels)])
+    assert named in str(refused.value)

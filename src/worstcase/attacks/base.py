@@ -16,7 +16,7 @@ from worstcase.attacks.gradient import gradient
 from worstcase.attacks.reference_set import ReferenceSet
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
-from worstcase.evaluation.record import Found
+from worstcase.found import Found
 from worstcase.objectives import Objective
 from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar

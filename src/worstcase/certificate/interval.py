@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Loader, on_its_device
-from worstcase.certificate.network import Bounds
+from worstcase.attacks.base import on_its_device
+from worstcase.certificate.network import Bounds, Unsupported
 from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.task import Loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +60,15 @@ def certify(crossbar: Crossbar, loader: Loader) -> Certificate:
     """
     started = time.perf_counter()
     certified = []
+    bounds = None
     with evaluating(crossbar):
-        bounds = Bounds(crossbar)
         for images, labels in on_its_device(crossbar, loader):
-            certified.append((bounds.margins(images, labels) > 0).all(1).cpu())
+            if bounds is None:
+                crossbar(images)  # which looks whether the network multiplies with its arrays as they are
+                bounds = Bounds(crossbar)
+            if labels.ndim != 1 or labels.is_floating_point() or not isinstance(images, Tensor):
+                raise Unsupported("decisions other than one of several classes for each input tensor")
+            certified.append((bounds.margins(images, labels.long()) > 0).all(1).cpu())
     if not certified:
         raise ValueError("the reference set has no samples")
     return Certificate(

@@ -54,6 +54,8 @@ class Bounds(fx.Interpreter):
     def __init__(self, crossbar: Crossbar) -> None:
         self._crossbar, weights, box = crossbar, crossbar.weights(), crossbar.box
         _check(crossbar.net, weights)
+        if computed := sorted(box.low.keys() - weights.keys()):
+            raise Unsupported(f"{computed[0]}, which its layer computes in each pass")
         traced = _traced(crossbar.net)
         check_in_place(traced)
         super().__init__(traced)
@@ -78,12 +80,14 @@ class Bounds(fx.Interpreter):
             y = self.run(Interval.of(self._crossbar.laid_out(images)))
         else:  # there is one chip
             y = Interval.of(self._crossbar(images))
-        if isinstance(y, _Product):
-            if y.x.low.ndim == y.weight.box.low.ndim == 2:
-                return margins(y.x, y.weight, labels)
-            y = y.bounds()
+        last = y if isinstance(y, _Product) and y.x.low.ndim == y.weight.box.low.ndim == 2 else None
+        if last and len(last.weight.box.low) > 1:
+            return margins(last.x, last.weight, labels)
+        y = y.bounds() if isinstance(y, _Product) else y
         if not isinstance(y, Interval):
             raise Unsupported(f"an output that is a {type(y).__name__}")
+        if y.low.ndim != 2 or y.low.shape[1] < 2:
+            raise Unsupported(f"outputs of shape {tuple(y.low.shape)}: (N, classes) of two or more are needed")
         column = labels[:, None]
         return (y.low.gather(1, column) - y.high).scatter(1, column, math.inf)
 

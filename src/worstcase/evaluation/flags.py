@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from worstcase.evaluation.record import Found, Record
+from worstcase.evaluation.record import Record
+from worstcase.found import Found
 
 if TYPE_CHECKING:
     from worstcase.chip.crossbar import Crossbar

@@ -20,27 +20,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 
-from worstcase.evaluation.record_parts import (
-    Config,
-    Count,
-    Diagnosis,
-    Distribution,
-    HistoryEntry,
-    Member,
-    Name,
-    Number,
-    Parameters,
-    Positive,
-    Proven,
-    Seed,
-    Shape,
-    Share,
-    Training,
-    contradiction,
-)
+from worstcase.evaluation.record_parts import Config, Diagnosis, Proven, Training, contradiction
+from worstcase.found import CHECKED, Count, Found, Name, Number, Positive, Seed, Shape, Share
 
 SCHEMA_VERSION = 1
-_CHECKED = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # by pydantic, when a record is read
 RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
 LAST = Path("checkpoints", "last.ckpt")
@@ -66,47 +49,10 @@ def git_commit() -> str | None:
 
 
 @dataclass(kw_only=True)
-class Found:
-    """What one attack found. Accuracies are fractions 0..1; a pass is one forward or one backward."""
-
-    __pydantic_config__: ClassVar = _CHECKED
-
-    attack: Name
-    parameters: Annotated[dict[str, Any], Shape(Parameters)]
-    """The attack's settings."""
-    thg: Number
-    accuracy: Share
-    """The lowest over all feasible perturbations that the attack scored, including zero."""
-    final_accuracy: Share
-    """Accuracy of the last iterate, as the paper would report it."""
-    heldout_accuracy: Share | None = None
-    """Accuracy on one half of the reference set, of a chip that a separate attack found on the other half."""
-    attacked_half_accuracy: Share | None = None
-    """Accuracy of that chip on the half that was attacked."""
-    max_relative_perturbation: Number
-    """The largest absolute deviation in units of the full scale: at most thg."""
-    feasible: bool
-    seconds: Number
-    passes: Number
-    seed: Seed
-    history: Annotated[list[dict[str, Any]], Shape(Annotated[list[HistoryEntry], MinLen(1)])]
-    """Accuracy against passes, one entry for each scored perturbation."""
-    vanished: Share = 0.0
-    """Share of the gradients that were zero in every weight that may move, or not finite. There is one gradient
-    for each mini-batch with right answers."""
-    unmoved: list[Name] = field(default_factory=list)
-    """Arrays whose gradient was zero for every weight in every mini-batch."""
-    members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
-    """For an ensemble: each member's accuracy on its own, its lowest accuracy, and its passes."""
-    distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None
-    """For Monte Carlo: what the sampled chips say about all chips, see `worstcase.attacks.MonteCarlo`."""
-
-
-@dataclass(kw_only=True)
 class AttackRecord(Found):
     """One attack in a record."""
 
-    __pydantic_config__: ClassVar = _CHECKED
+    __pydantic_config__: ClassVar = CHECKED
 
     perturbation: str
     """File of the perturbation, relative to the record."""
@@ -125,7 +71,7 @@ class Record:
             perturbation must be within its th_g, and the diagnosis must be consistent.
     """
 
-    __pydantic_config__: ClassVar = _CHECKED
+    __pydantic_config__: ClassVar = CHECKED
 
     kind: Literal["train", "evaluate"]
     source_run: str | None
