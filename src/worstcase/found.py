@@ -98,15 +98,6 @@ class Parameters(Open, total=False):
 # ---- the bound from below
 
 
-class Proven(Open):
-    """What no chip in the box of a th_g is below."""
-
-    method: Name
-    thg: Number
-    accuracy: Share
-    seconds: Number
-
-
 @dataclass(kw_only=True)
 class Found:
     """What one attack found. Accuracies are fractions 0..1; a pass is one forward or one backward."""

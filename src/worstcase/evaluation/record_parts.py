@@ -12,6 +12,18 @@ from typing_extensions import TypedDict
 
 from worstcase.found import Count, Name, Number, Open, Positive, Seed, Share
 
+# ---- certificates
+
+
+class Proven(Open):
+    """What no chip in the box of a th_g is below."""
+
+    method: Name
+    thg: Number
+    accuracy: Share
+    seconds: Number
+
+
 # ---- the worst chip, explained
 
 
