@@ -72,7 +72,7 @@ def test_bad_settings_are_one_line_before_anything_is_written(override, tmp_path
         (["net=os:getcwd"], "must return a torch.nn.Module, not str"),
         (["init_from=nowhere.pt"], "no checkpoint at nowhere.pt"),
         (["method=atrice", "method.alpha=2"], "method.alpha=2: must be 0..1"),
-        (["layers=[head]"], "no conv or linear layer is named 'head'; there are conv1, conv2, fc1, fc2, fc3"),
+        (["layers=[head]"], "no layer with a weight is named 'head'; there are conv1, conv2, fc1, fc2, fc3"),
         (["method=atrice", "val_attack.steps=0"], "steps=0: must be 1 or more"),
         (["test_attack.objective=into_class:10"], "into_class:10: there are 10 classes, numbered from 0"),
         (["~callbacks.worst_case_at_test"], "a run needs one worstcase.callbacks.WorstCaseAtTest"),
