@@ -17,11 +17,12 @@ from worstcase.attacks.updates import MomentumSignSteps, ProjectedAdam, SignStep
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import Objective, cross_entropy, dlr, into_class, margin, p2, p6, sigmoid_margin
-from worstcase.task import Inputs, decisions, form, joined, split, taken, tensors_in
+from worstcase.task import Inputs, Loader, decisions, form, joined, split, taken, tensors_in
 
 PIECE = 128  # samples of a mini-batch at most
 BUFFER = 2**28  # bytes of inputs that are shuffled together
 CLASSES = 32  # tried at most as the one class that everything is pushed into
+SHARE = 4  # of a budget one part in so many, at most, is spent on trying them
 FLIPS = 50  # tries a weight, for networks of at most so many weights
 STEP_OF_FINISH = 0.4  # the first, in units of the bound
 
@@ -66,7 +67,8 @@ class Ensemble(Attack):
 
     Args:
         rounds: how many, 1 or more, if there is no budget.
-        budget: passes over the reference set, at most; rounds go on until it is spent.
+        budget: passes over the reference set, at most; rounds go on until it is spent. One that is too small for
+            a step of a member is refused when the attack begins.
 
     Cost: a run takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
     Memory, in sizes of the perturbed weights: the worst and the current perturbation, the chip's weights, the
@@ -104,7 +106,12 @@ class Ensemble(Attack):
     def search(self, run: Search) -> None:
         budget, plan = self.expected_passes(run), self.schedule
         generator = torch.Generator(run.device).manual_seed(run.seed)
-        team = _Team(run, budget, plan, generator)
+        team = _Team(run, budget, plan, generator, limited=self.budget is not None)
+        if not team.steps_left(plan.samples):
+            least = run.passes + 1 + 2 * _pieces_a_step(run, plan.samples) / _pieces(run)
+            raise ValueError(
+                f"budget={self.budget:g}: one step of one member needs {math.ceil(least)} passes here"
+            )
         for member in team.members:
             team.attack(member, run.box.zero, plan.steps, plan.samples, member.step)
         for round_ in range(1, self.rounds) if self.budget is None else count(1):
@@ -123,11 +130,13 @@ class Ensemble(Attack):
 class _Team:
     """The members at work on one network: what each found, and whether the budget allows more."""
 
-    def __init__(self, run: Search, budget: float, plan: Schedule, generator: torch.Generator) -> None:
-        self.run, self.budget, self.plan = run, budget, plan
+    def __init__(
+        self, run: Search, budget: float, plan: Schedule, generator: torch.Generator, *, limited: bool
+    ) -> None:
+        self.run, self.budget, self.plan, self.limited = run, budget, plan, limited
         self.batches = _endless(run, generator)
         self.in_order = _in_order(run)
-        self.targets = _attractors(run, *next(self.batches))
+        self.targets = _attractors(run, *next(self.batches), passes=budget / SHARE if limited else math.inf)
         self.generator = generator
         self.members = [member for member in MEMBERS if run.classes >= member.classes]
         self.found: dict[Member, dict[str, Any]] = {
@@ -147,7 +156,7 @@ class _Team:
         """
         run, result, before = self.run, self.found[member], self.run.passes
         a_step = _pieces_a_step(run, samples)
-        steps = min(steps, math.floor((self.budget - run.passes - 1) * _pieces(run) / (2 * a_step)))
+        steps = min(steps, self.steps_left(samples))
         if steps < 1 or run.worst_accuracy == 0:
             self.is_done = True
             return 2.0, {}
@@ -156,10 +165,12 @@ class _Team:
         for done in range(steps):
             left = 1 - done / steps
             objective = member.objective(left, self.targets)
-            update(
-                run.gradient(objective, update.perturbation, islice(batches, a_step)),
-                step * (left if member.decays else 1),
-            )
+            some: Loader = islice(batches, a_step)
+            if self.limited:
+                some = list(some)
+                if 2 * sum(len(labels) for _, labels in some) > (self.budget - run.passes - 1) * run.samples:
+                    break  # these are more samples than most
+            update(run.gradient(objective, update.perturbation, some), step * (left if member.decays else 1))
         end = update.perturbation
         accuracy = run.score(end, member=member.name)
         if result["lowest"] is None:
@@ -168,6 +179,11 @@ class _Team:
         result["lowest"] = min(result["lowest"], accuracy)
         result["passes"] += run.passes - before
         return accuracy, end
+
+    def steps_left(self, samples: int) -> int:
+        """How many steps of so many samples, and the score after them, the budget allows."""
+        a_step = 2 * _pieces_a_step(self.run, samples) / _pieces(self.run)
+        return max(0, math.floor((self.budget - self.run.passes - 1) / a_step))
 
     def later_round(self, share: float, *, is_second: bool) -> None:
         """Restarts and a finish, LWC and a finish, each with a share of its steps."""
@@ -222,25 +238,30 @@ def _pieces_a_step(run: Search, samples: int) -> int:
     return max(1, math.floor(samples_a_step * _pieces(run) / run.samples))
 
 
-def _attractors(run: Search, inputs: Inputs, labels: Tensor) -> list[int]:
+def _attractors(run: Search, inputs: Inputs, labels: Tensor, *, passes: float) -> list[int]:
     """Classes, those first into which one sign step of the whole bound pushes a mini-batch furthest.
 
-    Of many classes, only those with the largest mean logits are tried.
+    Of many classes, only those with the largest mean logits are tried, as many as the passes allow.
     """
+    a_pass = len(labels) / run.samples
+    allowed = math.floor(min(CLASSES, (passes / a_pass - 1) / 3))
+    if allowed < 1:
+        return list(range(run.classes))
     zero = run.box.zero()
     with torch.no_grad():
         logits, answers = decisions(run.crossbar(inputs, zero), labels)
         likely = logits.mean(0).argsort(descending=True)[:CLASSES].tolist()
+    tried = likely[:allowed]
     distance = {}
-    for target in likely:
+    for target in tried:
         objective = partial(into_class, target=target)
         gradient = run.gradient(objective, zero, [(inputs, labels)])
         pushed = run.box.at({name: -g.sign() for name, g in gradient.items()})
         with torch.no_grad():
             logits, answers = decisions(run.crossbar(inputs, pushed), labels)
             distance[target] = objective(logits, answers).mean().item()
-    run.count((1 + len(likely)) * len(labels))
-    return sorted(likely, key=lambda target: distance[target])
+    run.count((1 + len(tried)) * len(labels))
+    return sorted(tried, key=lambda target: distance[target]) + likely[len(tried) :]
 
 
 def _sigmoid(left: float, targets: list[int]) -> Objective:
