@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 Inputs = Any
-"""Of a batch, as the network takes them: a tensor, a tuple of its arguments, or a dict of them by name."""
+"""The inputs of a batch as the network takes them: a tensor, a tuple of arguments, or a dict of them by name."""
 Loader = Iterable[Any]
 """Batches (inputs, labels), or dicts with labels, iterable again and again."""
 IGNORED = (-100, 255)  # PyTorch's, and the void of segmentation masks
@@ -72,7 +72,7 @@ def inputs_and_labels(batch: Any) -> tuple[Inputs, Tensor]:
 
 
 def decisions(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What a batch comes to: logits (M, C), differentiable in the outputs, and labels (M,), int64.
+    """Turn a batch into logits (M, C), differentiable in the outputs, and labels (M,), int64.
 
     Args:
         outputs: a tensor, an object or a dict with ``logits`` (or ``out``), or a tuple whose first is a tensor.
@@ -207,7 +207,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def samples_in(inputs: Inputs) -> int:
-    """How many samples a batch has: the length of its first tensor."""
+    """The number of samples of a batch: the length of its first tensor."""
     return len(next(t for t in tensors_in(inputs) if t.ndim))
 
 

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 
 PACKAGE = Path(__file__).parent.parent
 CONF = str(next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if folder.is_dir()))
-"""Of the installed package, or of the repository."""
+"""The configuration folder of the installed package, or of the repository."""
 DOOR = "WORSTCASE_DOOR"
 """Environment variable: set where the console script was called; the processes of a sweep inherit it."""
 

@@ -17,7 +17,7 @@ from worstcase.app.doors import CONF
 from worstcase.evaluation.record import visible
 
 PLACES = ("dataset", "method", "model", "attack", "trainer")
-"""Of the settings whose names the library's messages have as an argument's: ``steps=`` is ``method.steps=``."""
+"""Groups whose settings are arguments in the library's messages: ``steps=`` is shown as ``method.steps=``."""
 ADDED = {"gradient_clip_val": "+trainer.gradient_clip_val", "lr": "model.optimizer.lr"}
 """Settings that a message may advise, though they stand in no file or deeper."""
 
@@ -27,7 +27,7 @@ class JobFailed(CompactHydraException):
 
 
 def in_one_line(error: BaseException, settings: Mapping[str, Any] | None = None) -> str:
-    """What was wrong, without the indented details that Hydra and OmegaConf add below.
+    """The message of an error, without the details that Hydra and OmegaConf add.
 
     Args:
         error: of Hydra, of the library or of anything below.
@@ -51,7 +51,7 @@ def in_one_line(error: BaseException, settings: Mapping[str, Any] | None = None)
 
 
 def instantiated(settings: Mapping[str, Any], place: str, **arguments: Any) -> Any:
-    """What a group of the settings describes, such as a data set.
+    """Build what a group of the settings describes, such as a data set.
 
     Args:
         settings: of the job.
@@ -79,7 +79,7 @@ def instantiated(settings: Mapping[str, Any], place: str, **arguments: Any) -> A
 
 
 def not_a_choice(arguments: Sequence[str]) -> str:
-    """Of the first argument that gives a group something else than one of its files, what it may be."""
+    """The message about the first argument whose value is no file of its group; empty if there is none."""
     for argument in arguments:
         place, _, value = argument.partition("=")
         group = Path(CONF, place.partition("@")[0])

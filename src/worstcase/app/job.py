@@ -183,7 +183,7 @@ def _fail(kind: str, folder: Path, settings: dict[str, Any], error: Exception) -
 
 
 def _is_anothers(folder: Path, settings: dict[str, Any]) -> bool:
-    """What the folder holds is not known to be this job's."""
+    """Whether the folder may hold another job's files."""
     try:
         check_folder(folder, settings, str(folder))
     except (OSError, ValueError):

@@ -31,7 +31,7 @@ class Trained:
     seconds: float
     epochs: int
     validation: float
-    """What the monitored metric was at that epoch."""
+    """The monitored metric of that epoch."""
     training: str
     """A digest of all settings that it depends on."""
 
@@ -40,7 +40,7 @@ class Trained:
 
     @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any]) -> Trained | None:
-        """What trained a network with these settings in a folder; None where nothing has, or not to its end."""
+        """The finished training of these settings in a folder; None if there is none."""
         if not (folder / TRAINED).is_file() or not zipfile.is_zipfile(folder / CHECKPOINT):
             return None
         try:

@@ -118,7 +118,7 @@ CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full"), "certifi
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:
-    """Each th_g of a configuration, the smallest first."""
+    """All th_g of a configuration, the smallest first."""
     thg = settings.get("thg")
     if isinstance(thg, list):
         if not thg:

@@ -58,7 +58,7 @@ def _merged(files: list[Path], wanted: range, evaluations: Path) -> str:
 
 
 def _alike(settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides the right answers of an instance, and more; equal for evaluations that may share them."""
+    """Settings that must be equal for evaluations to share instances."""
     kept = without_place(settings)
     attack = settings.get("attack")
     if isinstance(attack, dict):

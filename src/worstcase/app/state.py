@@ -29,7 +29,7 @@ class Begun:
 
     @classmethod
     def load(cls, folder: Path) -> Begun | None:
-        """Of a folder; None where no job has begun.
+        """Read the state of a folder's job; None if no job has begun.
 
         Raises:
             ValueError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""What is finished, failed, begun or missing: python -m src.status."""
+"""List which jobs are finished, failed, begun or missing: python -m src.status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the jobs of a sweep are, and what they tell each other."""
+"""The jobs of a sweep, and what they tell each other."""
 
 from __future__ import annotations
 

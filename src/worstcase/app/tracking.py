@@ -1,4 +1,4 @@
-"""What goes to CSV files and Weights & Biases: curves and the report. The record stays what is read again."""
+"""Curves and the report for CSV files and Weights & Biases. No command reads them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every attack shares: the result, and a search that scores perturbations and keeps the worst."""
+"""The base of all attacks: the result, and a search that scores perturbations and keeps the worst."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class AttackResult(Found):
     perturbation: dict[str, Tensor] = field(repr=False)
     """The perturbation of the lowest accuracy: by array, in weight units."""
     samples: int
-    """Of the reference set."""
+    """Number of samples in the reference set."""
     decisions: int
     """Right-or-wrong answers that they come to, of which an accuracy is the share."""
     backward_passes: float
-    """Of the passes, those backward."""
+    """Number of backward passes among the passes."""
 
 
 def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
@@ -244,7 +244,7 @@ class Search:
 
     @property
     def weights(self) -> int:
-        """How many may be perturbed."""
+        """The number of weights that may be perturbed."""
         return sum(d.numel() for d in self.worst.values())
 
     @property
@@ -288,7 +288,7 @@ class Attack(ABC):
             find_objective(name)(torch.zeros(1, classes), torch.zeros(1, dtype=torch.long))
 
     def can_move(self, run: Search) -> bool:
-        """Whether there is anything to search: a weight that may deviate."""
+        """Whether any weight may deviate."""
         return bool(run.box.movable)
 
     def __call__(

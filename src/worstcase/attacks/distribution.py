@@ -1,4 +1,4 @@
-"""What a sample of chips says of all chips, whatever the distribution of their accuracies is."""
+"""Conclusions from a sample of chips about all chips, for any distribution of their accuracies."""
 
 from __future__ import annotations
 

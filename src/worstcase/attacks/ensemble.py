@@ -29,24 +29,24 @@ STEP_OF_FINISH = 0.4  # the first, in units of the bound
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many steps the parts of the ensemble make, and of how many samples each step is."""
+    """The number of steps of each part of the ensemble, and of samples in a step."""
 
     steps: int = 32
-    """Of a member in the first round."""
+    """Steps of a member in the first round."""
     samples: int = 256
-    """Of a step in the first round."""
+    """Samples of a step in the first round."""
     restarts: int = 4
-    """In each later round, shared by the best members."""
+    """Restarts in each later round, shared by the best members."""
     best: int = 2
-    """So many members."""
+    """The number of these members."""
     steps_of_restart: int = 75
     steps_of_finish: int = 220
     samples_later: int = 512
-    """Of a step of a restart or a finish."""
+    """Samples of a step of a restart or a finish."""
     steps_of_lwc: int = 800
     samples_of_lwc: int = 128
     steps_after_lwc: int = 100
-    """Of the finish that goes on from where LWC ended."""
+    """Steps of the finish that starts where LWC ended."""
 
 
 class Ensemble(Attack):
@@ -181,7 +181,7 @@ class _Team:
         return accuracy, end
 
     def steps_left(self, samples: int) -> int:
-        """How many steps of so many samples, and the score after them, the budget allows."""
+        """The number of steps that the budget allows, with the score after them."""
         a_step = 2 * _pieces_a_step(self.run, samples) / _pieces(self.run)
         return max(0, math.floor((self.budget - self.run.passes - 1) / a_step))
 
@@ -207,14 +207,14 @@ class _Team:
         self.attack(FINISH, ends.pop, after_lwc, plan.samples_later, self.step_of_finish)
 
     def best(self) -> list[Member]:
-        """Who makes the restarts of a round, in turn."""
+        """The members that make the restarts of a round, in turn."""
         able = [m for m in self.members if m.can_win and m is not FINISH and self.found[m]["lowest"] is not None]
         able.sort(key=lambda m: self.found[m]["lowest"])
         return able[: self.plan.best] * (self.plan.restarts // self.plan.best)
 
 
 def _passes(run: Search, steps: int, samples: int) -> float:
-    """Of so many steps of one member, and its score."""
+    """The passes of some steps of one member and of its score."""
     return 1 + 2 * steps * _pieces_a_step(run, samples) / _pieces(run)
 
 
@@ -291,13 +291,13 @@ class Member(NamedTuple):
 
     name: str
     objective: Callable[[float, list[int]], Objective]
-    """By the share 1..0 of the steps that is left, and the classes in the order of `_attractors`."""
+    """Made from the share of steps that is left, 1..0, and the classes in the order of `_attractors`."""
     update: Callable[[Box, Perturbation], Any] = MomentumSignSteps
     step: float = 0.6
     """The first step, in units of the bound (for Adam of tanh's argument)."""
     decays: bool = True
     classes: int = 2
-    """What it needs at least."""
+    """The least number of classes that it needs."""
     can_win: bool = True
     """Whether it can leave fewer right answers than one class has."""
 

@@ -22,7 +22,7 @@ class Instance(NamedTuple):
     feasible: bool
     """Whether it is inside the box of write-verify."""
     seconds: float
-    """That it took, of those it was computed together with an equal share."""
+    """Its time; chips that are computed together share it equally."""
 
 
 def read_lines(file: Path) -> tuple[str, dict[int, str]]:

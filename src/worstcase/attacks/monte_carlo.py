@@ -169,7 +169,7 @@ class MonteCarlo(Attack):
         return draw
 
     def _sample(self, crossbar: Crossbar, box: Box) -> Draw:
-        """What draws a chip, each weight of which is one device."""
+        """The function that draws a chip if each weight is one device."""
         thg = crossbar.thg
         sigma = thg if self.sigma is None else self.sigma
         of_its_own = {
@@ -188,7 +188,7 @@ class MonteCarlo(Attack):
         return partial(box.sample, self.sampler)
 
     def _identity(self, run: Search) -> dict[str, Any]:
-        """What decides an instance's right answers."""
+        """A digest of all that decides an instance's right answers."""
         settings = {key: value for key, value in self.parameters().items() if key not in ("instances", "first")}
         return {
             "seed": run.seed,
@@ -216,7 +216,7 @@ def _correct(run: Search, chips: Sequence[Perturbation]) -> list[int]:
 
 
 def _digest(crossbar: Crossbar, box: Box) -> str:
-    """Of all parameters and buffers, the box, and the bits that the arrays are quantised to."""
+    """A digest of all parameters and buffers, the box, and the bits of the arrays."""
     digest = hashlib.sha256(str((crossbar.weight_bits, crossbar.activation_bits)).encode())
     for tensors in (crossbar.state_dict(), box.low, box.high):
         for name, t in tensors.items():

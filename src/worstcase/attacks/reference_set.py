@@ -50,14 +50,14 @@ class ReferenceSet:
 
 
 def _digest(tensors: list[Tensor]) -> float:
-    """Of the samples of a batch, whatever their order."""
+    """A digest of a batch's samples that does not depend on their order."""
     with torch.no_grad():
         by_sample = sum(_weighted_sum(t) for t in tensors if t.ndim and len(t) == len(tensors[-1]))
         return float((by_sample * by_sample).sum()) if isinstance(by_sample, Tensor) else 0.0
 
 
 def _weighted_sum(t: Tensor) -> Tensor:
-    """Of each sample, with a weight for each place."""
+    """A number for each sample: a weighted sum of its values."""
     flat = t.detach().flatten(1) if t.ndim > 1 else t.detach()[:, None]
     flat = flat.to("cpu", torch.double).nan_to_num(0.5, 2.5, 3.5)
     return flat @ torch.arange(1, flat.shape[1] + 1, dtype=torch.double).sin()

@@ -82,5 +82,5 @@ class ProjectedAdam(FreeAdam):
 
 
 def _scaled_to_mean_1(gradient: Tensor) -> Tensor:
-    """In place, by its mean absolute value."""
+    """Divide by the mean absolute value, in place."""
     return gradient.div_(gradient.abs().mean().clamp_min(torch.finfo(gradient.dtype).tiny))

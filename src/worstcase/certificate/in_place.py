@@ -47,7 +47,7 @@ def check_in_place(traced: fx.GraphModule) -> None:
 
 
 def name_of(target: Any) -> str:
-    """Of a layer as the user's network has it, or of a function."""
+    """The name of a layer in the user's network, or of a function."""
     if isinstance(target, str):
         return target.removeprefix("0.") if target != "0" else "the network"
     return getattr(target, "__name__", str(target))

@@ -16,7 +16,7 @@ from worstcase.task import Loader
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What was proven of one network, reference set and th_g."""
+    """The proof for one network, reference set and th_g."""
 
     method: str
     thg: float

@@ -45,7 +45,7 @@ class _Product:
 
 
 class Bounds(fx.Interpreter):
-    """What the network of a crossbar computes on any chip in its box.
+    """Bounds of what a crossbar's network computes on any chip in its box.
 
     Raises:
         Unsupported: a part of it has no rule, or it cannot be traced.
@@ -72,7 +72,7 @@ class Bounds(fx.Interpreter):
             self._values[id(crossbar.net.get_parameter(name))] = Interval(low, high)
 
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
-        """How far the label's output is above each other on every chip, at least: (N, classes).
+        """The least lead of the label's output over each other one on any chip: (N, classes).
 
         Its own is infinite. The answer is right on every chip where all others are above 0.
         """

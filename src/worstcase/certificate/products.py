@@ -108,7 +108,7 @@ class Weight:
 
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""Of inputs, a weight and a bias: what a linear layer or a convolution computes."""
+"""What a linear layer or a convolution computes from inputs, a weight and a bias."""
 
 
 def affine(product: Product, x: Interval, weight: Weight) -> Interval:

@@ -21,7 +21,7 @@ FEW = 8  # roundings of an elementwise formula, at most
 
 
 def batch_norm(x: Interval, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Interval:
-    """Of channels with fixed statistics, in eval mode."""
+    """Bounds of a batch norm in eval mode, with its fixed statistics."""
     mean, var, scale, shift = (t.reshape(-1, *[1] * (x.low.ndim - 2)) for t in (mean, var, scale, shift))
     scale = scale / torch.sqrt(var + eps)
     ends = Interval(x.low * scale, x.high * scale)

@@ -37,7 +37,7 @@ _GELU = valley(-0.7517915246935646, -0.7524614220710163)  # exact, and by tanh
 _SILU, _MISH, _HARDSWISH = valley(-1.278464542761074), valley(-1.1924312145154954), valley(-1.5)
 
 Rule = Callable[..., Any]
-"""Of the module or function, and its arguments with intervals among them."""
+"""Called with the module or function and its arguments, some of them intervals."""
 
 MODULES: dict[type, Rule] = {
     **dict.fromkeys([*SHAPES, *_MAX_POOLS, nn.PixelShuffle, nn.ChannelShuffle, nn.ZeroPad2d], monotone),

@@ -46,7 +46,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a network is held in devices, and what is digital and exact.
+    """The parts of a network that devices hold, and those that are digital and exact.
 
     Example:
         >>> Coverage({"head.weight": 75}, {"head.bias": 25}).share
@@ -54,23 +54,23 @@ class Coverage:
     """
 
     programmed: dict[str, int]
-    """By array, the number of its weights."""
+    """The number of weights of each array."""
     digital: dict[str, int]
-    """By parameter, the number of its values."""
+    """The number of values of each digital parameter."""
 
     @property
     def weights(self) -> int:
-        """How many are programmed."""
+        """The number of programmed values."""
         return sum(self.programmed.values())
 
     @property
     def values(self) -> int:
-        """How many the network has, programmed or digital."""
+        """The number of values, programmed or digital."""
         return self.weights + sum(self.digital.values())
 
     @property
     def share(self) -> float:
-        """Of all values those that are programmed, 0..1."""
+        """The share of programmed values, 0..1."""
         return self.weights / self.values
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Coverage:
 
 
 def programmed_layers(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
-    """By name the layers that multiply their input with a weight, those that the patterns choose.
+    """The layers, by name, that multiply their input with a weight and that the patterns choose.
 
     Raises:
         ValueError: a pattern fits none.
@@ -132,13 +132,13 @@ def find_arrays(net: nn.Module, layers: Mapping[str, nn.Module], named: Sequence
 
 
 def used(array: Array) -> Tensor:
-    """What an array's layer multiplies with, differentiable in the parameters behind it."""
+    """The tensor that an array's layer multiplies with, differentiable in its parameters."""
     own = array.layer._parameters.get(array.parameter)
     return own if array.place is None else used_at(array.place, array.layer)  # type: ignore[return-value]
 
 
 def own_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Of every parameter its name in the network, its module, and its name there; of a shared one for each."""
+    """Each parameter: its name in the network, its module, and its name there; shared ones come several times."""
     for prefix, module in net.named_modules():
         for parameter, tensor in module._parameters.items():
             if tensor is not None:
@@ -162,7 +162,7 @@ def biases(layers: Mapping[str, nn.Module]) -> list[str]:
 
 
 def coverage(net: nn.Module, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> Coverage:
-    """Of a network with arrays of these sizes; a table that shares its tensor with an array is digital."""
+    """The coverage of a network with arrays of these sizes; a table that shares a tensor with one is digital."""
     in_devices = {name for array in arrays.values() for name in array.sources}
     digital = {
         name: module._parameters[parameter].numel()  # type: ignore[union-attr]

@@ -198,7 +198,7 @@ class Box:
         return shapes == {n: w.shape for n, w in self.weights.items()} and not self.outside(perturbation)
 
     def outside(self, perturbation: Perturbation) -> int:
-        """How many weights have a deviation that is not in the box, of the arrays that are named."""
+        """The number of weights, in the named arrays, whose deviation is outside the box."""
         return sum(int((~self._inside(name, d)).sum()) for name, d in perturbation.items())
 
     def _inside(self, name: str, d: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ class Box:
         return (d >= low) & (d <= high)
 
     def is_part_of(self, other: Box) -> bool:
-        """Whether the other box has the same arrays and holds every deviation that this one does."""
+        """Whether the other box has the same arrays and contains this one."""
         return self.weights.keys() == other.weights.keys() and all(
             weight.shape == other.weights[name].shape
             and bool(other._inside(name, self.low[name]).all() & other._inside(name, self.high[name]).all())

@@ -120,7 +120,7 @@ class Crossbar(nn.Module):
         return {name: parameter for name, parameter in own.items() if parameter is not None}
 
     def programmed(self) -> dict[str, Tensor]:
-        """What the devices are told to hold: the tensor that each layer multiplies with, or its quantised value.
+        """The values that devices are told to hold: the tensor that each layer multiplies with, or its quantised value.
 
         By array, which is named as its parameter. Its gradient with respect to the network's own weight is what
         the layer makes it, and straight through quantisation.
@@ -128,7 +128,7 @@ class Crossbar(nn.Module):
         return self._quantised(self._tensors_used())
 
     def coverage(self) -> Coverage:
-        """What is held in devices and what is digital and exact, such as biases, norms and tables.
+        """The values held in devices, and those that are digital and exact, such as biases, norms and tables.
 
         Example:
             >>> Crossbar(nn.Linear(9, 1), thg=0.1).coverage()
@@ -209,7 +209,7 @@ class Crossbar(nn.Module):
         return self.compute(inputs, self.weights(perturbation))
 
     def weights(self, perturbation: Perturbation | None = None) -> dict[str, Tensor]:
-        """What makes one chip, by parameter name: the arrays as perturbed, and quantised biases.
+        """The tensors of one chip, by parameter name: the perturbed arrays, and quantised biases.
 
         Of an array that its layer computes in each pass it is the deviation, which is added there.
 
@@ -317,11 +317,11 @@ class Crossbar(nn.Module):
         return {name: in_float64(w.abs().amax()) for name, w in weights.items()}
 
     def _tensors_used(self) -> dict[str, Tensor]:
-        """By array what the network itself multiplies with."""
+        """The tensors that the network itself multiplies with, by array."""
         return {name: used(array) for name, array in self._arrays.items()}
 
     def _in_devices(self, deviation: Tensor | None, computed: Tensor) -> Tensor:
-        """What the devices hold of a tensor that a layer computed."""
+        """The values that devices hold for a tensor that a layer computed."""
         (weight,) = self._quantised({"": computed}).values()
         return weight if deviation is None else _deviate(weight, deviation)
 

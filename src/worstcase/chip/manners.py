@@ -25,7 +25,7 @@ AGAIN = 0.05  # of the largest output: two passes over the same inputs may diffe
 
 @dataclass(frozen=True)
 class Manners:
-    """What one look at a network showed."""
+    """The result of the look at a network."""
 
     changes_inputs: bool
     """A layer works in place on them."""
@@ -94,7 +94,7 @@ def _look(
 
 
 class _Used:
-    """What meets an input in a product: it must be arrays as they are."""
+    """Check that what meets an input in a product is an array as it is programmed."""
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self.array_of = {

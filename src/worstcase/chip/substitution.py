@@ -34,7 +34,7 @@ def changed(changes: Iterable[tuple[nn.Module, Place, Change]]) -> Iterator[None
 
 
 def run(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> Any:
-    """What a network gives with other tensors in the place of its parameters and buffers, by name.
+    """Run a network with other tensors in place of its parameters and buffers, by name.
 
     Nothing is computed twice for the backward pass (`torch.utils.checkpoint`): it would be with the network's own.
     """
@@ -65,7 +65,7 @@ def _without_checkpointing() -> Iterator[None]:
 
 
 def used_at(place: Place, layer: nn.Module) -> Tensor:
-    """What a layer multiplies with at a place, differentiable in its parameters."""
+    """The tensor that a layer multiplies with at a place, differentiable in its parameters."""
     calls: list[Call] = []
     with Products(calls.append):
         run_alone(layer, {}, smallest_input(layer))

@@ -11,7 +11,7 @@ from torch import Tensor
 from worstcase.checks import number, whole
 
 BITS = 32
-"""Of a weight or a device, at most."""
+"""The most bits of a weight or a device."""
 PULSES = 10**15
 """The budget of a device, at most."""
 
@@ -91,10 +91,10 @@ def perturbation_bound(tolerance: float, weight_bits: int, device_bits: int, *, 
 
 @dataclass(frozen=True)
 class Programmed:
-    """What write-verify left."""
+    """Devices after write-verify."""
 
     deviation: Tensor
-    """Of each device from its target, in level units."""
+    """The deviation of each device from its target, in level units."""
     pulses: Tensor
     """Programming pulses that each device took."""
     verified: Tensor

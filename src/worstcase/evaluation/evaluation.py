@@ -1,4 +1,4 @@
-"""What can be said of one network on its devices, and the one function that says it."""
+"""The evaluation of one network on its devices, and the one function that makes it."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ class Chip:
 
 @dataclass
 class Evaluation:
-    """What attacks found of one network and what is proven; `print` shows it, `save` keeps it."""
+    """The attacks' results and the proof for one network; `print` shows them, `save` keeps them."""
 
     crossbar: Crossbar = field(repr=False)
     attacks: list[AttackResult]
-    """In the order of the attacks, and of each in rising order of th_g."""
+    """One for each attack and th_g, in the order of the attacks and of rising th_g."""
     flags: list[str]
-    """What speaks against believing them; see `worstcase.evaluation.flags`."""
+    """Reasons not to believe them; see `worstcase.evaluation.flags`."""
     diagnosis: dict[str, Any] | None = field(repr=False)
-    """Of the worst chip at the largest th_g; see `worstcase.evaluation.diagnosis.diagnose`."""
+    """Explains the worst chip at the largest th_g; see `worstcase.evaluation.diagnosis.diagnose`."""
     chip: Chip | None = None
     certificates: list[Certificate] = field(default_factory=list)
-    """In rising order of th_g; none where nothing is proven."""
+    """One for each th_g, in rising order; empty if nothing is proven."""
     not_certified: str | None = None
     """Why nothing is proven."""
 
     @property
     def clean_accuracy(self) -> float:
-        """As programmed."""
+        """The accuracy as programmed."""
         return max(found.clean_accuracy for found in self.attacks)
 
     @property
     def worst(self) -> AttackResult:
-        """Of all attacks the one that found least."""
+        """The result with the lowest accuracy."""
         return min(self.attacks, key=lambda found: found.accuracy)
 
     @property
@@ -73,12 +73,12 @@ class Evaluation:
 
     @property
     def certified_accuracy(self) -> float | None:
-        """What no chip in the box of the largest th_g is below; None: nothing is proven."""
+        """Proven: no chip in the box of the largest th_g is below. None if nothing is proven."""
         return self.certificates[-1].accuracy if self.certificates else None
 
     @property
     def samples(self) -> int:
-        """Of the reference set."""
+        """Number of samples in the reference set."""
         return self.attacks[0].samples
 
     @property
@@ -164,7 +164,7 @@ class Evaluation:
         record.save(folder)
 
     def _files(self) -> list[str]:
-        """Of the attacks' perturbations; the worst one's is always named the same."""
+        """File names of the perturbations; the worst one's is always the same."""
         return [
             PERTURBATION
             if found is self.worst

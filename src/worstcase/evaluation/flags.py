@@ -52,7 +52,7 @@ def red_flags(
 
 
 def of_the_network(crossbar: Crossbar) -> list[str]:
-    """What of a network speaks against a number, whoever attacked it; in lines like those of `red_flags`."""
+    """Flags that are about the network, not about an attack; lines like those of `red_flags`."""
     digital, zeros = _digital(crossbar), _of_zeros(crossbar)
     return _explained("digital-weights", digital) + _explained("arrays-of-zeros", zeros)
 

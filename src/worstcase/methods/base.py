@@ -1,4 +1,4 @@
-"""What every training method shares; a method adds its training loss."""
+"""The base of all training methods; a method adds its training loss."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class Method(L.LightningModule):
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """In place, where several processes train together."""
+    """Sum over the processes that train together, in place."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor
