@@ -120,7 +120,7 @@ class Crossbar(nn.Module):
         return {name: parameter for name, parameter in own.items() if parameter is not None}
 
     def programmed(self) -> dict[str, Tensor]:
-        """The values that devices are told to hold: the tensor that each layer multiplies with, or its quantised value.
+        """The values that devices are told to hold: what each layer multiplies with, or its quantised value.
 
         By array, which is named as its parameter. Its gradient with respect to the network's own weight is what
         the layer makes it, and straight through quantisation.
