@@ -16,7 +16,7 @@ def record(trained):
     run = load_run(trained)
     run.datamodule.prepare_data()
     worst = load_file(trained / PERTURBATION)
-    told = diagnose(run.crossbar, run.datamodule.test_dataloader(), worst, full=True, budget=3, progress=False)
+    told = diagnose(run.crossbar, run.datamodule.test_dataloader(), worst, full=True, budget=6, progress=False)
     return dataclasses.replace(run.record, diagnosis=told)
 
 
