@@ -107,7 +107,7 @@ class Ensemble(Attack):
         budget, plan = self.expected_passes(run), self.schedule
         generator = torch.Generator(run.device).manual_seed(run.seed)
         team = _Team(run, budget, plan, generator, limited=self.budget is not None)
-        if not team.steps_left(plan.samples):
+        if self.budget is not None and not team.steps_left(plan.samples):
             least = run.passes + 1 + 2 * _pieces_a_step(run, plan.samples) / _pieces(run)
             raise ValueError(
                 f"budget={self.budget:g}: one step of one member needs {math.ceil(least)} passes here"

@@ -120,7 +120,7 @@ def find_arrays(net: nn.Module, layers: Mapping[str, nn.Module], named: Sequence
             arrays[name] = Array(layer, parameter, [name], place, {_join(prefix, s) for s in sources})
             if weight is not None:
                 by_tensor[id(weight)] = arrays[name]
-    own = {name: (module, parameter) for name, module, parameter in own_parameters(net)}
+    own = {name: (module, parameter) for name, module, parameter, _ in own_parameters(net)}
     for pattern in named:
         fitting = [name for name in own if fnmatchcase(name, pattern)]
         if not fitting:
@@ -137,12 +137,12 @@ def used(array: Array) -> Tensor:
     return own if array.place is None else used_at(array.place, array.layer)  # type: ignore[return-value]
 
 
-def own_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Each parameter: its name in the network, its module, and its name there; shared ones come several times."""
+def own_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Each parameter's name in the network, module, name there, and itself; shared ones come several times."""
     for prefix, module in net.named_modules():
         for parameter, tensor in module._parameters.items():
             if tensor is not None:
-                yield _join(prefix, parameter), module, parameter
+                yield _join(prefix, parameter), module, parameter, tensor
 
 
 def weights_of_layers(net: nn.Module) -> set[str]:
@@ -164,11 +164,7 @@ def biases(layers: Mapping[str, nn.Module]) -> list[str]:
 def coverage(net: nn.Module, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> Coverage:
     """The coverage of a network with arrays of these sizes; a table that shares a tensor with one is digital."""
     in_devices = {name for array in arrays.values() for name in array.sources}
-    digital = {
-        name: module._parameters[parameter].numel()  # type: ignore[union-attr]
-        for name, module, parameter in own_parameters(net)
-        if name not in in_devices
-    }
+    digital = {name: tensor.numel() for name, _, _, tensor in own_parameters(net) if name not in in_devices}
     return Coverage(dict(sizes), digital)
 
 
@@ -184,8 +180,8 @@ def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[
             raise ValueError(f"no state dict holds the chip: the layer of {name} computes what it multiplies with")
         held |= dict.fromkeys(array.names, weights[name])
     owners = {id(net.get_parameter(name)): name for name in held}
-    for name, module, parameter in own_parameters(net):
-        owner = owners.get(id(module._parameters[parameter]))
+    for name, _, _, tensor in own_parameters(net):
+        owner = owners.get(id(tensor))
         if owner is not None and name not in held:
             raise ValueError(
                 f"no state dict holds the chip: {owner} shares its tensor with {name}, which is digital"

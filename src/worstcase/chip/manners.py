@@ -59,7 +59,7 @@ def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed
 def _look(
     net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed: Mapping[str, Tensor]
 ) -> Manners:
-    leaves = {name: t.detach().clone().requires_grad_(t.is_floating_point()) for name, t in _parameters(net)}
+    leaves = {n: t.detach().clone().requires_grad_(t.is_floating_point()) for n, _, _, t in own_parameters(net)}
     buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
     state, versions = {**leaves, **buffers}, {name: t._version for name, t in leaves.items()}
     data = of_each(lambda t: t.detach().requires_grad_(t.is_floating_point()), inputs)
@@ -76,7 +76,8 @@ def _look(
     written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
     used.refuse_written(written)
     moved = any(not torch.equal(state[name], b) for name, b in net.named_buffers())
-    state = {name: t.detach().clone() for name, t in (*_parameters(net), *net.named_buffers())}
+    tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
+    state = {name: t.detach().clone() for name, t in tensors.items()}
     with torch.no_grad():
         second = run(net, state, of_each(Tensor.clone, inputs))
     if not _same_answers(first, second):
@@ -142,11 +143,6 @@ def _buffers_in_use(net: nn.Module) -> Iterator[str]:
 
 def _uses_the_batch(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-
-
-def _parameters(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, module, parameter in own_parameters(net):
-        yield name, module._parameters[parameter]  # type: ignore[misc]
 
 
 def _same_answers(first: Any, second: Any) -> bool:
