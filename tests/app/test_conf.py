@@ -108,7 +108,7 @@ def test_a_data_set_has_the_same_defaults_in_python(name):
 
 def test_a_method_chooses_the_attack_that_selects_and_the_command_line_wins():
     assert composed("method=vanilla").val_attack == composed("method=atrice").val_attack
-    for name in ("pgd_at", "universal_at"):
+    for name in ("pgd_at", "random_errors", "universal_at"):
         assert composed(f"method={name}").val_attack.objective == "sigmoid_margin"
         assert composed(f"method={name}", "attack@val_attack=flwc").val_attack._target_ == "worstcase.attacks.FLWC"
 

@@ -16,7 +16,18 @@ from torch.utils.data import DataLoader
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
 from worstcase.data.base import ShuffledBatches
-from worstcase.methods import PGDAT, Adversarial, ATrice, Trice, UniversalAT, Vanilla, VariationAware
+from worstcase.methods import (
+    AWP,
+    PGDAT,
+    SAM,
+    Adversarial,
+    ATrice,
+    RandomErrors,
+    Trice,
+    UniversalAT,
+    Vanilla,
+    VariationAware,
+)
 from worstcase.runs import load_weights
 from worstcase.seeds import seeded
 
@@ -28,6 +39,9 @@ METHODS = {
     "atrice": ATrice,
     "pgd_at": PGDAT,
     "universal_at": UniversalAT,
+    "sam": SAM,
+    "awp": AWP,
+    "random_errors": RandomErrors,
 }
 NOISELESS = {  # settings that leave nothing of a method's noise and clipping once th_g is 0
     "va": {"sigma": 0.0},
@@ -35,6 +49,9 @@ NOISELESS = {  # settings that leave nothing of a method's noise and clipping on
     "atrice": {"sigma": 0.0},
     "pgd_at": {"weight_clip": None},
     "universal_at": {"weight_clip": None},
+    "sam": {"rho": 0.0},
+    "awp": {"gamma": 0.0},
+    "random_errors": {"weight_clip": None},
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 QUIET = {
@@ -154,6 +171,38 @@ def test_pgd_at_step_by_hand():
     for _ in range(3):
         d = (d + 0.6 * bound * cross_entropy_gradient(weight + d, images, labels)[1].sign()).clamp(-bound, bound)
     loss_p, gradient_p = cross_entropy_gradient(weight + d, images, labels)
+    loss_c, gradient_c = cross_entropy_gradient(weight, images, labels)
+    torch.testing.assert_close(loss, 0.7 * loss_p + 0.3 * loss_c)
+    torch.testing.assert_close(layer.weight.grad, 0.7 * gradient_p + 0.3 * gradient_c)
+
+
+def test_sam_climbs_by_rho_over_all_weights():
+    layer, weight, images, labels = linear_case()
+    loss = SAM(Crossbar(layer, 0.05), num_classes=3, rho=0.3).training_loss(images, labels)
+    loss.backward()
+    uphill = cross_entropy_gradient(weight, images, labels)[1]
+    by_hand, gradient = cross_entropy_gradient(weight + 0.3 * uphill / uphill.norm(), images, labels)
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(layer.weight.grad, gradient)
+
+
+def test_awp_climbs_by_a_share_of_each_arrays_length():
+    layer, weight, images, labels = linear_case()
+    loss = AWP(Crossbar(layer, 0.05), num_classes=3, gamma=0.2).training_loss(images, labels)
+    loss.backward()
+    uphill = cross_entropy_gradient(weight, images, labels)[1]
+    there = weight + 0.2 * weight.norm() * uphill / uphill.norm()
+    by_hand, gradient = cross_entropy_gradient(there, images, labels)
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(layer.weight.grad, gradient)
+
+
+def test_random_errors_train_on_a_vertex_and_as_programmed():
+    layer, weight, images, labels = linear_case()
+    loss = RandomErrors(Crossbar(layer, 0.05), num_classes=3, clean=0.3).training_loss(images, labels)
+    loss.backward()
+    coin = torch.randint(2, (3, 5), dtype=torch.double, generator=seeded(0, 0, 0)) * 2 - 1
+    loss_p, gradient_p = cross_entropy_gradient(weight + coin * 0.05 * weight.abs().max(), images, labels)
     loss_c, gradient_c = cross_entropy_gradient(weight, images, labels)
     torch.testing.assert_close(loss, 0.7 * loss_p + 0.3 * loss_c)
     torch.testing.assert_close(layer.weight.grad, 0.7 * gradient_p + 0.3 * gradient_c)
