@@ -15,7 +15,7 @@ from worstcase.task import Inputs
 
 
 class AWP(Method):
-    """One step up the gradient of the batch's cross-entropy, as long as a share of each array, then a training step.
+    """One step up the gradient of the batch's cross-entropy, a share of each array long, then a training step.
 
     The original perturbs the inputs too; here they are as they are. The pass that climbs uses batch norm's running
     statistics; the other one updates them. Cost: 2 forward and 2 backward a step.

@@ -1,4 +1,4 @@
-"""Training with random errors of the box's size: the idea of RandBET (Stutz et al., MLSys 2021, arXiv 2006.13977)."""
+"""Training with random errors of the box's size, as RandBET (Stutz et al., MLSys 2021, arXiv 2006.13977) does."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from worstcase.task import Inputs
 class RandomErrors(Method):
     """Cross-entropy on a chip that is drawn anew for each batch, with a share as programmed.
 
-    RandBET flips bits of quantised weights at random and clips the weights; here each weight goes to an end of the
-    training box at random, which is the largest error that write-verify lets pass. Cost: 1 forward and 1 backward a
-    step, and 1 more of each with a clean share.
+    RandBET flips bits of quantised weights at random and clips the weights; here each weight goes to an end of
+    the training box at random, which is the largest error that write-verify lets pass. Cost: 1 forward and 1
+    backward a step, and 1 more of each with a clean share.
 
     Args:
         crossbar: the network with its th_g.
