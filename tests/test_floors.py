@@ -10,7 +10,7 @@ FLOORS = [
     {"__main__"},
     {"app"},
     {"paper", "callbacks", "device"},
-    {"report", "runs"},
+    {"report", "runs", "verify"},
     {"evaluation", "methods"},
     {"attacks", "certificate", "data"},
     {"chip", "models", "objectives", "task"},

@@ -27,9 +27,19 @@ _MODULE_OF = {
     "evaluate": "worstcase.evaluation.evaluation",
     "load_run": "worstcase.runs",
     "results_frame": "worstcase.report.frame",
+    "tolerance": "worstcase.verify.search",
 }
 
-__all__ = ["AttackResult", "Crossbar", "Evaluation", "attacks", "evaluate", "load_run", "results_frame"]
+__all__ = [
+    "AttackResult",
+    "Crossbar",
+    "Evaluation",
+    "attacks",
+    "evaluate",
+    "load_run",
+    "results_frame",
+    "tolerance",
+]
 
 
 def __getattr__(name: str) -> Any:

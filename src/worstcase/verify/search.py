@@ -1,0 +1,234 @@
+"""How tight write-verify must be: the largest th_g that is proven to keep an accuracy, the smallest that breaks it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from worstcase.attacks import Attack, AttackResult, Ensemble
+from worstcase.attacks.base import accuracy as accuracy_of
+from worstcase.certificate import Certificate, Unsupported, certify
+from worstcase.checks import number
+from worstcase.chip.crossbar import Crossbar
+from worstcase.task import Loader
+from worstcase.verify.cost import Programming
+
+STEP = 2.0  # from one th_g to the next, until the accuracy is broken
+SMALLEST = 2.0**-20  # of the first th_g: nothing is proven, or everything breaks
+
+
+@dataclass(frozen=True)
+class ToleranceSearch:
+    """The answer: write-verify to `proven_thg` is safe, to `broken_thg` is not; between them nobody knows."""
+
+    accuracy: float
+    """That has to be kept, 0..1."""
+    clean_accuracy: float
+    """As programmed."""
+    proven_thg: float | None
+    """The largest at which it is proven that no chip is below; 0 if at no other, None if nothing can be proven."""
+    broken_thg: float | None
+    """The smallest at which a chip below was found; None if there was none at any th_g."""
+    programming: Programming
+    broken_chip: dict[str, Tensor] | None = field(repr=False)
+    """A chip in the box of `broken_thg` that is below: by array, in weight units."""
+    attacks: list[AttackResult] = field(repr=False)
+    """At each th_g that was attacked, in rising order."""
+    certificates: list[Certificate] = field(repr=False)
+    """At each th_g that was tried to be proven, in rising order."""
+    not_certified: str | None = None
+    """Why nothing is proven."""
+
+    def pulses_per_weight(self) -> dict[str, float | None]:
+        """What both ends cost, on average; None where there is no such end, or no number of pulses suffices."""
+        return {
+            "proven": self._pulses(self.proven_thg),
+            "broken": self._pulses(self.broken_thg),
+        }
+
+    def _pulses(self, thg: float | None) -> float | None:
+        return self.programming.pulses(thg).item() if thg else None
+
+    def plain(self) -> dict[str, Any]:
+        """The answer in plain types, as in ``tolerance.json``."""
+        return {
+            "accuracy": self.accuracy,
+            "clean_accuracy": self.clean_accuracy,
+            "proven_thg": self.proven_thg,
+            "broken_thg": self.broken_thg,
+            "pulses_per_weight": self.pulses_per_weight(),
+            "programming": vars(self.programming),
+            "attacked": [{"thg": a.thg, "accuracy": a.accuracy, "attack": a.attack} for a in self.attacks],
+            "certified": [{"thg": c.thg, "accuracy": c.accuracy, "method": c.method} for c in self.certificates],
+            "not_certified": self.not_certified,
+        }
+
+    def __str__(self) -> str:
+        pulses = self.pulses_per_weight()
+        lines = [f"to keep {self.accuracy:.2%} (as programmed {self.clean_accuracy:.2%}):"]
+        if self.proven_thg is None:
+            lines.append(f"nothing is proven: {self.not_certified}")
+        elif self.proven_thg == 0:
+            lines.append("no th_g is proven to keep it")
+        else:
+            lines.append(
+                f"th_g {self.proven_thg:.3g} is proven to keep it, {pulses['proven']:.3g} pulses a weight"
+            )
+        if self.broken_thg is None:
+            lines.append("no attack broke it at any th_g")
+        else:
+            lines.append(f"th_g {self.broken_thg:.3g} breaks it, {pulses['broken']:.3g} pulses a weight")
+        return "\n".join(lines)
+
+
+def tolerance(
+    crossbar: Crossbar,
+    loader: Loader,
+    accuracy: float,
+    *,
+    attack: Attack | None = None,
+    certificate: bool = True,
+    programming: Programming | None = None,
+    precision: float = 0.05,
+    seed: int = 0,
+    progress: bool = True,
+) -> ToleranceSearch:
+    """Find how tight write-verify has to be for a network to keep an accuracy on every chip.
+
+    Both ends are found by bisection, to the precision. An attack starts from the worst chip that was found at the
+    next smaller th_g; a chip that breaks the accuracy is shrunk towards the weights as programmed for as long as
+    it does, which costs a forward pass each time.
+
+    Args:
+        crossbar: the network; its th_g is where the search begins, and is the same afterwards.
+        loader: the reference set, see `worstcase.evaluate`.
+        accuracy: that each chip has to keep, above 0 and at most 1.
+        attack: breaks it; None: the ensemble.
+        certificate: whether to prove a th_g that keeps it.
+        programming: what a th_g costs; None: that of the paper's example.
+        precision: the relative width to which each end is found, above 0.
+        seed: of what the attack draws.
+        progress: see `worstcase.evaluate`.
+
+    Raises:
+        ValueError: a setting is out of range, or the network does not have the accuracy as programmed.
+
+    Cost: about ten attacks and twenty certificates.
+
+    Example:
+        >>> import torch
+        >>> from worstcase.attacks import FLWC
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.1)
+        >>> with torch.no_grad():
+        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
+        >>> data = [(torch.tensor([[2.0, 1.0]]), torch.tensor([0]))]  # 2 - 1 > 2 th_g (2 + 1) up to 1/6
+        >>> found = tolerance(crossbar, data, 1.0, attack=FLWC(), precision=0.01, progress=False)
+        >>> 0.163 < found.proven_thg < 1 / 6 < found.broken_thg < 0.17
+        True
+    """
+    number("accuracy", accuracy, above=0, high=1)
+    number("precision", precision, above=0)
+    clean = accuracy_of(crossbar, loader)
+    if clean < accuracy:
+        raise ValueError(f"accuracy={accuracy:g}: the network as programmed has {clean:.4g}; ask for that at most")
+    if not crossbar.thg:
+        raise ValueError("thg=0: the search begins at the crossbar's th_g, which must be above 0")
+    first, limit = crossbar.thg, 1.0 if crossbar.full_scale == "layer_max" else crossbar.thg / SMALLEST
+    attacks = _Attacks(crossbar, loader, attack or Ensemble(), accuracy, seed, progress)
+    broken = attacks.search(first, limit, precision)
+    proofs: list[Certificate] = []
+    proven, why_not = None, None if certificate else "it was not asked for"
+    if certificate:
+        try:
+            proven = _proven(crossbar, loader, accuracy, broken or limit, first * SMALLEST, precision, proofs)
+        except Unsupported as error:
+            why_not = f"not supported: {error}"
+    return ToleranceSearch(
+        accuracy=accuracy,
+        clean_accuracy=clean,
+        proven_thg=proven,
+        broken_thg=broken,
+        programming=programming or Programming(),
+        broken_chip=attacks.chip,
+        attacks=sorted(attacks.found, key=lambda found: found.thg),
+        certificates=sorted(proofs, key=lambda proof: proof.thg),
+        not_certified=why_not,
+    )
+
+
+class _Attacks:
+    """Attacks at several th_g, each of which starts from what the next smaller one found."""
+
+    def __init__(
+        self, crossbar: Crossbar, loader: Loader, attack: Attack, accuracy: float, seed: int, progress: bool
+    ) -> None:
+        self.crossbar, self.loader, self.attack, self.accuracy = crossbar, loader, attack, accuracy
+        self.options: dict[str, Any] = {"seed": seed, "progress": progress}
+        self.found: list[AttackResult] = []
+        self.chip: dict[str, Tensor] | None = None
+        """The chip that breaks the accuracy in the smallest box so far."""
+
+    def search(self, first: float, limit: float, precision: float) -> float | None:
+        """The smallest th_g at which an attack broke the accuracy; `chip` is then the one that does."""
+        kept, broken, thg = 0.0, None, first
+        while True:
+            if self._breaks(thg):
+                broken = self._shrunk(kept, thg, precision)
+            else:
+                kept = thg
+            if broken is None:
+                if kept >= limit:
+                    return None
+                thg = min(limit, STEP * kept)
+            elif broken <= kept * (1 + precision) or broken < first * SMALLEST:
+                return broken
+            else:
+                thg = math.sqrt(kept * broken) if kept else broken / STEP
+
+    def _breaks(self, thg: float) -> bool:
+        smaller = [found for found in self.found if found.thg < thg]
+        start = max(smaller, key=lambda found: found.thg).perturbation if smaller else None
+        with self.crossbar.bounded_by(thg):
+            found = self.attack(self.crossbar, self.loader, start=start, **self.options)
+        self.found.append(found)
+        if found.accuracy < self.accuracy:
+            self.chip = found.perturbation
+        return found.accuracy < self.accuracy
+
+    def _shrunk(self, kept: float, broken: float, precision: float) -> float:
+        """The smallest th_g in whose box the chip, drawn towards the weights as programmed, still breaks it."""
+        chip, whole = self.chip, broken
+        assert chip is not None
+        while broken > kept * (1 + precision) and broken > whole / STEP:
+            thg = max(broken / (1 + precision), kept)
+            with self.crossbar.bounded_by(thg):
+                smaller = self.crossbar.box.project({name: d * (thg / whole) for name, d in chip.items()})
+            if accuracy_of(self.crossbar, self.loader, smaller) >= self.accuracy:
+                break
+            self.chip, broken = smaller, thg
+        return broken
+
+
+def _proven(
+    crossbar: Crossbar,
+    loader: Loader,
+    accuracy: float,
+    broken: float,
+    smallest: float,
+    precision: float,
+    proofs: list[Certificate],
+) -> float:
+    """The largest th_g at which the accuracy is proven; 0 if it is at none above the smallest."""
+    proven = 0.0
+    while broken > proven * (1 + precision) and broken > smallest:
+        thg = math.sqrt(proven * broken) if proven else broken / STEP
+        with crossbar.bounded_by(thg):
+            proofs.append(certify(crossbar, loader))
+        if proofs[-1].accuracy >= accuracy:
+            proven = thg
+        else:
+            broken = thg
+    return proven

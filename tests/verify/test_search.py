@@ -1,0 +1,66 @@
+"""The th_g that is proven and the one that breaks, where both are known."""
+
+import pytest
+import torch
+from torch import nn
+
+from worstcase import Crossbar, attacks, tolerance
+
+
+EXACT = attacks.FLWC(steps=10)
+"""Of a linear layer whose images all push the same way it finds the worst vertex."""
+
+
+def linear(images, thg=0.1):
+    """A linear layer: an image (a, b) is right as long as a - b > 2 th_g (a + b)."""
+    crossbar = Crossbar(nn.Linear(2, 2, bias=False), thg)
+    with torch.no_grad():
+        crossbar.net.weight.copy_(torch.eye(2))
+    return crossbar, [(torch.tensor(images), torch.zeros(len(images), dtype=torch.long))]
+
+
+def test_both_ends_of_a_layer_whose_worst_chip_is_known():
+    """All images fail on one chip, one after another: at (a - b) / (2 (a + b))."""
+    images = [[1.0, 1.0 - share] for share in (0.1, 0.2, 0.4, 0.8)]
+    ends = [(a - b) / (2 * (a + b)) for a, b in images]
+    for right, end in ((1.0, ends[0]), (0.75, ends[1]), (0.5, ends[2]), (0.25, ends[3])):
+        found = tolerance(*linear(images), right, attack=EXACT, precision=0.01, progress=False)
+        assert found.proven_thg <= end <= found.broken_thg
+        assert found.proven_thg == pytest.approx(end, rel=0.011)
+        assert found.broken_thg == pytest.approx(end, rel=0.011)
+
+
+@pytest.mark.parametrize("first", [0.0001, 0.9])
+def test_it_does_not_matter_where_the_search_begins(first):
+    found = tolerance(*linear([[2.0, 1.0]], first), 1.0, attack=EXACT, precision=0.01, progress=False)
+    assert found.proven_thg <= 1 / 6 <= found.broken_thg <= 1.02 * found.proven_thg
+
+
+def test_the_chip_that_breaks_is_in_its_box_and_does(small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.05)
+    clean = attacks.FLWC(steps=1)(crossbar, small_batches, progress=False).clean_accuracy
+    found = tolerance(crossbar, small_batches, 0.7 * clean, attack=attacks.FLWC(steps=3), progress=False)
+    assert crossbar.thg == 0.05
+    with crossbar.bounded_by(found.broken_thg):
+        assert crossbar.box.contains(found.broken_chip)
+    again = attacks.base.accuracy(crossbar, small_batches, found.broken_chip)
+    assert again < 0.7 * clean <= found.clean_accuracy
+    assert found.proven_thg is None or found.proven_thg < found.broken_thg
+    assert [one.thg for one in found.attacks] == sorted(one.thg for one in found.attacks)
+    plain = found.plain()
+    assert plain["broken_thg"] == found.broken_thg and plain["pulses_per_weight"]["broken"] > 2
+
+
+def test_what_nothing_breaks_has_no_end():
+    """With one image of zeros every chip gives the same answer."""
+    crossbar, data = linear([[0.0, 0.0]])
+    found = tolerance(crossbar, data, 1.0, attack=EXACT, progress=False)
+    assert found.broken_thg is None and "no attack broke it" in str(found)
+
+
+def test_the_network_must_have_the_accuracy_to_begin_with():
+    crossbar, data = linear([[2.0, 1.0], [1.0, 2.0]])
+    with pytest.raises(ValueError, match=r"accuracy=0\.6: the network as programmed has 0\.5"):
+        tolerance(crossbar, data, 0.6, progress=False)
+    with pytest.raises(ValueError, match="accuracy"):
+        tolerance(crossbar, data, 95, progress=False)
