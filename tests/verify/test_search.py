@@ -6,7 +6,6 @@ from torch import nn
 
 from worstcase import Crossbar, attacks, tolerance
 
-
 EXACT = attacks.FLWC(steps=10)
 """Of a linear layer whose images all push the same way it finds the worst vertex."""
 
