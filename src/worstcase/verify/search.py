@@ -1,4 +1,4 @@
-"""How tight write-verify must be: the largest th_g that is proven to keep an accuracy, the least that breaks it."""
+"""How tight write-verify must be: the largest th_g that is proven to keep an accuracy, the least that does not."""
 
 from __future__ import annotations
 
