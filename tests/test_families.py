@@ -1,9 +1,11 @@
 """Published families of networks, without their weights: coverage, and the chip as plain PyTorch computes it."""
 
 import copy
+import re
 
 import pytest
 import torch
+from commands import REPOSITORY
 from torchvision import models
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -105,6 +107,22 @@ def test_transformers(name):
         crossbar = check_chip(net, {"input_ids": torch.randint(1, 90, (8, 12))}, -1, 0.3)
         tables = {"Bert": "bert.embeddings.word_embeddings.weight", "GPT2": "transformer.wte.weight"}
         assert tables.get(kind, "model.embed_tokens.weight") in crossbar.coverage().digital
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_readmes_bert(tmp_path, monkeypatch, short_ensemble):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**TRANSFORMERS["Bert ForSequenceClassification"])
+    transformers.BertForSequenceClassification(config).save_pretrained("your-folder")
+    words = {"input_ids": torch.randint(1, 90, (8, 12)), "attention_mask": torch.ones(8, 12, dtype=torch.long)}
+    readme = (REPOSITORY / "README.md").read_text()
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "bert" in code)
+    names = {"batches": [{**words, "labels": torch.randint(0, 2, (8,))}]}
+    exec(block, names)
+    assert names["result"].attacked_accuracy <= names["result"].clean_accuracy
+    assert "bert.encoder.layer.0.attention.self.query.weight" in names["crossbar"].coverage().programmed
 
 
 @pytest.mark.filterwarnings("ignore")
