@@ -1,0 +1,142 @@
+"""A GPU computes what the CPU does. Run by benchmarks/gpu.sh; `WORSTCASE_GPU=cpu` tries the tests without one."""
+
+import copy
+import os
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from worstcase import Crossbar, evaluate
+from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
+from worstcase.certificate.network import Bounds
+from worstcase.methods import (
+    AWP,
+    PGDAT,
+    SAM,
+    Adversarial,
+    ATrice,
+    RandomErrors,
+    Trice,
+    UniversalAT,
+    Vanilla,
+    VariationAware,
+)
+
+DEVICE = os.environ.get("WORSTCASE_GPU", "cuda")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no GPU"),
+]
+ATTACKS = {
+    "flwc": FLWC(steps=4),
+    "lwc": LWC(epochs=4),
+    "pgd": PGD(steps=4),
+    "ensemble": Ensemble(budget=30),
+    "monte_carlo": MonteCarlo(instances=5),
+}
+DRAWS = ("ensemble", "monte_carlo")  # a device has random numbers of its own
+METHODS = {
+    "vanilla": Vanilla,
+    "adversarial": partial(Adversarial, attack=FLWC(steps=2)),
+    "pgd_at": PGDAT,
+    "sam": SAM,
+    "awp": AWP,
+    "va": VariationAware,
+    "trice": Trice,
+    "atrice": ATrice,
+    "universal_at": UniversalAT,
+    "random_errors": RandomErrors,
+}
+DRAW = ("va", "trice", "atrice", "universal_at", "random_errors")
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4)).double()
+
+
+@pytest.fixture
+def batches(net):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(60, 1, 8, 8, generator=generator, dtype=torch.double)
+    with torch.no_grad():
+        labels = net(images).argmax(1)
+    labels[::9] = 0
+    return [(images[:32], labels[:32]), (images[32:], labels[32:])]
+
+
+def on(device, net, dtype=torch.double):
+    return Crossbar(copy.deepcopy(net).to(device, dtype), 0.05)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_finds_the_same_and_leaves_all_where_it_was(name, net, batches):
+    crossbar = on(DEVICE, net)
+    before = copy.deepcopy(crossbar.net.state_dict())
+    found = ATTACKS[name](crossbar, batches, progress=False)
+    assert found.feasible and crossbar.box.contains(found.perturbation)
+    assert all(d.device.type == DEVICE for d in found.perturbation.values())
+    assert all(x.device.type == "cpu" and y.device.type == "cpu" for x, y in batches)
+    assert all(torch.equal(before[key], value) for key, value in crossbar.net.state_dict().items())
+    again = ATTACKS[name](crossbar, batches, progress=False)
+    assert again.accuracy == found.accuracy
+    on_cpu = ATTACKS[name](on("cpu", net), batches, progress=False)
+    assert on_cpu.clean_accuracy == found.clean_accuracy
+    if name not in DRAWS:
+        assert on_cpu.accuracy == pytest.approx(found.accuracy, abs=0.02)
+        for key, d in on_cpu.perturbation.items():
+            assert (d - found.perturbation[key].cpu()).abs().median() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_is_found_is_in_the_box_in_every_precision(name, dtype, net, batches):
+    crossbar = on(DEVICE, net, dtype)
+    lower = [(images.to(dtype), labels) for images, labels in batches]
+    found = ATTACKS[name](crossbar, lower, progress=False)
+    assert found.feasible and found.accuracy <= found.clean_accuracy
+    chip, programmed = crossbar.weights(found.perturbation), crossbar.programmed()
+    for key, high in crossbar.box.high.items():
+        deviation = chip[key].double() - programmed[key].double()
+        assert (deviation.abs() <= high.double() * (1 + 1e-3)).all(), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_step_has_the_same_loss_and_gradient(name, net, batches):
+    images, labels = batches[0]
+    losses, gradients = [], []
+    for device in ("cpu", DEVICE):
+        crossbar = on(device, net)
+        module = METHODS[name](crossbar, num_classes=4).to(device).double()
+        module.draws = torch.Generator(device).manual_seed(0)
+        loss = module.training_loss(images.to(device), labels.to(device))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(crossbar.net[0].weight.grad.cpu())
+    assert all(torch.isfinite(g).all() and g.abs().max() > 0 for g in gradients)
+    if name not in DRAW:
+        assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+        torch.testing.assert_close(*gradients)
+
+
+def test_a_proof_has_the_same_margins(net, batches):
+    images, labels = batches[0]
+    margins = [Bounds(on(d, net).eval()).margins(images.to(d), labels.to(d)).cpu() for d in ("cpu", DEVICE)]
+    torch.testing.assert_close(*margins)
+
+
+def test_an_evaluation_holds_all_together(net, batches):
+    result = evaluate(on(DEVICE, net), batches, [FLWC(), MonteCarlo(instances=3)], progress=False)
+    assert (result.certified_accuracy or 0) <= result.attacked_accuracy <= result.clean_accuracy
+
+
+def test_a_crossbar_answers_as_the_network_does(net, batches):
+    images, _ = batches[0]
+    crossbar = on(DEVICE, net, torch.float32)
+    plain = copy.deepcopy(net).float().to(DEVICE)
+    with torch.no_grad():
+        expected = plain(images.float().to(DEVICE))
+        torch.testing.assert_close(crossbar.eval()(images.float().to(DEVICE)), expected, rtol=1e-3, atol=1e-4)
