@@ -22,8 +22,11 @@ from worstcase.chip.arrays import (
     weights_of_layers,
 )
 from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.deviation import deviate
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.manners import Manners, look
+from worstcase.chip.memory_layout import MemoryLayout
+from worstcase.chip.modes import evaluating as evaluating
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
 from worstcase.task import Inputs, Loader, inputs_and_labels, of_each
@@ -96,7 +99,7 @@ class Crossbar(nn.Module):
                 "arrays= names parameters that its own code multiplies with"
             )
         self._bias_names = biases(chosen)
-        self._channels_last: bool | None = None  # None: not tried yet
+        self._layout = MemoryLayout(net)
         self._manners: Manners | None = None
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
         self.outputs = OutputQuantiser(list(chosen.values()), activation_bits) if activation_bits else None
@@ -220,7 +223,7 @@ class Crossbar(nn.Module):
             raise KeyError(f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(self._arrays)}")
         given = perturbation or {}
         weights = self._quantised({name: used(a) for name, a in self._arrays.items() if a.place is None})
-        weights = {name: _deviate(w, given[name]) if given else w for name, w in weights.items()}
+        weights = {name: deviate(w, given[name]) if given else w for name, w in weights.items()}
         weights |= {name: d for name, d in given.items() if self._arrays[name].place is not None}
         if self.weight_bits:
             weights |= self._quantised({name: self.net.get_parameter(name) for name in self._bias_names})
@@ -264,30 +267,8 @@ class Crossbar(nn.Module):
             return run(self.net, tensors, inputs)
 
     def laid_out(self, x: Inputs) -> Inputs:
-        """Images in the order in memory that the network computes fastest in; as they are if they are so already.
-
-        On a CPU that is channels_last, where the network can compute so: it takes 0.55 to 0.85 of the time.
-        """
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu":
-            return x
-        if self._channels_last is None:
-            self._channels_last = self._takes_channels_last(x)
-        if not self._channels_last:
-            return x.contiguous()
-        # contiguous() would leave images of one channel as they are
-        return x if x.stride(1) == 1 else x.clone(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def _takes_channels_last(self, x: Tensor) -> bool:
-        if any(_corrupts_memory(module) for module in self.net.modules()):
-            return False
-        buffers = {name: b.clone() for name, b in self.net.named_buffers()}
-        with evaluating(self.net):
-            try:
-                run(self.net, buffers, x[:2].clone(memory_format=torch.channels_last))
-            except RuntimeError:  # such as of x.view(len(x), -1)
-                return False
-        return True
+        """Images in the order in memory that the network computes fastest in, see `MemoryLayout`."""
+        return self._layout(x)
 
     @torch.no_grad()
     def calibrate(self, loader: Loader) -> None:
@@ -323,7 +304,7 @@ class Crossbar(nn.Module):
     def _in_devices(self, deviation: Tensor | None, computed: Tensor) -> Tensor:
         """The values that devices hold for a tensor that a layer computed."""
         (weight,) = self._quantised({"": computed}).values()
-        return weight if deviation is None else _deviate(weight, deviation)
+        return weight if deviation is None else deviate(weight, deviation)
 
     def _quantised(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.weight_bits is None:
@@ -334,45 +315,7 @@ class Crossbar(nn.Module):
         return {name: weight.detach() for name, weight in self.programmed().items()}
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode, then give each submodule the mode back that it had."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-
-
 def _tensor(net: nn.Module, name: str) -> Tensor:
     """A parameter or buffer of a network."""
     module, _, name = name.rpartition(".")
     return getattr(net.get_submodule(module), name)
-
-
-def _corrupts_memory(module: nn.Module) -> bool:
-    """A convolution whose gradient oneDNN writes past its workspace in channels_last (its issue 6035)."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and set(module.kernel_size) == {1}
-        and set(module.stride) != {1}
-        and module.in_channels // module.groups < 16
-    )
-
-
-def _deviate(weight: Tensor, deviation: Tensor) -> Tensor:
-    """W + d, added in at least float32 before it is cast to the weight's dtype.
-
-    A cast to fewer digits is toward W: what results deviates by d at most.
-    """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    exact = weight.to(wide) + deviation.to(wide)
-    if weight.dtype == wide:
-        return exact
-    cast = exact.to(weight.dtype)
-    with torch.no_grad():
-        beyond = (in_float64(cast) - in_float64(weight)).abs() > in_float64(deviation).abs()
-        nearer = torch.where(beyond.to(cast.device), torch.nextafter(cast, weight), cast)
-    return cast + (nearer - cast).detach()
