@@ -25,10 +25,13 @@ from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.deviation import deviate
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.manners import Manners, look
+from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.memory_layout import MemoryLayout
 from worstcase.chip.modes import evaluating as evaluating
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
+from worstcase.chip.tolerance import Said, Tolerance, of_each_array
+from worstcase.chip.write_verify import device_weights
 from worstcase.task import Inputs, Loader, inputs_and_labels, of_each
 
 FULL_SCALES = ("layer_max", "unit")
@@ -48,9 +51,12 @@ class Crossbar(nn.Module):
     Args:
         net: any network; batch norm, shared and frozen weights and other layers are fine.
         thg: th_g, the weight perturbation bound in units of the full scale; 0 or more, at most 1 for
-            ``layer_max``. It can be set later.
+            ``layer_max``. Or a `Tolerance`, which depends on a device's conductance, the weight's absolute value in
+            units of the full scale; or numbers and tolerances by shell patterns of arrays' names, of which the
+            first that fits counts: ``{"fc*": 0.01, "*": 0.03}``. It can be set later.
         full_scale: what th_g is relative to: ``layer_max``, the largest absolute weight of each layer
             (the authors' convention), or ``unit``, 1 (an absolute bound in weight units).
+        mapping: the devices that hold a weight; None: one, and a digital sign.
         layers: names of the layers to program, as shell patterns (``"*"``, ``"features.*"``); the others
             stay exact.
         exclude: patterns of layers to take out again.
@@ -61,8 +67,9 @@ class Crossbar(nn.Module):
             training mode, are fixed in eval mode, and come from `calibrate` if it was not trained so.
 
     Raises:
-        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits nothing, a network with
-            no weight to perturb, or a layer whose computed weight cannot be followed.
+        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits nothing, an array that no
+            pattern of th_g fits, a mapping that these bits or this full scale do not allow, a network with no
+            weight to perturb, or a layer whose computed weight cannot be followed.
 
     Example:
         >>> crossbar = Crossbar(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), thg=0.03)
@@ -74,9 +81,10 @@ class Crossbar(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        thg: float,
+        thg: Said,
         *,
         full_scale: str = "layer_max",
+        mapping: DeviceMapping | None = None,
         layers: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         arrays: Sequence[str] = (),
@@ -90,7 +98,8 @@ class Crossbar(nn.Module):
             raise ValueError(f"full_scale={full_scale!r}: must be one of {', '.join(FULL_SCALES)}")
         self.net = net
         self.full_scale = full_scale
-        self.thg = thg
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self.mapping = _checked(mapping, full_scale, weight_bits)
         chosen = programmed_layers(net, layers, exclude)
         self._arrays = find_arrays(net, chosen, arrays)
         if not self._arrays:
@@ -98,24 +107,46 @@ class Crossbar(nn.Module):
                 f"{type(net).__name__} has no weight to perturb: no layer has one, or none of them is chosen; "
                 "arrays= names parameters that its own code multiplies with"
             )
+        self.thg = thg
         self._bias_names = biases(chosen)
         self._layout = MemoryLayout(net)
         self._manners: Manners | None = None
-        self.weight_bits, self.activation_bits = weight_bits, activation_bits
         self.outputs = OutputQuantiser(list(chosen.values()), activation_bits) if activation_bits else None
 
     @property
     def thg(self) -> float:
-        """The weight perturbation bound th_g in units of the full scale."""
-        return self._thg
+        """The largest deviation that any weight may have, in units of its full scale.
+
+        It is th_g, where `tolerance` is a number and each weight one device. What is set may be any tolerance.
+        """
+        return max(self.mapping.largest(one) for one in self._tolerances.values())
 
     @thg.setter
-    def thg(self, thg: float) -> None:
+    def thg(self, thg: Said) -> None:
         limit = 1.0 if self.full_scale == "layer_max" else math.inf
-        if not (0 <= thg <= limit and math.isfinite(thg)):
-            allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
-            raise ValueError(f"thg={thg}: must be {allowed}")
-        self._thg = float(thg)
+        tolerances = of_each_array(thg, self._arrays)
+        for one in tolerances.values():
+            if isinstance(one, Tolerance):
+                continue
+            if isinstance(one, str | bool | Mapping) or one is None:
+                raise ValueError(f"thg={one!r}: must be a number or a Tolerance, or these by patterns of names")
+            if not (0 <= one <= limit and math.isfinite(one)):
+                allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
+                raise ValueError(f"thg={one}: must be {allowed}")
+        self._tolerances = {
+            name: one if isinstance(one, Tolerance) else float(one) for name, one in tolerances.items()
+        }
+        self._said = thg if isinstance(thg, Tolerance | Mapping) else float(thg)
+
+    @property
+    def tolerance(self) -> Said:
+        """The tolerance of a device as it was set: a number, a `Tolerance`, or several by patterns."""
+        return self._said
+
+    @property
+    def has_one_bound(self) -> bool:
+        """Whether each weight deviates by th_g at most, up and down, whatever its value and its array."""
+        return isinstance(self._said, float) and self.mapping.is_simple
 
     def arrays(self) -> dict[str, nn.Parameter]:
         """The network's own parameter of each array that has one of the same name, as training moves it."""
@@ -155,13 +186,26 @@ class Crossbar(nn.Module):
 
     @contextmanager
     def bounded_by(self, thg: float) -> Iterator[None]:
-        """Within the block th_g is another."""
-        before = self.thg
-        self.thg = thg
+        """Within the block the largest deviation is another: all tolerances are scaled by one factor."""
+        before = self._said
+        if thg != self.thg:
+            self.thg = thg if self.has_one_bound else self._scaled_to(thg)
         try:
             yield
         finally:
             self.thg = before
+
+    def _scaled_to(self, thg: float) -> Said:
+        if not self.thg:
+            raise ValueError(f"thg={thg}: a tolerance of 0 at all conductances cannot be scaled to it")
+        factor = thg / self.thg
+
+        def scaled(one: float | Tolerance) -> float | Tolerance:
+            return one.scaled(factor) if isinstance(one, Tolerance) else one * factor
+
+        if isinstance(self._said, Mapping):
+            return {pattern: scaled(one) for pattern, one in self._said.items()}
+        return scaled(self._said)
 
     def full_scales(self) -> dict[str, Tensor]:
         """The full scale of each array in weight units: a detached float64 scalar by name.
@@ -174,8 +218,11 @@ class Crossbar(nn.Module):
     def box(self) -> Box:
         """All deviations that write-verify lets pass, for the weights and th_g as they are now.
 
-        From -th_g to th_g times the full scale of each array. It takes a look at all weights: ask once, and keep
-        it while the weights stay.
+        From -th_g to th_g times the full scale of each array, or what the devices' tolerances come to. It takes a
+        look at all weights: ask once, and keep it while the weights stay.
+
+        Raises:
+            ValueError: a tolerance depends on the conductance, and a weight is larger than the largest.
 
         Example:
             >>> layer = nn.Linear(2, 1, bias=False)
@@ -190,7 +237,45 @@ class Crossbar(nn.Module):
             {'weight': tensor([[ 0.5000, -1.0000]])}
         """
         weights = self._detached()
-        return Box.symmetric(self.thg, self._full_scales_of(weights), weights)
+        scales = self._full_scales_of(weights)
+        if self.has_one_bound:
+            return Box.symmetric(self.thg, scales, weights)
+        ends = {
+            name: self.mapping.ends(relative, tolerance, self.weight_bits)
+            for name, relative, tolerance in self._in_devices_of(weights, scales)
+        }
+        return Box.between(ends, scales, weights)
+
+    def sigma(self) -> dict[str, Tensor]:
+        """The standard deviation of each weight's programming error, by array in weight units, in float64.
+
+        Of a tolerance without one, it is half the width: th_g, where that is a number. Devices of a weight deviate
+        independently.
+        """
+        weights = self._detached()
+        scales = self._full_scales_of(weights)
+        if self.has_one_bound:
+            return {name: self.thg * scale for name, scale in scales.items()}
+        return {
+            name: scales[name] * self.mapping.sigma(relative, tolerance, self.weight_bits)
+            for name, relative, tolerance in self._in_devices_of(weights, scales)
+        }
+
+    def _in_devices_of(
+        self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor, float | Tolerance]]:
+        """For each array the weights in units of their full scale, and the tolerance of their devices."""
+        for name, tolerance in self._tolerances.items():
+            if not isinstance(tolerance, Tolerance) and not self.mapping.cut_off:
+                yield name, torch.ones_like(scales[name]), tolerance  # the same for each weight
+                continue
+            relative = in_float64(weights[name])
+            relative = torch.where(scales[name] > 0, relative / scales[name], 0.0)
+            if bool((relative.abs() > 1).any()):
+                raise ValueError(
+                    f"{name}: a weight is above 1, the largest conductance of full_scale=unit; layer_max takes any"
+                )
+            yield name, relative, tolerance
 
     def bound(self) -> dict[str, Tensor]:
         """The largest deviation of each weight, half the width of the box: see `Box.half_width`."""
@@ -313,6 +398,17 @@ class Crossbar(nn.Module):
 
     def _detached(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.programmed().items()}
+
+
+def _checked(mapping: DeviceMapping | None, full_scale: str, weight_bits: int | None) -> DeviceMapping:
+    mapping = mapping or DeviceMapping()
+    if mapping.device_bits is not None:
+        if weight_bits is None or full_scale != "layer_max":
+            raise ValueError(
+                f"device_bits={mapping.device_bits}: needs weight_bits, which it divides, and full_scale=layer_max"
+            )
+        device_weights(weight_bits, mapping.device_bits)
+    return mapping
 
 
 def _tensor(net: nn.Module, name: str) -> Tensor:
