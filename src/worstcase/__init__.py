@@ -1,10 +1,10 @@
 """How badly a neural network can fail on a compute-in-memory chip that passed write-verify.
 
-`Crossbar` says which weights are in devices and how far they may deviate: by a number, or by the `Tolerance` and the
-`DeviceMapping` of real devices. `evaluate` searches for the worst chip, and the `Evaluation` that it returns says what
-was found and how far to trust it. `worstcase.attacks` has the attacks, `worstcase.methods` the training methods,
-`worstcase.data` and `worstcase.models` the paper's data sets and networks. `load_run` loads what a training left, and
-`results_frame` returns all records as a table.
+`Crossbar` says which weights are in devices and how far they may deviate: by a number, or by the `Tolerance` and
+the `DeviceMapping` of real devices. `evaluate` searches for the worst chip, and the `Evaluation` that it returns
+says what was found and how far to trust it. `worstcase.attacks` has the attacks, `worstcase.methods` the training
+methods, `worstcase.data` and `worstcase.models` the paper's data sets and networks. `load_run` loads what a
+training left, and `results_frame` returns all records as a table.
 """
 
 # Names are imported on first use, so that the parts that need no PyTorch start fast.

@@ -13,7 +13,17 @@ from worstcase.models import LeNet
 
 BAD = {
     "thg=-0.1": "thg=-0.1: must be a finite number, 0 or more",
-    "thg=rram": "could not be converted to Float; presets are chosen with th_g=NAME",
+    "thg=rram": "thg=rram: must be a finite number, 0 or more; one of pcm_joshi2020, ",
+    "thg={fc*:rram}": "presets of one number are chosen with th_g=NAME",
+    "thg={fc*:-1}": "thg=-1.0: must be a finite number, 0 or more",
+    "thg={}": "thg={}: must be a number, or patterns",
+    "thg=[0.01,0.02]": "a training has one; sweep over several with -m thg=0.01,0.03",
+    "thg=nowhere.csv": "there is no table of a tolerance at nowhere.csv",
+    "sigmas=3": "sigmas=3: thg has no standard deviations",
+    "th_g=rram_wan2022 sigmas=99": "sigmas=99: its tolerance would be more than the largest conductance",
+    "mapping.pair=3": "mapping.pair=3: must be true or false",
+    "mapping.device_bits=2": "mapping.device_bits=2: needs model.weight_bits, which it divides",
+    "mapping.device_bits=0": "mapping.device_bits=0: must be a whole number, 1 or more",
     "model=torchvision": "model.arch is needed: model.arch=VALUE",
     "dataset=imagefolder": "dataset.num_classes is needed: dataset.num_classes=VALUE",
     "thg=nan": "thg=nan: must be a finite number",

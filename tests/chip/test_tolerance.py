@@ -1,6 +1,7 @@
 """Tolerances by table, function, file and name."""
 
 import math
+import re
 import subprocess
 import sys
 
@@ -143,9 +144,9 @@ def test_standard_deviations_of_a_csv(tmp_path):
 )
 def test_a_csv_that_cannot_be_is_named_with_its_line(text, message, tmp_path):
     file = csv(tmp_path, text)
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError, match=re.escape(f"{file}{message}")) as told:
         Tolerance.from_csv(file)
-    assert str(told.value).startswith(f"{file}{message}") and "\n" not in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 def test_sigmas_are_for_standard_deviations(tmp_path):
@@ -168,5 +169,7 @@ def test_what_is_plain_is_the_same_again():
 
 
 def test_it_needs_no_torch():
-    code = "import sys; from worstcase import Tolerance; Tolerance.preset('rram_wan2022'); print('torch' in sys.modules)"
+    code = (
+        "import sys; import worstcase; worstcase.Tolerance.preset('rram_wan2022'); print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -75,13 +75,13 @@ class Box:
     @cached_property
     @torch.inference_mode(False)
     def half_width(self) -> dict[str, Tensor]:
-        """(high - low) / 2, which broadcasts to the weight: the unit of an attack's steps."""
+        """(high - low) / 2, which broadcasts to the weight."""
         return {name: (high - self.low[name]) / 2 for name, high in self.high.items()}
 
     @cached_property
     @torch.inference_mode(False)
     def reach(self) -> dict[str, Tensor]:
-        """The absolute deviation at the end that is farther from 0; `half_width`, where the box is symmetric."""
+        """The farther end's absolute deviation, the unit of an attack's steps: from 0 so many reach either end."""
         return {name: torch.maximum(high, -self.low[name]) for name, high in self.high.items()}
 
     @cached_property
@@ -156,8 +156,8 @@ class Box:
             kind: ``uniform``; ``vertex``, low or high with equal chance; or ``truncated_gaussian``, what
                 write-verify leaves of a Gaussian programming error: N(0, sigma) given that it is inside.
             generator: draws; None: torch's default.
-            tolerance: t of the truncated Gaussian, how many sigma an end is away from 0, above 0. Where the two ends
-                differ each side has a sigma of its own; `worstcase.chip.noise.verified_gaussian` has one.
+            tolerance: t of the truncated Gaussian, how many sigma an end is away from 0, above 0. Where the ends
+                differ each side has a sigma of its own; with `worstcase.chip.noise.verified` both have one.
 
         With b the end of a symmetric box, the mean is 0 and the variance b^2 / 3 (uniform), b^2 (vertex), or
         sigma^2 (1 - 2 t phi(t) / (2 Phi(t) - 1)), where phi and Phi are the standard normal density and

@@ -51,8 +51,8 @@ class Crossbar(nn.Module):
     Args:
         net: any network; batch norm, shared and frozen weights and other layers are fine.
         thg: th_g, the weight perturbation bound in units of the full scale; 0 or more, at most 1 for
-            ``layer_max``. Or a `Tolerance`, which depends on a device's conductance, the weight's absolute value in
-            units of the full scale; or numbers and tolerances by shell patterns of arrays' names, of which the
+            ``layer_max``. Or a `Tolerance`, which depends on a device's conductance: the weight's absolute value
+            in units of the full scale. Or numbers and tolerances by shell patterns of arrays' names, of which the
             first that fits counts: ``{"fc*": 0.01, "*": 0.03}``. It can be set later.
         full_scale: what th_g is relative to: ``layer_max``, the largest absolute weight of each layer
             (the authors' convention), or ``unit``, 1 (an absolute bound in weight units).

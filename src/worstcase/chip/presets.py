@@ -1,7 +1,7 @@
 """Published programming errors of devices, as tables: each with its source. Needs no PyTorch.
 
-A standard deviation is what programming left. A write-verify tolerance is a choice: at how many standard deviations
-programming stops. The default is `worstcase.chip.tolerance.SIGMAS`.
+A standard deviation is what programming left. A write-verify tolerance is a choice: at how many standard
+deviations programming stops. The default is `worstcase.chip.tolerance.SIGMAS`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 from worstcase.checks import number
 
 SIGMAS = 2.0
-"""Standard deviations at which write-verify stops, where only these were published: 95.4 % of devices pass at once."""
+"""Standard deviations at which write-verify stops, if nothing else is said: 95.4 % of devices pass at once."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Tolerance:
         return Tolerance(self.conductance, lower, upper, self.sigma)
 
     def drifted(self, ratio: float, nu: tuple[float, float]) -> Tolerance:
-        """The deviations of a device that passed, and then drifted: g(t) = g (t / t0)^-nu, in units of the largest.
+        """The deviations of devices that passed, and then drifted: g(t) = g (t / t0)^-nu.
 
-        Not drifted at all is in the table too. The programming error becomes half the width.
+        A device that is where it should be stays inside. The programming error becomes half the width.
 
         Args:
             ratio: t / t0, 1 or more.
@@ -153,7 +153,7 @@ class Tolerance:
 
 _RANGES = {"conductance": (0.0, 1.0), "lower": (-1.0, 0.0), "upper": (0.0, 1.0), "sigma": (0.0, 1.0)}
 Said = float | Tolerance | Mapping[str, "float | Tolerance"]
-"""A tolerance, the same at all conductances where it is a number; or several, by shell patterns of arrays' names."""
+"""A tolerance, the same at all conductances if it is a number; or several, by shell patterns of arrays' names."""
 
 
 def of_each_array(said: Said, arrays: Iterable[str]) -> dict[str, float | Tolerance]:

@@ -7,10 +7,10 @@
     12.5,-0.6,0.5
     25,-1.0,0.5
 
-The columns are ``conductance`` with ``lower`` and ``upper``, or with ``sigma``, a standard deviation, which write-verify
-stops at some times of. Without a unit a value is a fraction of the largest conductance; ``_percent`` and ``_uS`` say
-another, and micro-siemens need a line ``# full_scale_uS = NUMBER``. Lines that begin with # are else left out. Needs
-no PyTorch.
+The columns are ``conductance`` and either ``lower`` and ``upper`` or ``sigma``: write-verify then stops at some
+standard deviations. Values are fractions of the largest conductance; a name that ends in ``_percent`` or ``_uS``
+says another unit, and micro-siemens need a line ``# full_scale_uS = NUMBER``. Other lines that begin with # are
+left out. Needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _columns(header: list[str], full_scale: str | None) -> Iterator[tuple[str, f
     names = [known[name][0] if name in known else name for name in header]
     if sorted(names) not in (["conductance", "lower", "upper"], ["conductance", "sigma"]):
         raise ValueError(
-            f"columns {', '.join(header)}: must be conductance, and lower and upper, or sigma; each may end in _percent "
-            "or _uS"
+            f"columns {', '.join(header)}: must be conductance, and lower and upper, or sigma; each may end in "
+            "_percent or _uS"
         )
     for column in header:
         name, unit = known[column]

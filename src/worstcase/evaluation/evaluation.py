@@ -17,6 +17,7 @@ from worstcase.attacks.base import accuracy
 from worstcase.certificate import Certificate, Unsupported, certify
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.tolerance import plain
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.flags import of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
@@ -131,6 +132,7 @@ class Evaluation:
             samples=self.samples,
             decisions=self.attacks[0].decisions,
             thg=self.thg,
+            tolerance=self._tolerance(),
             dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
             full_scale=crossbar.full_scale,
             weight_bits=crossbar.weight_bits,
@@ -192,6 +194,11 @@ class Evaluation:
             lines.append(f"this chip: {self.chip.accuracy:.2%}, {self.chip.failed:,} weights outside the box")
         return "\n".join([*lines, *(f"flag: {flag}" for flag in self.flags)])
 
+    def _tolerance(self) -> Any:
+        with self.crossbar.bounded_by(self.thg):
+            said = self.crossbar.tolerance
+        return None if isinstance(said, float) else plain(said)
+
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
 
@@ -219,8 +226,8 @@ def evaluate(
         loader: the reference set, batches (inputs, labels), the same in each pass; attacks minimise the accuracy
             over all of them.
         attacks: each is run at each th_g; None: the ensemble.
-        thgs: in any order; each attack starts at a th_g from what it found at the next smaller one. None: the
-            crossbar's own.
+        thgs: in any order; each attack starts at a th_g from what it found at the next smaller one. Tolerances
+            that differ by conductance or array are scaled, see `Crossbar.bounded_by`. None: the crossbar's own.
         chip: deviations that were read back from a real chip, by array, in weight units: scored too, wherever they
             are.
         heldout: also attack one half of the reference set and score the other.
