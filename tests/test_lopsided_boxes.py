@@ -188,7 +188,9 @@ def test_an_adversary_reaches_both_ends():
         net.weight.copy_(torch.tensor([[1.0], [0.9]]))
     for table in (Tolerance([0, 1], [0, 0], [0.5, 0.5]), Tolerance([0, 1], [-0.5, -0.5], [0, 0])):
         crossbar = Crossbar(net, table)
-        found = FLWC(steps=3, objective="cross_entropy")(crossbar, [(torch.ones(1, 1), torch.tensor([0]))], progress=False)
+        found = FLWC(steps=3, objective="cross_entropy")(
+            crossbar, [(torch.ones(1, 1), torch.tensor([0]))], progress=False
+        )
         box = crossbar.box
         ends = torch.stack([box.low["weight"][0], box.high["weight"][1]])
         torch.testing.assert_close(found.perturbation["weight"], ends)

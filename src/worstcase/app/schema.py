@@ -180,7 +180,9 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
         if settings["thg"] is None or isinstance(settings["thg"], list):
-            raise ConfigError(f"thg={settings['thg']}: a training has one; sweep over several with -m thg=0.01,0.03")
+            raise ConfigError(
+                f"thg={settings['thg']}: a training has one; sweep over several with -m thg=0.01,0.03"
+            )
         _check_trainer(settings["trainer"])
 
 
