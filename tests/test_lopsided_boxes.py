@@ -147,6 +147,9 @@ def test_an_evaluation_by_conductance_and_by_array(small_net, small_batches):
         by_thg = sorted((f.thg, f.accuracy) for f in result.attacks if f.attack == "flwc")
         assert by_thg[0][1] >= by_thg[1][1] and by_thg[0][0] == pytest.approx(largest / 3)
         assert result.record().tolerance is not None
+        for share in (0.1, 0.37, 0.7):  # exactly what was asked for, however it is rounded
+            one = evaluate(crossbar, small_batches, [FLWC()], thgs=[share * largest], progress=False)
+            assert one.thg == share * largest and one.record().thg == one.thg
 
 
 def test_a_weight_matters_as_much_as_the_end_that_lowers_the_margin():

@@ -197,3 +197,35 @@ def test_one_number_and_one_device_are_the_box_that_they_were(small_net):
 def test_a_layer_of_zeros_does_not_deviate():
     box = crossbar_of([0.0, 0.0], RISING, mapping=DeviceMapping(pair=True)).box
     assert not box.movable and not box.high["weight"].isnan().any()
+
+
+def test_weights_that_may_be_stuck_by_hand():
+    """Of a full scale of 2: one may be at 0, one at its largest with its sign turned, the others are sound."""
+    stuck = torch.tensor([[torch.nan, 0.0, 1.0, torch.nan]])
+    crossbar = crossbar_of([2.0, 1.0, -1.0, -0.5], 0.03, stuck={"weight": stuck})
+    low, high = ends(crossbar)
+    assert low == pytest.approx([-0.06, -1.0, -0.06, -0.06]) and high == pytest.approx([0.06, 0.06, 3.0, 0.06])
+    assert crossbar.thg == 2 and not crossbar.has_one_bound and crossbar.box.contains(crossbar.box.zero())
+    with (
+        pytest.raises(ValueError, match="where weights may be stuck, tolerances are not"),
+        crossbar.bounded_by(0.5),
+    ):
+        pass
+    crossbar.thg = 0.0
+    assert ends(crossbar)[1] == pytest.approx([0, 0, 3.0, 0])
+    rising = crossbar_of([2.0, 1.0, -1.0, -0.5], RISING, stuck={"weight": stuck}, mapping=DeviceMapping(pair=True))
+    assert ends(rising)[0][1] == pytest.approx(-1.0) and ends(rising)[1][2] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("stuck", "message"),
+    [
+        ({"w": torch.zeros(1, 2)}, "stuck: no array is named 'w'; there are weight"),
+        ({"weight": torch.zeros(2)}, r"stuck: weight has the shape \(1, 2\), not \(2,\)"),
+        ({"weight": torch.full((1, 2), 1.5)}, r"stuck: values of weight must be -1\.\.1"),
+        ({"weight": torch.full((1, 2), torch.inf)}, r"stuck: values of weight must be -1\.\.1"),
+    ],
+)
+def test_weights_that_cannot_be_stuck(stuck, message):
+    with pytest.raises(ValueError, match=message):
+        crossbar_of([1.0, 2.0], 0.1, stuck=stuck)

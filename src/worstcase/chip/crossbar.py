@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -23,6 +22,7 @@ from worstcase.chip.arrays import (
 )
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.deviation import deviate
+from worstcase.chip.devices import Devices
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.manners import Manners, look
 from worstcase.chip.mapping import DeviceMapping
@@ -30,8 +30,7 @@ from worstcase.chip.memory_layout import MemoryLayout
 from worstcase.chip.modes import evaluating as evaluating
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
-from worstcase.chip.tolerance import Said, Tolerance, of_each_array
-from worstcase.chip.write_verify import device_weights
+from worstcase.chip.tolerance import Said
 from worstcase.task import Inputs, Loader, inputs_and_labels, of_each
 
 FULL_SCALES = ("layer_max", "unit")
@@ -57,6 +56,8 @@ class Crossbar(nn.Module):
         full_scale: what th_g is relative to: ``layer_max``, the largest absolute weight of each layer
             (the authors' convention), or ``unit``, 1 (an absolute bound in weight units).
         mapping: the devices that hold a weight; None: one, and a digital sign.
+        stuck: weights whose devices may be stuck, by array in tensors of its shape: where they would be then, in
+            units of the full scale, -1 to 1, and NaN for sound ones. Their boxes reach as far.
         layers: names of the layers to program, as shell patterns (``"*"``, ``"features.*"``); the others
             stay exact.
         exclude: patterns of layers to take out again.
@@ -85,6 +86,7 @@ class Crossbar(nn.Module):
         *,
         full_scale: str = "layer_max",
         mapping: DeviceMapping | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
         layers: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         arrays: Sequence[str] = (),
@@ -99,7 +101,7 @@ class Crossbar(nn.Module):
         self.net = net
         self.full_scale = full_scale
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
-        self.mapping = _checked(mapping, full_scale, weight_bits)
+        self.mapping, self.stuck = mapping or DeviceMapping(), dict(stuck or {})
         chosen = programmed_layers(net, layers, exclude)
         self._arrays = find_arrays(net, chosen, arrays)
         if not self._arrays:
@@ -108,6 +110,11 @@ class Crossbar(nn.Module):
                 "arrays= names parameters that its own code multiplies with"
             )
         self.thg = thg
+        for name, weight in self._detached().items() if stuck else ():
+            if name in self.stuck and self.stuck[name].shape != weight.shape:
+                raise ValueError(
+                    f"stuck: {name} has the shape {tuple(weight.shape)}, not {tuple(self.stuck[name].shape)}"
+                )
         self._bias_names = biases(chosen)
         self._layout = MemoryLayout(net)
         self._manners: Manners | None = None
@@ -115,38 +122,32 @@ class Crossbar(nn.Module):
 
     @property
     def thg(self) -> float:
-        """The largest deviation that any weight may have, in units of its full scale.
+        """The largest deviation that any weight may have, in units of its full scale: th_g.
 
-        It is th_g, where `tolerance` is a number and each weight one device. What is set may be any tolerance.
+        What is set may be any tolerance of devices, as in the constructor.
         """
-        return max(self.mapping.largest(one) for one in self._tolerances.values())
+        return self._devices.largest
 
     @thg.setter
     def thg(self, thg: Said) -> None:
-        limit = 1.0 if self.full_scale == "layer_max" else math.inf
-        tolerances = of_each_array(thg, self._arrays)
-        for one in tolerances.values():
-            if isinstance(one, Tolerance):
-                continue
-            if isinstance(one, str | bool | Mapping) or one is None:
-                raise ValueError(f"thg={one!r}: must be a number or a Tolerance, or these by patterns of names")
-            if not (0 <= one <= limit and math.isfinite(one)):
-                allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
-                raise ValueError(f"thg={one}: must be {allowed}")
-        self._tolerances = {
-            name: one if isinstance(one, Tolerance) else float(one) for name, one in tolerances.items()
-        }
-        self._said = thg if isinstance(thg, Tolerance | Mapping) else float(thg)
+        self._devices = Devices.holding(
+            self._arrays,
+            thg,
+            self.mapping,
+            full_scale=self.full_scale,
+            weight_bits=self.weight_bits,
+            stuck=self.stuck,
+        )
 
     @property
     def tolerance(self) -> Said:
-        """The tolerance of a device as it was set: a number, a `Tolerance`, or several by patterns."""
-        return self._said
+        """The tolerance of a device: a number, a `Tolerance`, or several by patterns."""
+        return self._devices.said
 
     @property
     def has_one_bound(self) -> bool:
         """Whether each weight deviates by th_g at most, up and down, whatever its value and its array."""
-        return isinstance(self._said, float) and self.mapping.is_simple
+        return self._devices.have_one_bound
 
     def arrays(self) -> dict[str, nn.Parameter]:
         """The network's own parameter of each array that has one of the same name, as training moves it."""
@@ -187,25 +188,15 @@ class Crossbar(nn.Module):
     @contextmanager
     def bounded_by(self, thg: float) -> Iterator[None]:
         """Within the block the largest deviation is another: all tolerances are scaled by one factor."""
-        before = self._said
-        if thg != self.thg:
-            self.thg = thg if self.has_one_bound else self._scaled_to(thg)
+        before = self._devices
+        if self.has_one_bound:
+            self.thg = thg
+        elif thg != self.thg:
+            self._devices = self._devices.scaled_to(thg)
         try:
             yield
         finally:
-            self.thg = before
-
-    def _scaled_to(self, thg: float) -> Said:
-        if not self.thg:
-            raise ValueError(f"thg={thg}: a tolerance of 0 at all conductances cannot be scaled to it")
-        factor = thg / self.thg
-
-        def scaled(one: float | Tolerance) -> float | Tolerance:
-            return one.scaled(factor) if isinstance(one, Tolerance) else one * factor
-
-        if isinstance(self._said, Mapping):
-            return {pattern: scaled(one) for pattern, one in self._said.items()}
-        return scaled(self._said)
+            self._devices = before
 
     def full_scales(self) -> dict[str, Tensor]:
         """The full scale of each array in weight units: a detached float64 scalar by name.
@@ -237,45 +228,16 @@ class Crossbar(nn.Module):
             {'weight': tensor([[ 0.5000, -1.0000]])}
         """
         weights = self._detached()
-        scales = self._full_scales_of(weights)
-        if self.has_one_bound:
-            return Box.symmetric(self.thg, scales, weights)
-        ends = {
-            name: self.mapping.ends(relative, tolerance, self.weight_bits)
-            for name, relative, tolerance in self._in_devices_of(weights, scales)
-        }
-        return Box.between(ends, scales, weights)
+        return self._devices.box(weights, self._full_scales_of(weights))
 
     def sigma(self) -> dict[str, Tensor]:
         """The standard deviation of each weight's programming error, by array in weight units, in float64.
 
         Of a tolerance without one, it is half the width: th_g, where that is a number. Devices of a weight deviate
-        independently.
+        independently. It broadcasts to the weight.
         """
         weights = self._detached()
-        scales = self._full_scales_of(weights)
-        if self.has_one_bound:
-            return {name: self.thg * scale for name, scale in scales.items()}
-        return {
-            name: scales[name] * self.mapping.sigma(relative, tolerance, self.weight_bits)
-            for name, relative, tolerance in self._in_devices_of(weights, scales)
-        }
-
-    def _in_devices_of(
-        self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, Tensor, float | Tolerance]]:
-        """For each array the weights in units of their full scale, and the tolerance of their devices."""
-        for name, tolerance in self._tolerances.items():
-            if not isinstance(tolerance, Tolerance) and not self.mapping.cut_off:
-                yield name, torch.ones_like(scales[name]), tolerance  # the same for each weight
-                continue
-            relative = in_float64(weights[name])
-            relative = torch.where(scales[name] > 0, relative / scales[name], 0.0)
-            if bool((relative.abs() > 1).any()):
-                raise ValueError(
-                    f"{name}: a weight is above 1, the largest conductance of full_scale=unit; layer_max takes any"
-                )
-            yield name, relative, tolerance
+        return self._devices.sigma(weights, self._full_scales_of(weights))
 
     def bound(self) -> dict[str, Tensor]:
         """The largest deviation of each weight, half the width of the box: see `Box.half_width`."""
@@ -398,17 +360,6 @@ class Crossbar(nn.Module):
 
     def _detached(self) -> dict[str, Tensor]:
         return {name: weight.detach() for name, weight in self.programmed().items()}
-
-
-def _checked(mapping: DeviceMapping | None, full_scale: str, weight_bits: int | None) -> DeviceMapping:
-    mapping = mapping or DeviceMapping()
-    if mapping.device_bits is not None:
-        if weight_bits is None or full_scale != "layer_max":
-            raise ValueError(
-                f"device_bits={mapping.device_bits}: needs weight_bits, which it divides, and full_scale=layer_max"
-            )
-        device_weights(weight_bits, mapping.device_bits)
-    return mapping
 
 
 def _tensor(net: nn.Module, name: str) -> Tensor:

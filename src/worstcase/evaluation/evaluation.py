@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from worstcase.attacks.base import accuracy
 from worstcase.certificate import Certificate, Unsupported, certify
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import plain
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.flags import of_the_network, red_flags
@@ -106,7 +107,7 @@ class Evaluation:
             "kind": "evaluate",
             "source_run": None,
             "command": "worstcase.evaluate",
-            "config": {"thg": self.thg, "full_scale": crossbar.full_scale},
+            "config": {"thg": self.thg, "full_scale": crossbar.full_scale, **_of_devices(crossbar)},
             "seed": self.attacks[0].seed,
             "method": None,
             "model": type(crossbar.net).__name__,
@@ -292,6 +293,13 @@ def evaluate(
     proven, why_not = _certified(crossbar, loader, bounds) if certificate else ([], "it was not asked for")
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)
     return Evaluation(crossbar, found, flags, explained, read, proven, why_not)
+
+
+def _of_devices(crossbar: Crossbar) -> dict[str, Any]:
+    """What is not as it is without a word, for a record's configuration."""
+    stuck = {name: int((~where.isnan()).sum()) for name, where in crossbar.stuck.items()}
+    mapping = {} if crossbar.mapping == DeviceMapping() else {"mapping": asdict(crossbar.mapping)}
+    return mapping | ({"stuck": stuck} if stuck else {})
 
 
 def _certified(crossbar: Crossbar, loader: Loader, thgs: Sequence[float]) -> tuple[list[Certificate], str | None]:
