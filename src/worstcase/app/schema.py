@@ -165,7 +165,6 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
         if full_scale != "unit" and thg > 1:
             raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
-    _check_devices(settings)
     for key, allowed in CHOICES.items():
         if settings.get(key) is not None and settings[key] not in allowed:
             raise ConfigError(f"{key}={settings[key]}: must be {' or '.join(allowed)}")
@@ -176,6 +175,7 @@ def check(settings: Mapping[str, Any]) -> None:
         value = flat.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
+    _check_devices(settings)
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
@@ -203,10 +203,10 @@ def _check_devices(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"mapping.{key}={mapping[key]}: must be true or false")
     if mapping.get("pair") and isinstance(settings.get("thg"), list):
         raise ConfigError("thg=[...]: with mapping.pair=true thg is a device's; give one, or sweep with -m")
-    if mapping.get("device_bits") is not None and (settings.get("model") or {}).get("weight_bits") is None:
-        raise ConfigError(
-            f"mapping.device_bits={mapping['device_bits']}: needs model.weight_bits, which it divides"
-        )
+    device_bits, weight_bits = mapping.get("device_bits"), (settings.get("model") or {}).get("weight_bits")
+    if device_bits is not None and (weight_bits is None or weight_bits % device_bits):
+        said = "null" if weight_bits is None else weight_bits
+        raise ConfigError(f"mapping.device_bits={device_bits}: must divide model.weight_bits, which is {said}")
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:

@@ -103,11 +103,13 @@ class Evaluation:
             described: fields of `Record` that only the caller knows, such as its command, network and data set.
         """
         crossbar, coverage = self.crossbar, self.crossbar.coverage()
+        with crossbar.bounded_by(self.thg):
+            tolerance = crossbar.tolerance
         said: dict[str, Any] = {
             "kind": "evaluate",
             "source_run": None,
             "command": "worstcase.evaluate",
-            "config": {"thg": self.thg, "full_scale": crossbar.full_scale, **_of_devices(crossbar)},
+            "config": {"thg": plain(tolerance), "full_scale": crossbar.full_scale, **_of_devices(crossbar)},
             "seed": self.attacks[0].seed,
             "method": None,
             "model": type(crossbar.net).__name__,
@@ -133,7 +135,7 @@ class Evaluation:
             samples=self.samples,
             decisions=self.attacks[0].decisions,
             thg=self.thg,
-            tolerance=self._tolerance(),
+            tolerance=None if isinstance(tolerance, float) else plain(tolerance),
             dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
             full_scale=crossbar.full_scale,
             weight_bits=crossbar.weight_bits,
@@ -194,11 +196,6 @@ class Evaluation:
         if self.chip:
             lines.append(f"this chip: {self.chip.accuracy:.2%}, {self.chip.failed:,} weights outside the box")
         return "\n".join([*lines, *(f"flag: {flag}" for flag in self.flags)])
-
-    def _tolerance(self) -> Any:
-        with self.crossbar.bounded_by(self.thg):
-            said = self.crossbar.tolerance
-        return None if isinstance(said, float) else plain(said)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
