@@ -47,9 +47,9 @@ def test_a_conductance_is_cut_off_at_0_and_at_its_largest():
     low, high = ends(crossbar_of([1.0, 0.01, -0.99, 0.0], 0.03, mapping=DeviceMapping(cut_off=True)))
     assert low == pytest.approx([-0.03, -0.01, -0.01, -0.03])
     assert high == pytest.approx([0.0, 0.03, 0.03, 0.03])
-    low, high = ends(crossbar_of([1.0, 0.01, 0.0], 0.03, mapping=DeviceMapping(pair=True, cut_off=True)))
-    assert low == pytest.approx([-0.06, -0.04, -0.03])  # the unused device can only rise
-    assert high == pytest.approx([0.0, 0.03, 0.03])
+    low, high = ends(crossbar_of([1.0, 0.01, 0.0, -1.0], 0.03, mapping=DeviceMapping(pair=True, cut_off=True)))
+    assert low == pytest.approx([-0.06, -0.04, -0.03, 0.0])  # the unused device can only rise
+    assert high == pytest.approx([0.0, 0.03, 0.03, 0.06])
 
 
 def test_bits_on_devices_by_hand():

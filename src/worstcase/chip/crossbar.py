@@ -240,7 +240,7 @@ class Crossbar(nn.Module):
         return self._devices.sigma(weights, self._full_scales_of(weights))
 
     def bound(self) -> dict[str, Tensor]:
-        """The largest deviation of each weight, half the width of the box: see `Box.half_width`."""
+        """Half the width of the box, the largest deviation of a weight where its ends do not differ."""
         return self.box.half_width
 
     def forward(self, inputs: Inputs, perturbation: Perturbation | None = None) -> Any:

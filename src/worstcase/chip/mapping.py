@@ -79,10 +79,14 @@ class DeviceMapping:
                 device_low, device_high = device_low - unused_high, device_high - unused_low
             low += share * device_low
             high += share * device_high
-        low, high = (
-            torch.where(relative < 0, -high, torch.where(relative > 0, low, torch.minimum(low, -high))),
-            torch.where(relative < 0, -low, torch.where(relative > 0, high, torch.maximum(high, -low))),
-        )  # a weight of 0 may have either sign
+        if not self.pair and (
+            self.cut_off or not table.is_symmetric
+        ):  # the sign is digital, and turns the deviation
+            negative, zero = relative < 0, relative == 0
+            low, high = torch.where(negative, -high, low), torch.where(negative, -low, high)
+            if bool(zero.any()):  # it may have either sign
+                farther = torch.maximum(high, -low)
+                low, high = torch.where(zero, -farther, low), torch.where(zero, farther, high)
         return low.clamp(min=-limit), high.clamp(max=limit)  # rounding may lead beyond
 
     def sigma(self, relative: Tensor, tolerance: float | Tolerance, weight_bits: int | None) -> Tensor:
@@ -92,7 +96,7 @@ class DeviceMapping:
         for share, conductance in self._devices(relative.abs(), weight_bits):
             of_devices = [conductance, relative.new_zeros(())] if self.pair else [conductance]
             for g in of_devices:
-                variance += (share * _interpolated(g, table.conductance, table.deviation)).square()
+                variance += (share * _interpolated(g, table.conductance, table.deviation)[0]).square()
         return variance.sqrt()
 
     def _devices(self, conductance: Tensor, weight_bits: int | None) -> Iterator[tuple[float, Tensor]]:
@@ -107,7 +111,11 @@ class DeviceMapping:
             yield weight * largest_level / largest_weight, digits / largest_level
 
     def _device(self, conductance: Tensor, table: _Columns) -> tuple[Tensor, Tensor]:
-        low, high = (_interpolated(conductance, table.conductance, ends) for ends in (table.lower, table.upper))
+        if table.is_symmetric:
+            (high,) = _interpolated(conductance, table.conductance, table.upper)
+            low = -high
+        else:
+            low, high = _interpolated(conductance, table.conductance, table.lower, table.upper)
         if self.cut_off:
             low, high = torch.maximum(low, -conductance), torch.minimum(high, 1 - conductance)
         return low, high
@@ -127,11 +135,14 @@ class _Columns(NamedTuple):
             return cls(tolerance.conductance, tolerance.lower, tolerance.upper, tolerance.deviation)
         return cls((0, 1), (-tolerance, -tolerance), (tolerance, tolerance), (tolerance, tolerance))
 
+    @property
+    def is_symmetric(self) -> bool:
+        return all(low == -high for low, high in zip(self.lower, self.upper, strict=True))
 
-def _interpolated(x: Tensor, knots: Sequence[float], values: Sequence[float]) -> Tensor:
-    """Linear between knots, and never beyond the values of the two beside."""
-    at, of = (torch.tensor(column, dtype=x.dtype, device=x.device) for column in (knots, values))
+
+def _interpolated(x: Tensor, knots: Sequence[float], *columns: Sequence[float]) -> list[Tensor]:
+    """Each column at x, linear between knots, and never beyond the values of the two beside."""
+    at, *of = (torch.tensor(column, dtype=x.dtype, device=x.device) for column in (knots, *columns))
     left = torch.bucketize(x, at[1:-1], right=True)
-    one, other = of[left], of[left + 1]
-    y = torch.lerp(one, other, (x - at[left]) / (at[left + 1] - at[left]))
-    return torch.maximum(torch.minimum(y, torch.maximum(one, other)), torch.minimum(one, other))
+    share = (x - at.take(left)) / at.diff().take(left)
+    return [torch.lerp(column.take(left), column[1:].take(left), share) for column in of]

@@ -44,7 +44,7 @@ COLUMNS = {
     "explained": "whether the record has a diagnosis of the run's worst chip at this th_g",
     "network_settings": "settings of network and training, except method, th_g and seed",
     "method_settings": "settings of the training method",
-    "reference_settings": "what was attacked: data, bits, which layers are programmed, the unit of th_g, devices of its own",
+    "reference_settings": "what was attacked: data, bits, which layers are programmed, the unit of th_g, devices",
     "attack_settings": "settings of the attack",
     "command": "command that repeats the run",
     "sweep": "command of the sweep that the run is a job of; missing for a single run",
