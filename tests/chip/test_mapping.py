@@ -34,10 +34,10 @@ def test_one_device_a_weight_by_hand():
 
 def test_a_differential_pair_by_hand():
     """The unused device is at 0 and deviates by -0.01 to 0.02 there."""
-    crossbar = crossbar_of([1.0, -0.5, 0.0], RISING, mapping=DeviceMapping(pair=True))
+    crossbar = crossbar_of([1.0, -1.0, -0.5, 0.0], RISING, mapping=DeviceMapping(pair=True))
     low, high = ends(crossbar)
-    assert low == pytest.approx([-0.07 - 0.02, -(0.04 + 0.01), -0.01 - 0.02])
-    assert high == pytest.approx([0.04 + 0.01, 0.03 + 0.02, 0.02 + 0.01])
+    assert low == pytest.approx([-0.07 - 0.02, -(0.04 + 0.01), -(0.04 + 0.01), -0.01 - 0.02])
+    assert high == pytest.approx([0.04 + 0.01, 0.07 + 0.02, 0.03 + 0.02, 0.02 + 0.01])
     assert crossbar.thg == pytest.approx(0.09)
     flat = crossbar_of([1.0, -0.5, 0.0], 0.03, mapping=DeviceMapping(pair=True))
     assert flat.thg == pytest.approx(0.06) and ends(flat)[1] == pytest.approx([0.06] * 3)

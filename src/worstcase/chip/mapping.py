@@ -79,9 +79,7 @@ class DeviceMapping:
                 device_low, device_high = device_low - unused_high, device_high - unused_low
             low += share * device_low
             high += share * device_high
-        if not self.pair and (
-            self.cut_off or not table.is_symmetric
-        ):  # the sign is digital, and turns the deviation
+        if self.cut_off or not table.is_symmetric:  # a sign turns the deviation
             negative, zero = relative < 0, relative == 0
             low, high = torch.where(negative, -high, low), torch.where(negative, -low, high)
             if bool(zero.any()):  # it may have either sign
