@@ -1,9 +1,10 @@
 """How badly a neural network can fail on a compute-in-memory chip that passed write-verify.
 
-`Crossbar` says which weights are in devices and how far they may deviate. `evaluate` searches for the worst chip,
-and the `Evaluation` that it returns says what was found and how far to trust it. `worstcase.attacks` has the
-attacks, `worstcase.methods` the training methods, `worstcase.data` and `worstcase.models` the paper's data sets
-and networks. `load_run` loads what a training left, and `results_frame` returns all records as a table.
+`Crossbar` says which weights are in devices and how far they may deviate: by a number, or by the `Tolerance` and
+the `DeviceMapping` of real devices. `evaluate` searches for the worst chip, and the `Evaluation` that it returns
+says what was found and how far to trust it. `worstcase.attacks` has the attacks, `worstcase.methods` the training
+methods, `worstcase.data` and `worstcase.models` the paper's data sets and networks. `load_run` loads what a
+training left, and `results_frame` returns all records as a table.
 """
 
 # Names are imported on first use, so that the parts that need no PyTorch start fast.
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from worstcase import attacks as attacks
     from worstcase.attacks import AttackResult as AttackResult
     from worstcase.chip.crossbar import Crossbar as Crossbar
+    from worstcase.chip.mapping import DeviceMapping as DeviceMapping
+    from worstcase.chip.tolerance import Tolerance as Tolerance
     from worstcase.evaluation.evaluation import Evaluation as Evaluation
     from worstcase.evaluation.evaluation import evaluate as evaluate
     from worstcase.report.frame import results_frame as results_frame
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "Crossbar": "worstcase.chip.crossbar",
+    "DeviceMapping": "worstcase.chip.mapping",
+    "Tolerance": "worstcase.chip.tolerance",
     "AttackResult": "worstcase.attacks",
     "Evaluation": "worstcase.evaluation.evaluation",
     "evaluate": "worstcase.evaluation.evaluation",
@@ -33,7 +38,9 @@ _MODULE_OF = {
 __all__ = [
     "AttackResult",
     "Crossbar",
+    "DeviceMapping",
     "Evaluation",
+    "Tolerance",
     "attacks",
     "evaluate",
     "load_run",

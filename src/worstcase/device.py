@@ -1,13 +1,17 @@
-"""The bound th_g of common devices, and what write-verify costs to hold it: python -m worstcase.device."""
+"""The bound th_g of devices, what write-verify costs to hold it, and tables: python -m worstcase.device."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from pathlib import Path
 
 import torch
 
 from worstcase.checks import check_seed
+from worstcase.chip.presets import PRESETS, preset
+from worstcase.chip.tolerance import SIGMAS, Tolerance
 from worstcase.chip.write_verify import device_weights, perturbation_bound, write_verify
 
 
@@ -24,8 +28,21 @@ def main() -> None:
     parser.add_argument("--device-bits", type=int, nargs="+", default=[1, 2, 4], metavar="K")
     parser.add_argument("--max-pulses", type=int, default=1000, help="most pulses of a device (1000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--table",
+        nargs="*",
+        metavar="NAME",
+        help=f"show tolerances by conductance instead: CSV files, and presets ({', '.join(PRESETS)}; all)",
+    )
+    parser.add_argument(
+        "--sigmas", type=float, help=f"standard deviations at which write-verify stops ({SIGMAS:g})"
+    )
     arguments = parser.parse_args()
     try:
+        if arguments.table is not None:
+            for name in arguments.table or PRESETS:
+                _show_table(name, arguments.sigmas)
+            return
         check_seed("seed", arguments.seed)
         cells = [(m, k, len(device_weights(m, k))) for m in arguments.weight_bits for k in arguments.device_bits]
         bounds = {(m, k): perturbation_bound(arguments.tolerance, m, k) for m, k, _ in cells}
@@ -33,7 +50,7 @@ def main() -> None:
         done = write_verify(
             (100_000,), arguments.sigma, arguments.tolerance, max_pulses=arguments.max_pulses, generator=generator
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(
         f"tolerance th = {arguments.tolerance:g} levels of a device, sigma = {arguments.sigma:g} after one pulse"
@@ -43,6 +60,24 @@ def main() -> None:
         levels, pulses = bounds[m, k] * (2**m - 1), devices * done.mean_pulses
         print(f"{m:12}{k:13}{devices:9}{levels:16.4g}{bounds[m, k]:19.4g}{pulses:15.3g}")
     print(f"{done.failed:,} of {done.verified.numel():,} devices did not verify in {arguments.max_pulses} pulses")
+
+
+def _show_table(name: str, sigmas: float | None) -> None:
+    """A tolerance by conductance, in percent of the largest."""
+    if Path(name).suffix == ".csv":
+        table, source = Tolerance.from_csv(name, sigmas=sigmas), ""
+    else:
+        table, source = Tolerance.preset(name, sigmas=sigmas), f"{preset(name).device}\n{preset(name).source}\n"
+    print(f"{name}\n{source}percent of the largest conductance")
+    print(" conductance   sigma   lower   upper")
+    sigma = [math.nan] * len(table.conductance) if table.sigma is None else table.sigma
+    for row in zip(table.conductance, sigma, table.lower, table.upper, strict=True):
+        g, *rest = (100 * value for value in row)
+        print(f"{g:12.4g}" + "".join("       -" if math.isnan(value) else f"{value:8.2f}" for value in rest))
+    if table.sigma is not None:
+        k = SIGMAS if sigmas is None else sigmas
+        print(f"write-verify stops at {k:g} sigma: {math.erf(k / math.sqrt(2)):.1%} of devices pass at once")
+    print(f"no device deviates by more than {table.largest:.4g} of the largest conductance\n")
 
 
 if __name__ == "__main__":

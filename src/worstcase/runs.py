@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model_builder, list_models
 
 from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.mapping import DeviceMapping
+from worstcase.chip.tolerance import from_plain
 from worstcase.data import ImageDataModule
 from worstcase.evaluation.record import CHECKPOINT, Record
 from worstcase.evaluation.settings import without_download
@@ -74,10 +76,12 @@ def make_crossbar(net: nn.Module, config: Mapping[str, Any]) -> Crossbar:
     """The crossbar of a network, with the settings of a configuration."""
     return Crossbar(
         net,
-        config["thg"],
+        from_plain(config["thg"]),
         full_scale=config["full_scale"],
         layers=config["layers"],
         exclude=config["exclude"],
+        arrays=config.get("arrays", ()),
+        mapping=DeviceMapping(**config.get("mapping", {})),
         weight_bits=config["model"]["weight_bits"],
         activation_bits=config["model"]["activation_bits"],
     )

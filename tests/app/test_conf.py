@@ -12,6 +12,8 @@ from torch import nn
 from worstcase.app import schema
 from worstcase.app.naming import completed
 from worstcase.attacks import Attack
+from worstcase.chip.presets import PRESETS
+from worstcase.chip.tolerance import Tolerance, from_plain, largest
 from worstcase.data import ImageDataModule
 from worstcase.methods import Method
 from worstcase.runs import build, make_crossbar
@@ -141,7 +143,9 @@ def test_suites_are_attacks_as_their_own_files_have_them(name):
 
 @pytest.mark.parametrize("name", options("th_g"))
 def test_th_g_presets(name):
-    assert 0 < composed(f"th_g={name}").thg <= 0.1
+    thg = from_plain(completed(composed(f"th_g={name}"))["thg"])
+    assert 0 < largest(thg) <= 0.13
+    assert name not in PRESETS or thg == Tolerance.preset(name, sigmas=2)
 
 
 @pytest.mark.parametrize("name", options("logger"))

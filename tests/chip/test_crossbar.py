@@ -5,6 +5,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from worstcase import Crossbar
 from worstcase.chip.crossbar import evaluating
+from worstcase.chip.memory_layout import takes_channels_last
 from worstcase.models import LeNet, ResNet18
 
 
@@ -78,7 +79,7 @@ def test_images_are_laid_out_channels_last_where_the_network_computes_so(small_n
     assert torch.equal(crossbar(images), expected) and torch.equal(crossbar(images), expected)
     assert formats == [True, False, False, False, False]
     small_net.train()
-    Crossbar(small_net, 0.1)._takes_channels_last(images)
+    takes_channels_last(small_net, images)
     assert torch.equal(small_net[1].running_mean, statistics) and small_net[1].training
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worstcase.chip.box import Box
-from worstcase.chip.noise import gaussian, per_device, programmed, right_censored_gaussian
+from worstcase.chip.noise import gaussian, per_device, programmed, right_censored_gaussian, verified
 
 SAMPLES = 200_000
 SCALE = 0.2
@@ -119,3 +119,45 @@ def test_devices_that_fail_to_verify_leave_the_box():
 def test_tolerance_out_of_range(sampler):
     with pytest.raises(ValueError, match=r"tolerance=0\.0: must be above 0"):
         draw(sampler)
+
+
+LOW, HIGH = torch.tensor([-0.3, -0.05, 0.0]), torch.tensor([0.1, 0.4, 0.2])
+LOPSIDED = Box({"w": LOW.expand(SAMPLES, 3)}, {"w": HIGH.expand(SAMPLES, 3)}, {"w": torch.empty(SAMPLES, 3)})
+OF_EACH = {"w": torch.tensor([0.2, 0.1, 0.3])}
+
+
+def test_verified_is_a_gaussian_given_that_it_is_inside():
+    """The moments of a Gaussian truncated at unequal ends, with the same sigma to both sides."""
+    sample = verified(LOPSIDED, OF_EACH, torch.Generator().manual_seed(0))["w"].double()
+    assert LOPSIDED.contains({"w": sample.float()})
+    for column, sigma, low, high in zip(sample.T, OF_EACH["w"].tolist(), LOW.tolist(), HIGH.tolist(), strict=True):
+        a, b = low / sigma, high / sigma
+        z = distribution(b) - distribution(a)
+        mean = (density(a) - density(b)) / z
+        variance = 1 + (a * density(a) - b * density(b)) / z - mean**2
+        assert column.mean().item() / sigma == pytest.approx(mean, abs=4 * math.sqrt(variance / SAMPLES))
+        assert column.var().item() / sigma**2 == pytest.approx(variance, rel=0.02)
+
+
+def test_devices_that_are_not_verified_in_time_follow_the_gaussian_outside():
+    generator = torch.Generator().manual_seed(0)
+    whole = verified(LOPSIDED, OF_EACH, generator, max_pulses=1)["w"].double()
+    for column, sigma, low, high in zip(whole.T, OF_EACH["w"].tolist(), LOW.tolist(), HIGH.tolist(), strict=True):
+        assert column.mean().item() / sigma == pytest.approx(
+            0, abs=4 / math.sqrt(SAMPLES)
+        )  # one pulse: N(0, sigma)
+        assert column.std().item() / sigma == pytest.approx(1, rel=0.01)
+        outside = 1 - distribution(high / sigma) + distribution(low / sigma)
+        drawn = verified(LOPSIDED, OF_EACH, generator, max_pulses=3)["w"]
+        column = drawn[:, OF_EACH["w"].tolist().index(sigma)]
+        share = ((column < low) | (column > high)).double().mean().item()
+        assert share == pytest.approx(outside**3, abs=4 * math.sqrt(outside**3 / SAMPLES))
+
+
+def test_with_equal_ends_and_sigmas_it_is_the_truncated_gaussian_of_the_box():
+    box = Box.symmetric(SCALE, {"w": torch.ones((), dtype=torch.double)}, {"w": torch.empty(SAMPLES)})
+    sample = verified(box, {"w": torch.tensor(SCALE / 0.6)}, torch.Generator().manual_seed(0))["w"].double()
+    assert sample.var().item() / SCALE**2 == pytest.approx(truncated_variance(0.6), rel=0.02)
+    exact = Box.symmetric(0.0, {"w": torch.ones((), dtype=torch.double)}, {"w": torch.empty(9)})
+    for sigma in (0.0, 0.1):
+        assert not verified(exact, {"w": torch.tensor(sigma)})["w"].any()

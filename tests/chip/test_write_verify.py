@@ -5,6 +5,7 @@ import torch
 from commands import run
 from scipy.stats import ks_2samp, kstest, truncnorm
 
+from worstcase.chip.presets import PRESETS
 from worstcase.chip.write_verify import conductances, device_weights, perturbation_bound, weight_of, write_verify
 
 # (M, K): sum of 2^(iK), by hand; Eq. 4 gives th times that in level units
@@ -192,5 +193,11 @@ def test_the_table_is_printed_and_bad_input_named():
     }.items():
         done = run("worstcase.device", *said.split(), fails=True)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and message in done.stderr
+    shown = run("worstcase.device", "--table", "rram_wan2022").stdout
+    assert "          40    6.36  -12.72   12.72" in shown and "2 sigma: 95.4% of devices pass at once" in shown
+    assert "Wan et al." in shown and "0.1272 of the largest" in shown
+    assert run("worstcase.device", "--table", "--sigmas", "3").stdout.count("99.7% of devices") == len(PRESETS)
+    refused = run("worstcase.device", "--table", "nowhere.csv", "rram", fails=True).stderr
+    assert refused == "error: there is no table of a tolerance at nowhere.csv\n"
     shown = run("worstcase.device", "--max-pulses", "100000000000", "--tolerance", "0").stdout
     assert "100,000 of 100,000 devices did not verify in 100000000000 pulses" in shown

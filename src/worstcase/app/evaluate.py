@@ -40,8 +40,9 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     if cfg["merge"]:
         shares.merge(cfg, siblings, folder)
     record = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
-    thgs = schema.bounds(cfg)
-    crossbar = make_crossbar(network(record.config if record else {}, cfg["net"]), {**cfg, "thg": thgs[-1]})
+    thgs = schema.bounds(cfg) if isinstance(cfg["thg"], list) else None
+    said = {**cfg, "thg": thgs[-1]} if thgs else cfg
+    crossbar = make_crossbar(network(record.config if record else {}, cfg["net"]), said)
     load_weights(crossbar, Path(cfg["checkpoint"] or Path(cfg["run"], CHECKPOINT)))
     crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     chosen = HydraConfig.get().runtime.choices.get("dataset")

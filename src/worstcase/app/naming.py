@@ -14,10 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from worstcase.app import schema
+from worstcase.app.devices import in_numbers
 from worstcase.app.doors import door
 from worstcase.app.state import Begun
 from worstcase.evaluation.record import CHECKPOINT, Record, finished_runs
-from worstcase.evaluation.settings import without_download, without_place
+from worstcase.evaluation.settings import NO_MAPPING, without_download, without_place
 
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
 ONLY_SHOWN = (
@@ -38,6 +39,7 @@ WITHOUT_RUN = {  # what an evaluation takes from its training run, and its value
     "full_scale": "layer_max",
     "layers": ["*"],
     "exclude": [],
+    "arrays": [],
     "seed": 0,
     "data_dir": os.environ.get("WORSTCASE_DATA", "data"),
 }
@@ -57,7 +59,10 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     if "run" in cfg:
         return _completed_evaluation(cfg)
-    return _plain(cfg)
+    settings = _plain(cfg)
+    if "thg" in settings:
+        settings["thg"] = in_numbers(settings["thg"], settings["sigmas"])
+    return settings
 
 
 def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
@@ -81,7 +86,10 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
     settings = _plain(cfg)
     for key in WITHOUT_RUN:
         if settings[key] is None:
-            settings[key] = trained[key]
+            settings[key] = trained.get(key, WITHOUT_RUN[key])
+    settings["thg"] = in_numbers(settings["thg"], settings["sigmas"])
+    mapping = trained.get("mapping") or NO_MAPPING
+    settings["mapping"] = {key: mapping[key] if own is None else own for key, own in settings["mapping"].items()}
     dataset = {key: value for key, value in settings["dataset"].items() if value is not None}
     settings["dataset"] = dataset if chosen else _of_run(trained["dataset"], dataset, settings["data_dir"])
     settings["weights"] = _file_digest(Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
@@ -182,7 +190,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
     """A readable folder for a training; its digest tells apart what the name does not show."""
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    name = f"thg{settings['thg']:g}-seed{settings['seed']}-{_digest(settings)}"
+    name = f"thg{schema.bounds(settings)[0]:g}-seed{settings['seed']}-{_digest(settings)}"
     return f"{_own(settings['net']) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 

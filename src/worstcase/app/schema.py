@@ -10,6 +10,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from worstcase.chip.tolerance import from_plain, largest
+
 
 class ConfigError(ValueError):
     """A setting is out of range; the message says what is allowed."""
@@ -19,10 +21,13 @@ class ConfigError(ValueError):
 class TrainConfig:
     """Top level of conf/train.yaml; a group's keys are those of its files."""
 
-    thg: float = MISSING
+    thg: Any = MISSING
+    sigmas: float | None = None
+    mapping: Any = MISSING
     full_scale: str = MISSING
     layers: list[str] = MISSING
     exclude: list[str] = MISSING
+    arrays: list[str] = MISSING
     seed: int = MISSING
     data_dir: str = MISSING
     net: str | None = None
@@ -50,9 +55,12 @@ class EvaluateConfig:
     weights: str | None = None
     net: str | None = None
     thg: Any = None
+    sigmas: float | None = None
+    mapping: Any = MISSING
     full_scale: str | None = None
     layers: list[str] | None = None
     exclude: list[str] | None = None
+    arrays: list[str] | None = None
     heldout: bool = False
     merge: bool = False
     diagnosis: str | None = MISSING
@@ -112,14 +120,17 @@ COUNTS = {  # whole numbers and the least that each may be
     "method.members": 1,
     "model.weight_bits": 1,
     "model.activation_bits": 1,
+    "mapping.device_bits": 1,
 }
 
 CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full"), "certificate": ("interval", "null")}
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:
-    """All th_g of a configuration, the smallest first."""
+    """All th_g of a configuration, the smallest first; of tolerances the largest deviation of a device."""
     thg = settings.get("thg")
+    if isinstance(thg, dict):
+        return [largest(from_plain(thg))]
     if isinstance(thg, list):
         if not thg:
             raise ConfigError("thg=[]: must be a number, or a list of one or more")
@@ -149,7 +160,7 @@ def check(settings: Mapping[str, Any]) -> None:
     full_scale = settings.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
         raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
-    for thg in bounds(settings):
+    for thg in _numbers(settings):
         if isinstance(thg, bool) or not isinstance(thg, int | float) or not (math.isfinite(thg) and thg >= 0):
             raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
         if full_scale != "unit" and thg > 1:
@@ -164,10 +175,38 @@ def check(settings: Mapping[str, Any]) -> None:
         value = flat.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
+    _check_devices(settings)
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
+        if settings["thg"] is None or isinstance(settings["thg"], list):
+            raise ConfigError(
+                f"thg={settings['thg']}: a training has one; sweep over several with -m thg=0.01,0.03"
+            )
         _check_trainer(settings["trainer"])
+
+
+def _numbers(settings: Mapping[str, Any]) -> list[Any]:
+    """All th_g that are numbers, or should be."""
+    thg = settings.get("thg")
+    if not isinstance(thg, dict):
+        return bounds(settings)
+    if not thg:
+        raise ConfigError("thg={}: must be a number, or patterns of arrays' names with their own")
+    return [] if "conductance" in thg else [one for one in thg.values() if not isinstance(one, dict)]
+
+
+def _check_devices(settings: Mapping[str, Any]) -> None:
+    mapping = settings.get("mapping") or {}
+    for key in ("pair", "cut_off"):
+        if mapping.get(key) not in (None, True, False):
+            raise ConfigError(f"mapping.{key}={mapping[key]}: must be true or false")
+    if mapping.get("pair") and isinstance(settings.get("thg"), list):
+        raise ConfigError("thg=[...]: with mapping.pair=true thg is a device's; give one, or sweep with -m")
+    device_bits, weight_bits = mapping.get("device_bits"), (settings.get("model") or {}).get("weight_bits")
+    if device_bits is not None and (weight_bits is None or weight_bits % device_bits):
+        said = "null" if weight_bits is None else weight_bits
+        raise ConfigError(f"mapping.device_bits={device_bits}: must divide model.weight_bits, which is {said}")
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:

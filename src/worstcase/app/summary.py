@@ -53,7 +53,8 @@ def print_summary(record: Record, folder: str) -> None:
         add("proven lowest", f"none: {record.not_certified}")
     share = f"{record.parameters_perturbed / record.parameters:.1%}"
     add("programmed", f"{record.parameters_perturbed:,} of {record.parameters:,} values ({share})")
-    add("th_g", f"{'' if several else f'{record.thg:g} '}{unit}")
+    at_most = "at most " if record.tolerance else ""
+    add("th_g", f"{'' if several else f'{at_most}{record.thg:g} '}{unit}")
     add("seconds", ", ".join(seconds))
     console = Console()
     console.print(table)

@@ -366,8 +366,8 @@ def _flip_weights(run: Search, budget: float, generator: torch.Generator) -> Non
             name, index = places[place]
             d = current[name]
             old = d[index].clone()
-            end = (run.box.low if old > 0 else run.box.high)[name]
-            d[index] = end.expand_as(d)[index]
+            low, high = (end[name].expand_as(d)[index] for end in (run.box.low, run.box.high))
+            d[index] = low if old - low > high - old else high
             found = run.score(current, member="flips")
             if found > accuracy:
                 d[index] = old

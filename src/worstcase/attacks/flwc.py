@@ -14,7 +14,8 @@ class FLWC(Attack):
     would leave it as soon as there is more than one batch.
 
     Args:
-        steps: epochs over the reference set, Ep = th_g / eta of line 4; the step size eta is bound / steps.
+        steps: epochs over the reference set, Ep = th_g / eta of line 4; the step size eta is bound / steps. Where
+            the ends of the box differ, the bound is the one that is farther from 0.
         update: ``batch``, a step after each mini-batch (as printed), or ``epoch``, one after each pass
             over the reference set (as in the authors' code).
         objective: name of what is minimised, see `worstcase.objectives`.
@@ -46,7 +47,7 @@ class FLWC(Attack):
 
     def search(self, run: Search) -> None:
         perturbation = run.box.zero()  # line 3
-        eta = {name: half / self.steps for name, half in run.box.half_width.items()}
+        eta = {name: end / self.steps for name, end in run.box.reach.items()}
         for _ in range(self.steps):  # lines 4-5
             if self.update == "batch":
                 for batch in run.batches():  # lines 6-10

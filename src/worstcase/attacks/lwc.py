@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -123,17 +123,24 @@ def _range_of_c(c_range: tuple[float, float]) -> tuple[float, float]:
 
 
 def largest(perturbation: Perturbation, box: Box) -> Tensor:
-    """The largest absolute deviation in half widths of its array; arrays that may not deviate do not count."""
-    half = box.half_width
-    peaks = [d.abs().amax() / half[name].amax() for name, d in perturbation.items() if name in box.movable]
+    """The largest absolute deviation in units of the farther end of its box; weights without one do not count."""
+    peaks = [d.abs().amax() / end for d, end in _evened(perturbation, box)]
     return torch.stack(peaks).amax()
 
 
 def root_mean_square(perturbation: Perturbation, box: Box) -> Tensor:
-    """The root mean square over all weights of the deviation in half widths of its array."""
-    half = box.half_width
-    relative = [(d / half[name].amax()).flatten() for name, d in perturbation.items() if name in box.movable]
+    """The root mean square over all weights of the deviation in the same units."""
+    relative = [(d / end).flatten() for d, end in _evened(perturbation, box)]
     return torch.linalg.vector_norm(torch.cat(relative)) / math.sqrt(sum(r.numel() for r in relative))
+
+
+def _evened(perturbation: Perturbation, box: Box) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each array that may deviate: its farthest end, and d as if that were the end of each of its weights."""
+    for name, d in perturbation.items():
+        if name in box.movable:
+            reach = box.reach[name]
+            farthest = reach.amax()
+            yield d * torch.where(reach > 0, farthest / reach, 0) if reach.ndim else d, farthest
 
 
 def _gradient(

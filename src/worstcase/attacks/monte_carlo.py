@@ -18,7 +18,7 @@ from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
-from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian
+from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian, verified
 from worstcase.chip.write_verify import PULSES, device_weights
 from worstcase.task import decisions, right_answers, split
 
@@ -56,11 +56,13 @@ class MonteCarlo(Attack):
         sampler: ``truncated_gaussian``, ``uniform`` and ``vertex`` are those of `Box.sample`; ``gaussian``,
             ``right_censored_gaussian`` and ``programmed``, functions of `worstcase.chip.noise`, may leave the box.
         sigma: standard deviation of the Gaussian that a sampler is made of, before write-verify, in units of the
-            full scale; None: th_g.
+            full scale; None: that of the devices' `Tolerance`, or half its width (th_g, of a number). It is the
+            same to both sides, also where the ends of the box differ.
         threshold: of ``right_censored_gaussian``, in units of sigma; None: 1.
         max_pulses: of ``programmed``, at most 10^15; None: 1,000.
         weight_bits: M, to draw each device of a weight (Eq. 4); a device's deviations are in units of its own full
-            scale. None: the weight is one device.
+            scale. None: the weight is one device. Only where th_g is a number: a `DeviceMapping` tells how a
+            weight's sigma comes from its devices'.
         device_bits: K, with weight_bits.
 
     Cost: 1 pass an instance, and 2 for the clean accuracy and for the worst instance; passes and seconds of the
@@ -170,11 +172,13 @@ class MonteCarlo(Attack):
 
     def _sample(self, crossbar: Crossbar, box: Box) -> Draw:
         """The function that draws a chip if each weight is one device."""
-        thg = crossbar.thg
-        sigma = thg if self.sigma is None else self.sigma
         of_its_own = {
             key: value for key in ("threshold", "max_pulses") if (value := getattr(self, key)) is not None
         }
+        if not crossbar.has_one_bound:
+            return self._sample_of_devices(crossbar, box, of_its_own)
+        thg = crossbar.thg
+        sigma = thg if self.sigma is None else self.sigma
         if self.sampler in UNVERIFIED:
             if thg:
                 scale = {name: half * (sigma / thg) for name, half in box.half_width.items()}
@@ -187,6 +191,25 @@ class MonteCarlo(Attack):
             return partial(box.sample, "truncated_gaussian", tolerance=thg / sigma)
         return partial(box.sample, self.sampler)
 
+    def _sample_of_devices(self, crossbar: Crossbar, box: Box, of_its_own: dict[str, Any]) -> Draw:
+        """The same where weights have tolerances of their own."""
+        if self.device_bits is not None:
+            raise ValueError(
+                f"device_bits={self.device_bits}: only where thg is one number; here the mapping tells the devices"
+            )
+        if self.sigma is None:
+            sigma = crossbar.sigma()
+        else:
+            sigma = {name: full * self.sigma for name, full in crossbar.full_scales().items()}
+        sigma = {name: s.cpu() for name, s in sigma.items()}
+        if self.sampler in UNVERIFIED:
+            return partial(UNVERIFIED[self.sampler], box.weights, sigma, **of_its_own)
+        if self.sampler == "truncated_gaussian":
+            return partial(verified, box, sigma)
+        if self.sampler == "programmed":
+            return partial(verified, box, sigma, **{"max_pulses": 1000, **of_its_own})
+        return partial(box.sample, self.sampler)
+
     def _identity(self, run: Search) -> dict[str, Any]:
         """A digest of all that decides an instance's right answers."""
         settings = {key: value for key, value in self.parameters().items() if key not in ("instances", "first")}
@@ -195,6 +218,11 @@ class MonteCarlo(Attack):
             **settings,
             "thg": run.crossbar.thg,
             "full_scale": run.crossbar.full_scale,
+            **(
+                {}
+                if run.crossbar.has_one_bound
+                else {"devices": repr((run.crossbar.tolerance, run.crossbar.mapping))}
+            ),
             "network": _digest(run.crossbar, run.box),
             "samples": run.samples,
             "clean_percent": round(100 * run.history[0]["accuracy"]),  # other machines may differ by a tie

@@ -16,7 +16,7 @@ class SignSteps:
         self.perturbation = {name: d.clone() for name, d in start.items()}
 
     def __call__(self, gradient: Perturbation, step: float) -> None:
-        size = {name: step * half for name, half in self.box.half_width.items()}
+        size = {name: step * end for name, end in self.box.reach.items()}
         self.box.step_(self.perturbation, gradient, size)
 
 
@@ -61,7 +61,8 @@ class FreeAdam:
     def __init__(self, box: Box, start: Perturbation) -> None:
         self.box = box
         self.perturbation = {name: d.clone() for name, d in start.items()}
-        self.scale = [box.half_width[name].amax().item() for name in start]
+        self.scale = [box.reach[name].amax().item() for name in start]
+        self.shares = {n: end / end.amax() for n in start if (end := box.reach[n]).ndim and end.any()}
         self.adam = torch.optim.Adam([{"params": [d]} for d in self.perturbation.values()], fused=True)
 
     def __call__(self, gradient: Perturbation, step: float) -> None:
@@ -69,8 +70,11 @@ class FreeAdam:
             group["lr"] = step * scale
         for name, d in self.perturbation.items():
             d.grad = gradient[name]
+        before = {name: self.perturbation[name].clone() for name in self.shares}
         self.adam.step()
         self.adam.zero_grad()
+        for name, d in before.items():  # where the box is narrower, steps are smaller
+            self.perturbation[name].copy_(d.lerp(self.perturbation[name], self.shares[name]))
 
 
 class ProjectedAdam(FreeAdam):

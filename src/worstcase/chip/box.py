@@ -49,20 +49,40 @@ class Box:
             full_scales: a float64 scalar for each array, in weight units.
             weights: see the attribute.
         """
-        high = {}
-        for name, weight in weights.items():
-            scale = full_scales[name]
-            end = (thg * scale).to(weight.dtype)
-            too_large = end.double() / scale > thg  # false where the scale is 0
-            end = torch.where(too_large, torch.nextafter(end, torch.zeros_like(end)), end)
-            high[name] = end.to(weight.device)
+        high = {name: _rounded(thg, full_scales[name], weight) for name, weight in weights.items()}
         return cls({name: -end for name, end in high.items()}, high, weights)
+
+    @classmethod
+    @torch.inference_mode(False)
+    def between(
+        cls,
+        ends: Mapping[str, tuple[Tensor, Tensor]],
+        full_scales: Mapping[str, Tensor],
+        weights: dict[str, Tensor],
+    ) -> Box:
+        """From a low to a high end in units of the full scale, rounded as by `symmetric`.
+
+        Args:
+            ends: for each array the least deviation, 0 or less, and the greatest, 0 or more, in float64.
+            full_scales, weights: see `symmetric`.
+        """
+        low, high = {}, {}
+        for name, weight in weights.items():
+            low[name] = -_rounded(-ends[name][0], full_scales[name], weight)
+            high[name] = _rounded(ends[name][1], full_scales[name], weight)
+        return cls(low, high, weights)
 
     @cached_property
     @torch.inference_mode(False)
     def half_width(self) -> dict[str, Tensor]:
-        """(high - low) / 2, which broadcasts to the weight: the unit of an attack's steps."""
+        """(high - low) / 2, which broadcasts to the weight."""
         return {name: (high - self.low[name]) / 2 for name, high in self.high.items()}
+
+    @cached_property
+    @torch.inference_mode(False)
+    def reach(self) -> dict[str, Tensor]:
+        """The farther end's absolute deviation, the unit of an attack's steps: from 0 so many reach either end."""
+        return {name: torch.maximum(high, -self.low[name]) for name, high in self.high.items()}
 
     @cached_property
     def movable(self) -> set[str]:
@@ -136,7 +156,8 @@ class Box:
             kind: ``uniform``; ``vertex``, low or high with equal chance; or ``truncated_gaussian``, what
                 write-verify leaves of a Gaussian programming error: N(0, sigma) given that it is inside.
             generator: draws; None: torch's default.
-            tolerance: t of the truncated Gaussian, how many sigma an end is away from 0, above 0.
+            tolerance: t of the truncated Gaussian, how many sigma an end is away from 0, above 0. Where the ends
+                differ each side has a sigma of its own; with `worstcase.chip.noise.verified` both have one.
 
         With b the end of a symmetric box, the mean is 0 and the variance b^2 / 3 (uniform), b^2 (vertex), or
         sigma^2 (1 - 2 t phi(t) / (2 Phi(t) - 1)), where phi and Phi are the standard normal density and
@@ -183,7 +204,7 @@ class Box:
         Args:
             perturbation: is moved.
             gradient: only its sign matters.
-            size: of the step, by array in weight units, such as `half_width` / 10; it broadcasts to the weight.
+            size: of the step, by array in weight units, such as `reach` / 10; it broadcasts to the weight.
         """
         for name, d in perturbation.items():
             d -= gradient[name].sign().mul_(size[name])
@@ -232,6 +253,14 @@ class Box:
             name: x.clamp(max=0) * -self.low[name] + x.clamp(min=0) * self.high[name]
             for name, x in relative.items()
         }
+
+
+def _rounded(relative: Tensor | float, full_scale: Tensor, weight: Tensor) -> Tensor:
+    """A deviation, 0 or more, in a weight's units and dtype: the last that is not above its relative one."""
+    end = (relative * full_scale).to(weight.dtype)
+    too_large = end.double() / full_scale > relative  # false where the full scale is 0
+    end = torch.where(too_large, torch.nextafter(end, torch.zeros_like(end)), end)
+    return end.to(weight.device)
 
 
 def _truncated_gaussian(weight: Tensor, tolerance: float, generator: torch.Generator | None) -> Tensor:

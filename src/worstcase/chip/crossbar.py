@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -22,10 +21,16 @@ from worstcase.chip.arrays import (
     weights_of_layers,
 )
 from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.deviation import deviate
+from worstcase.chip.devices import Devices
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.manners import Manners, look
+from worstcase.chip.mapping import DeviceMapping
+from worstcase.chip.memory_layout import MemoryLayout
+from worstcase.chip.modes import evaluating as evaluating
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
+from worstcase.chip.tolerance import Said
 from worstcase.task import Inputs, Loader, inputs_and_labels, of_each
 
 FULL_SCALES = ("layer_max", "unit")
@@ -45,9 +50,14 @@ class Crossbar(nn.Module):
     Args:
         net: any network; batch norm, shared and frozen weights and other layers are fine.
         thg: th_g, the weight perturbation bound in units of the full scale; 0 or more, at most 1 for
-            ``layer_max``. It can be set later.
+            ``layer_max``. Or a `Tolerance`, which depends on a device's conductance: the weight's absolute value
+            in units of the full scale. Or numbers and tolerances by shell patterns of arrays' names, of which the
+            first that fits counts: ``{"fc*": 0.01, "*": 0.03}``. It can be set later.
         full_scale: what th_g is relative to: ``layer_max``, the largest absolute weight of each layer
             (the authors' convention), or ``unit``, 1 (an absolute bound in weight units).
+        mapping: the devices that hold a weight; None: one, and a digital sign.
+        stuck: weights whose devices may be stuck, by array in tensors of its shape: where they would be then, in
+            units of the full scale, -1 to 1, and NaN for sound ones. Their boxes reach as far.
         layers: names of the layers to program, as shell patterns (``"*"``, ``"features.*"``); the others
             stay exact.
         exclude: patterns of layers to take out again.
@@ -58,8 +68,9 @@ class Crossbar(nn.Module):
             training mode, are fixed in eval mode, and come from `calibrate` if it was not trained so.
 
     Raises:
-        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits nothing, a network with
-            no weight to perturb, or a layer whose computed weight cannot be followed.
+        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits nothing, an array that no
+            pattern of th_g fits, a mapping that these bits or this full scale do not allow, a network with no
+            weight to perturb, or a layer whose computed weight cannot be followed.
 
     Example:
         >>> crossbar = Crossbar(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), thg=0.03)
@@ -71,9 +82,11 @@ class Crossbar(nn.Module):
     def __init__(
         self,
         net: nn.Module,
-        thg: float,
+        thg: Said,
         *,
         full_scale: str = "layer_max",
+        mapping: DeviceMapping | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
         layers: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         arrays: Sequence[str] = (),
@@ -87,7 +100,8 @@ class Crossbar(nn.Module):
             raise ValueError(f"full_scale={full_scale!r}: must be one of {', '.join(FULL_SCALES)}")
         self.net = net
         self.full_scale = full_scale
-        self.thg = thg
+        self.weight_bits, self.activation_bits = weight_bits, activation_bits
+        self.mapping, self.stuck = mapping or DeviceMapping(), dict(stuck or {})
         chosen = programmed_layers(net, layers, exclude)
         self._arrays = find_arrays(net, chosen, arrays)
         if not self._arrays:
@@ -95,24 +109,45 @@ class Crossbar(nn.Module):
                 f"{type(net).__name__} has no weight to perturb: no layer has one, or none of them is chosen; "
                 "arrays= names parameters that its own code multiplies with"
             )
+        self.thg = thg
+        for name, weight in self._detached().items() if stuck else ():
+            if name in self.stuck and self.stuck[name].shape != weight.shape:
+                raise ValueError(
+                    f"stuck: {name} has the shape {tuple(weight.shape)}, not {tuple(self.stuck[name].shape)}"
+                )
         self._bias_names = biases(chosen)
-        self._channels_last: bool | None = None  # None: not tried yet
+        self._layout = MemoryLayout(net)
         self._manners: Manners | None = None
-        self.weight_bits, self.activation_bits = weight_bits, activation_bits
         self.outputs = OutputQuantiser(list(chosen.values()), activation_bits) if activation_bits else None
 
     @property
     def thg(self) -> float:
-        """The weight perturbation bound th_g in units of the full scale."""
-        return self._thg
+        """The largest deviation that any weight may have, in units of its full scale: th_g.
+
+        What is set may be any tolerance of devices, as in the constructor.
+        """
+        return self._devices.largest
 
     @thg.setter
-    def thg(self, thg: float) -> None:
-        limit = 1.0 if self.full_scale == "layer_max" else math.inf
-        if not (0 <= thg <= limit and math.isfinite(thg)):
-            allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
-            raise ValueError(f"thg={thg}: must be {allowed}")
-        self._thg = float(thg)
+    def thg(self, thg: Said) -> None:
+        self._devices = Devices.holding(
+            self._arrays,
+            thg,
+            self.mapping,
+            full_scale=self.full_scale,
+            weight_bits=self.weight_bits,
+            stuck=self.stuck,
+        )
+
+    @property
+    def tolerance(self) -> Said:
+        """The tolerance of a device: a number, a `Tolerance`, or several by patterns."""
+        return self._devices.said
+
+    @property
+    def has_one_bound(self) -> bool:
+        """Whether each weight deviates by th_g at most, up and down, whatever its value and its array."""
+        return self._devices.have_one_bound
 
     def arrays(self) -> dict[str, nn.Parameter]:
         """The network's own parameter of each array that has one of the same name, as training moves it."""
@@ -152,13 +187,16 @@ class Crossbar(nn.Module):
 
     @contextmanager
     def bounded_by(self, thg: float) -> Iterator[None]:
-        """Within the block th_g is another."""
-        before = self.thg
-        self.thg = thg
+        """Within the block the largest deviation is another: all tolerances are scaled by one factor."""
+        before = self._devices
+        if self.has_one_bound:
+            self.thg = thg
+        elif thg != self.thg:
+            self._devices = self._devices.scaled_to(thg)
         try:
             yield
         finally:
-            self.thg = before
+            self._devices = before
 
     def full_scales(self) -> dict[str, Tensor]:
         """The full scale of each array in weight units: a detached float64 scalar by name.
@@ -171,8 +209,11 @@ class Crossbar(nn.Module):
     def box(self) -> Box:
         """All deviations that write-verify lets pass, for the weights and th_g as they are now.
 
-        From -th_g to th_g times the full scale of each array. It takes a look at all weights: ask once, and keep
-        it while the weights stay.
+        From -th_g to th_g times the full scale of each array, or what the devices' tolerances come to. It takes a
+        look at all weights: ask once, and keep it while the weights stay.
+
+        Raises:
+            ValueError: a tolerance depends on the conductance, and a weight is larger than the largest.
 
         Example:
             >>> layer = nn.Linear(2, 1, bias=False)
@@ -187,10 +228,19 @@ class Crossbar(nn.Module):
             {'weight': tensor([[ 0.5000, -1.0000]])}
         """
         weights = self._detached()
-        return Box.symmetric(self.thg, self._full_scales_of(weights), weights)
+        return self._devices.box(weights, self._full_scales_of(weights))
+
+    def sigma(self) -> dict[str, Tensor]:
+        """The standard deviation of each weight's programming error, by array in weight units, in float64.
+
+        Of a tolerance without one, it is half the width: th_g, where that is a number. Devices of a weight deviate
+        independently. It broadcasts to the weight.
+        """
+        weights = self._detached()
+        return self._devices.sigma(weights, self._full_scales_of(weights))
 
     def bound(self) -> dict[str, Tensor]:
-        """The largest deviation of each weight, half the width of the box: see `Box.half_width`."""
+        """Half the width of the box, the largest deviation of a weight where its ends do not differ."""
         return self.box.half_width
 
     def forward(self, inputs: Inputs, perturbation: Perturbation | None = None) -> Any:
@@ -220,7 +270,7 @@ class Crossbar(nn.Module):
             raise KeyError(f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(self._arrays)}")
         given = perturbation or {}
         weights = self._quantised({name: used(a) for name, a in self._arrays.items() if a.place is None})
-        weights = {name: _deviate(w, given[name]) if given else w for name, w in weights.items()}
+        weights = {name: deviate(w, given[name]) if given else w for name, w in weights.items()}
         weights |= {name: d for name, d in given.items() if self._arrays[name].place is not None}
         if self.weight_bits:
             weights |= self._quantised({name: self.net.get_parameter(name) for name in self._bias_names})
@@ -264,30 +314,8 @@ class Crossbar(nn.Module):
             return run(self.net, tensors, inputs)
 
     def laid_out(self, x: Inputs) -> Inputs:
-        """Images in the order in memory that the network computes fastest in; as they are if they are so already.
-
-        On a CPU that is channels_last, where the network can compute so: it takes 0.55 to 0.85 of the time.
-        """
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu":
-            return x
-        if self._channels_last is None:
-            self._channels_last = self._takes_channels_last(x)
-        if not self._channels_last:
-            return x.contiguous()
-        # contiguous() would leave images of one channel as they are
-        return x if x.stride(1) == 1 else x.clone(memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def _takes_channels_last(self, x: Tensor) -> bool:
-        if any(_corrupts_memory(module) for module in self.net.modules()):
-            return False
-        buffers = {name: b.clone() for name, b in self.net.named_buffers()}
-        with evaluating(self.net):
-            try:
-                run(self.net, buffers, x[:2].clone(memory_format=torch.channels_last))
-            except RuntimeError:  # such as of x.view(len(x), -1)
-                return False
-        return True
+        """Images in the order in memory that the network computes fastest in, see `MemoryLayout`."""
+        return self._layout(x)
 
     @torch.no_grad()
     def calibrate(self, loader: Loader) -> None:
@@ -323,7 +351,7 @@ class Crossbar(nn.Module):
     def _in_devices(self, deviation: Tensor | None, computed: Tensor) -> Tensor:
         """The values that devices hold for a tensor that a layer computed."""
         (weight,) = self._quantised({"": computed}).values()
-        return weight if deviation is None else _deviate(weight, deviation)
+        return weight if deviation is None else deviate(weight, deviation)
 
     def _quantised(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.weight_bits is None:
@@ -334,45 +362,7 @@ class Crossbar(nn.Module):
         return {name: weight.detach() for name, weight in self.programmed().items()}
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode, then give each submodule the mode back that it had."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
-
-
 def _tensor(net: nn.Module, name: str) -> Tensor:
     """A parameter or buffer of a network."""
     module, _, name = name.rpartition(".")
     return getattr(net.get_submodule(module), name)
-
-
-def _corrupts_memory(module: nn.Module) -> bool:
-    """A convolution whose gradient oneDNN writes past its workspace in channels_last (its issue 6035)."""
-    return (
-        isinstance(module, nn.Conv2d)
-        and set(module.kernel_size) == {1}
-        and set(module.stride) != {1}
-        and module.in_channels // module.groups < 16
-    )
-
-
-def _deviate(weight: Tensor, deviation: Tensor) -> Tensor:
-    """W + d, added in at least float32 before it is cast to the weight's dtype.
-
-    A cast to fewer digits is toward W: what results deviates by d at most.
-    """
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    exact = weight.to(wide) + deviation.to(wide)
-    if weight.dtype == wide:
-        return exact
-    cast = exact.to(weight.dtype)
-    with torch.no_grad():
-        beyond = (in_float64(cast) - in_float64(weight)).abs() > in_float64(deviation).abs()
-        nearer = torch.where(beyond.to(cast.device), torch.nextafter(cast, weight), cast)
-    return cast + (nearer - cast).detach()

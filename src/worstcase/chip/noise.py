@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worstcase.checks import number
 from worstcase.chip.box import Box
-from worstcase.chip.float64 import in_float64, like
+from worstcase.chip.float64 import has_float64, in_float64, like
 from worstcase.chip.write_verify import device_weights, write_verify
 
 Sample = dict[str, Tensor]
@@ -92,6 +92,47 @@ def programmed(
     return sample
 
 
+def verified(
+    box: Box,
+    sigma: Mapping[str, Tensor],
+    generator: torch.Generator | None = None,
+    *,
+    max_pulses: int | None = None,
+) -> Sample:
+    """What write-verify leaves of N(0, sigma), for a box and a sigma of each weight's own.
+
+    After each pulse a deviation is drawn anew until it is inside the box: N(0, sigma) given that it is inside. Its
+    ends may differ; sigma is the same to both sides. A device whose budget is spent stays outside.
+
+    Args:
+        box: what verifies.
+        sigma: by array, in weight units, before verification; it broadcasts to the weight.
+        generator: draws; None: torch's default.
+        max_pulses: the budget of a device; None: there is no end.
+
+    Example:
+        >>> box = Box.symmetric(0.2, {"w": torch.ones(())}, {"w": torch.empty(1000)})
+        >>> box.contains(verified(box, {"w": torch.tensor(0.1)}))
+        True
+    """
+    sample = {}
+    for name, w in box.weights.items():
+        scale = in_float64(sigma[name]).clamp_min(torch.finfo(torch.double).tiny).expand(w.shape)
+        below = torch.special.ndtr(in_float64(box.low[name]) / scale)
+        above = torch.special.ndtr(-in_float64(box.high[name]) / scale)
+        hit = 1 - below - above
+        place = in_float64(_rand(w, generator))
+        d = scale * torch.special.ndtri(below + place * hit)
+        inside = like(w, d).clamp(box.low[name], box.high[name])
+        if max_pulses is not None:
+            fails = in_float64(_rand(w, generator)) < (below + above) ** max_pulses
+            tail = place * (below + above)
+            outside = torch.where(tail < below, torch.special.ndtri(tail), -torch.special.ndtri(tail - below))
+            inside = torch.where(fails.to(w.device), like(w, scale * outside), inside)
+        sample[name] = inside
+    return sample
+
+
 def per_device(draw: Draw, weight_bits: int, device_bits: int) -> Draw:
     """Draws each device of a weight and adds them up by Eq. 4.
 
@@ -125,6 +166,13 @@ def _weighted_mean(devices: list[Tensor], weights: list[int]) -> Tensor:
     largest = stacked.abs().amax(0)
     mean = torch.tensordot(shares, stacked, dims=1).clamp(-largest, largest)
     return like(devices[0], mean)
+
+
+def _rand(weight: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform in 0..1, without its ends, in float32 at least."""
+    wide = torch.double if has_float64(weight.device) else torch.float32
+    u = torch.rand(weight.shape, generator=generator, device=weight.device, dtype=wide)
+    return u.clamp(torch.finfo(wide).tiny, 1 - torch.finfo(wide).eps)
 
 
 def _randn(weight: Tensor, generator: torch.Generator | None) -> Tensor:

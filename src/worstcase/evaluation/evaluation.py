@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from worstcase.attacks.base import accuracy
 from worstcase.certificate import Certificate, Unsupported, certify
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.mapping import DeviceMapping
+from worstcase.chip.tolerance import plain
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.flags import of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
@@ -101,11 +103,13 @@ class Evaluation:
             described: fields of `Record` that only the caller knows, such as its command, network and data set.
         """
         crossbar, coverage = self.crossbar, self.crossbar.coverage()
+        with crossbar.bounded_by(self.thg):
+            tolerance = crossbar.tolerance
         said: dict[str, Any] = {
             "kind": "evaluate",
             "source_run": None,
             "command": "worstcase.evaluate",
-            "config": {"thg": self.thg, "full_scale": crossbar.full_scale},
+            "config": {"thg": plain(tolerance), "full_scale": crossbar.full_scale, **_of_devices(crossbar)},
             "seed": self.attacks[0].seed,
             "method": None,
             "model": type(crossbar.net).__name__,
@@ -131,6 +135,7 @@ class Evaluation:
             samples=self.samples,
             decisions=self.attacks[0].decisions,
             thg=self.thg,
+            tolerance=None if isinstance(tolerance, float) else plain(tolerance),
             dtype=str(next(crossbar.net.parameters()).dtype).removeprefix("torch."),
             full_scale=crossbar.full_scale,
             weight_bits=crossbar.weight_bits,
@@ -219,8 +224,8 @@ def evaluate(
         loader: the reference set, batches (inputs, labels), the same in each pass; attacks minimise the accuracy
             over all of them.
         attacks: each is run at each th_g; None: the ensemble.
-        thgs: in any order; each attack starts at a th_g from what it found at the next smaller one. None: the
-            crossbar's own.
+        thgs: in any order; each attack starts at a th_g from what it found at the next smaller one. Tolerances
+            that differ by conductance or array are scaled, see `Crossbar.bounded_by`. None: the crossbar's own.
         chip: deviations that were read back from a real chip, by array, in weight units: scored too, wherever they
             are.
         heldout: also attack one half of the reference set and score the other.
@@ -285,6 +290,13 @@ def evaluate(
     proven, why_not = _certified(crossbar, loader, bounds) if certificate else ([], "it was not asked for")
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)
     return Evaluation(crossbar, found, flags, explained, read, proven, why_not)
+
+
+def _of_devices(crossbar: Crossbar) -> dict[str, Any]:
+    """What is not as it is without a word, for a record's configuration."""
+    stuck = {name: int((~where.isnan()).sum()) for name, where in crossbar.stuck.items()}
+    mapping = {} if crossbar.mapping == DeviceMapping() else {"mapping": asdict(crossbar.mapping)}
+    return mapping | ({"stuck": stuck} if stuck else {})
 
 
 def _certified(crossbar: Crossbar, loader: Loader, thgs: Sequence[float]) -> tuple[list[Certificate], str | None]:

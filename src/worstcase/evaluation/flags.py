@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from worstcase.evaluation.record import Record
+from worstcase.evaluation.settings import of_devices
 from worstcase.found import Found
 
 if TYPE_CHECKING:
@@ -161,13 +162,14 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         record: of an evaluation; of sampled chips nothing is said, they are not a search.
         others: of the same training run: its own, and those of other evaluations.
     """
-    same = ("model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits")
+    same = ("model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits", "tolerance")
     settings = ("checkpoint", "layers", "exclude")
     found = [
         attack
         for other in others
         if all(getattr(other, key) == getattr(record, key) for key in same)
         and all(other.config.get(key) == record.config.get(key) for key in settings)
+        and of_devices(other.config) == of_devices(record.config)
         and (other.kind == "train" or other.config.get("weights") == record.config.get("weights"))
         for attack in other.attacks
     ]

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 
-from worstcase.evaluation.record_parts import Config, Diagnosis, Proven, Training, contradiction
+from worstcase.evaluation.record_parts import Config, Diagnosis, Proven, Tolerances, Training, contradiction
 from worstcase.found import CHECKED, Count, Found, Name, Number, Positive, Seed, Shape, Share
 
 SCHEMA_VERSION = 1
@@ -93,7 +93,9 @@ class Record:
     """Number of right-or-wrong answers that accuracies are shares of: one per sample."""
     dtype: str
     thg: Number
-    """The largest th_g that was attacked."""
+    """The largest th_g that was attacked: no weight may deviate by more, in units of its full scale."""
+    tolerance: Annotated[Any, Shape(Tolerances | None)] = None
+    """Of a device by its conductance, by array, or both; None: the same for all."""
     full_scale: Annotated[str, Shape(Literal["layer_max", "unit"])]
     weight_bits: Positive | None = None
     activation_bits: Positive | None = None

@@ -98,6 +98,27 @@ class Diagnosis(Open):
     selective_write_verify: list[Selected] | None
 
 
+# ---- devices
+
+
+class Table(Open):
+    """A tolerance by conductance, see `worstcase.Tolerance`."""
+
+    conductance: list[float]
+    lower: list[float]
+    upper: list[float]
+
+
+Tolerances = Table | dict[str, Number | Table]
+"""One, or several by patterns of arrays' names."""
+
+
+class DeviceMapping(Open, total=False):
+    pair: bool
+    device_bits: Positive | None
+    cut_off: bool
+
+
 # ---- the configuration
 
 
@@ -124,8 +145,13 @@ class Method(Built, total=False):
     monitor: str
 
 
-class Config(Open, total=False):
-    thg: Number | list[Number]
+class Devices(Open, total=False):
+    arrays: list[str]
+    mapping: DeviceMapping
+
+
+class Config(Devices, total=False):
+    thg: Number | list[Number] | Tolerances
     full_scale: str
     layers: list[str]
     exclude: list[str]
@@ -146,10 +172,10 @@ class TrainedModel(Open):
     activation_bits: Positive | None
 
 
-class TrainingConfig(Open):
+class TrainingConfig(Devices):
     """The settings that rebuild a training's network and data."""
 
-    thg: Number
+    thg: Number | Tolerances
     full_scale: str
     layers: list[str]
     exclude: list[str]

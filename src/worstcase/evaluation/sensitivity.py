@@ -98,8 +98,8 @@ def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     """How far each weight moves the mean margin of the logits when it is at its bound, to first order.
 
     This is the absolute gradient, at the programmed weights, of the mean over the decisions of
-    O_t - max over i != t of O_i, times the weight's bound: by array, in units of logits, 0 or more. A hinge or
-    probabilities in place of the margin would ignore confident answers.
+    O_t - max over i != t of O_i, times the end of the weight's box that lowers it: by array, in units of logits, 0
+    or more. A hinge or probabilities in place of the margin would ignore confident answers.
 
     Cost: 2 passes.
 
@@ -120,7 +120,8 @@ def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
             made += len(answers)
             for name, g in found.items():
                 total[name] += g
-    return {name: (g / made * box.half_width[name]).abs() for name, g in total.items()}
+    ends = {name: torch.where(g > 0, box.low[name], box.high[name]) for name, g in total.items()}
+    return {name: (g / made * ends[name]).abs() for name, g in total.items()}
 
 
 def _nested(

@@ -9,6 +9,25 @@ NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIF
 """Data sets that are the same in every folder."""
 
 
+NO_MAPPING = {"pair": False, "device_bits": None, "cut_off": False}
+"""The settings of one device a weight, with a digital sign."""
+
+
+def of_devices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of devices besides one number as th_g; empty, as in older records, if nothing.
+
+    Example:
+        >>> of_devices({"thg": {"fc*": 0.01, "*": 0.03}, "arrays": [], "mapping": NO_MAPPING})
+        {'thg': {'fc*': 0.01, '*': 0.03}}
+    """
+    said = {"thg": config["thg"]} if isinstance(config.get("thg"), Mapping) else {}
+    if config.get("arrays"):
+        said["arrays"] = config["arrays"]
+    if config.get("mapping") not in (None, NO_MAPPING):
+        said["mapping"] = config["mapping"]
+    return said
+
+
 def trains_without_thg(config: Mapping[str, Any]) -> bool:
     """Whether training and selection of the checkpoint do not depend on th_g. The method's YAML says so.
 
@@ -17,13 +36,15 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
         True
     """
     method = config.get("method") or {}
-    return method.get("trains_without_thg") is True and method.get("monitor") == "val/accuracy"
+    of_devices = method.get("sigma", 0) is None or method.get("verified") is True
+    return method.get("trains_without_thg") is True and method.get("monitor") == "val/accuracy" and not of_devices
 
 
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that identifies a job: without the folders of its data and its run.
 
-    Data sets that only their folder identifies keep it. A digest identifies the weights of an evaluation.
+    Data sets that only their folder identifies keep it. A digest identifies the weights of an evaluation. Devices
+    of which nothing is said are left out: a job is the same as before they could be said.
 
     Example:
         >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
@@ -32,8 +53,12 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     dataset = config.get("dataset") or {}
     place = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
-    places = ("data_dir", "run", "checkpoint") if config.get("weights") else ("data_dir",)
-    kept = {key: value for key, value in config.items() if key not in places}
+    places = ["data_dir", "arrays", "mapping", "sigmas"]  # sigmas are in the table of thg
+    if config.get("weights"):
+        places += ["run", "checkpoint"]
+    kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
+    if (config.get("method") or {}).get("verified") is False:
+        kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 
 

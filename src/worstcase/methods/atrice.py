@@ -23,7 +23,8 @@ class ATrice(Method):
         crossbar: the network with its th_g.
         alpha: weight of the adversarial loss, 0..1; 1 is single-step adversarial training.
         step: s, the adversary's step in units of each array's bound.
-        sigma: sigma_t of Eq. 11 in units of the full scale, 0 or more.
+        sigma: sigma_t of Eq. 11 in units of the full scale, 0 or more; None: that of the devices, see
+            `Crossbar.sigma`.
         threshold: th of Eq. 11 in units of sigma_t.
         options: see `Method`.
 
@@ -37,14 +38,15 @@ class ATrice(Method):
         *,
         alpha: float = 0.5,
         step: float = 1.0,
-        sigma: float = 0.1,
+        sigma: float | None = 0.1,
         threshold: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(crossbar, **options)
         number("alpha", alpha, low=0, high=1)
         number("step", step, low=0)
-        number("sigma", sigma, low=0)
+        if sigma is not None:
+            number("sigma", sigma, low=0)
         number("threshold", threshold)
         self.alpha, self.step, self.sigma, self.threshold = alpha, step, sigma, threshold
 

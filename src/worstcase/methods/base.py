@@ -126,11 +126,13 @@ class Method(L.LightningModule):
         factor *= min(1.0, done / ramp) if ramp else 1.0
         return self.crossbar.box.scaled(factor)
 
-    def in_weight_units(self, sigma: float) -> dict[str, Tensor]:
-        """A standard deviation in units of the full scale, as one in weight units for each array."""
+    def in_weight_units(self, sigma: float | None) -> dict[str, Tensor]:
+        """A standard deviation in units of the full scale as one in weight units; None: that of the devices."""
+        if sigma is None:
+            return self.crossbar.sigma()
         return {name: sigma * scale for name, scale in self.crossbar.full_scales().items()}
 
-    def right_censored_noise(self, sigma: float, threshold: float) -> dict[str, Tensor]:
+    def right_censored_noise(self, sigma: float | None, threshold: float) -> dict[str, Tensor]:
         """Noise of Eq. 11 on every array: sigma in units of the full scale, threshold in units of sigma."""
         scale = self.in_weight_units(sigma)
         return right_censored_gaussian(self.crossbar.programmed(), scale, self.draws, threshold=threshold)

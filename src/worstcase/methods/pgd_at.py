@@ -21,7 +21,7 @@ class PGDAT(Method):
     Args:
         crossbar: the network with its th_g.
         steps: sign steps of the adversary, from zero.
-        step: their size in units of the training box's half width.
+        step: their size in units of the training box's farther end.
         factor: the training box in units of the crossbar's: more than 1 leaves a margin to attacks that are
             stronger than the adversary.
         ramp: share of the training over which the training box grows from 0, 0..1.
@@ -55,7 +55,7 @@ class PGDAT(Method):
 
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         box = self.training_box(self.factor, self.ramp)
-        adversary, size = box.zero(), box.scaled(self.step).half_width
+        adversary, size = box.zero(), box.scaled(self.step).reach
         with evaluating(self.crossbar):
             for _ in range(self.steps):
                 box.step_(adversary, self.gradient(cross_entropy, adversary, inputs, labels), size)

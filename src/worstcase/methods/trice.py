@@ -20,7 +20,8 @@ class Trice(Method):
 
     Args:
         crossbar: the network.
-        sigma: sigma_t of Eq. 11 in units of the full scale, 0 or more.
+        sigma: sigma_t of Eq. 11 in units of the full scale, 0 or more; None: that of the devices, see
+            `Crossbar.sigma`.
         threshold: th of Eq. 11 in units of sigma_t.
         options: see `Method`.
 
@@ -28,9 +29,12 @@ class Trice(Method):
         ValueError: sigma or threshold out of range.
     """
 
-    def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, threshold: float = 1.0, **options: Any) -> None:
+    def __init__(
+        self, crossbar: Crossbar, *, sigma: float | None = 0.1, threshold: float = 1.0, **options: Any
+    ) -> None:
         super().__init__(crossbar, **options)
-        number("sigma", sigma, low=0)
+        if sigma is not None:
+            number("sigma", sigma, low=0)
         number("threshold", threshold)
         self.sigma, self.threshold = sigma, threshold
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
-from worstcase.chip.noise import gaussian
+from worstcase.chip.noise import gaussian, verified
 from worstcase.methods.base import Method
 from worstcase.task import Inputs
 
@@ -20,7 +20,9 @@ class VariationAware(Method):
 
     Args:
         crossbar: the network.
-        sigma: standard deviation in units of the full scale, 0 or more, whatever th_g is.
+        sigma: standard deviation in units of the full scale, 0 or more, whatever th_g is; None: that of the
+            devices, see `Crossbar.sigma`.
+        verified: only noise that write-verify lets pass, see `worstcase.chip.noise.verified`.
         options: see `Method`.
 
     Raises:
@@ -29,11 +31,18 @@ class VariationAware(Method):
 
     SELECTED_BY = "val/accuracy"  # so that baselines are not favoured
 
-    def __init__(self, crossbar: Crossbar, *, sigma: float = 0.1, **options: Any) -> None:
+    def __init__(
+        self, crossbar: Crossbar, *, sigma: float | None = 0.1, verified: bool = False, **options: Any
+    ) -> None:
         super().__init__(crossbar, **options)
-        number("sigma", sigma, low=0)
-        self.sigma = sigma
+        if sigma is not None:
+            number("sigma", sigma, low=0)
+        self.sigma, self.verified = sigma, verified
 
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
-        noise = gaussian(self.crossbar.programmed(), self.in_weight_units(self.sigma), self.draws)
+        sigma = self.in_weight_units(self.sigma)
+        if self.verified:
+            noise = verified(self.crossbar.box, sigma, self.draws)
+        else:
+            noise = gaussian(self.crossbar.programmed(), sigma, self.draws)
         return self.cross_entropy(inputs, labels, noise)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worstcase.evaluation.record import Record, runs_and_trainings
-from worstcase.evaluation.settings import trains_without_thg, without_place
+from worstcase.evaluation.settings import of_devices, trains_without_thg, without_place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ COLUMNS = {
     "explained": "whether the record has a diagnosis of the run's worst chip at this th_g",
     "network_settings": "settings of network and training, except method, th_g and seed",
     "method_settings": "settings of the training method",
-    "reference_settings": "what was attacked: data, bits, which layers are programmed, the unit of th_g",
+    "reference_settings": "what was attacked: data, bits, which layers are programmed, the unit of th_g, devices",
     "attack_settings": "settings of the attack",
     "command": "command that repeats the run",
     "sweep": "command of the sweep that the run is a job of; missing for a single run",
@@ -139,6 +139,8 @@ def _rounded(thg: float) -> float:
 def _trained_thg(training: Record | None) -> float | None:
     """None also if a foreign record has several or none."""
     thg = training.config.get("thg") if training else None
+    if training and of_devices(training.config):
+        return _rounded(training.thg)
     return _rounded(thg) if isinstance(thg, int | float) else None
 
 
@@ -147,7 +149,8 @@ def _as_trained(thg: float, record: Record, training: Record | None) -> bool:
         return record.source_run is None  # true for given weights; a training that is gone is unknown
     if trains_without_thg(training.config):
         return True
-    return thg == _trained_thg(training) and record.full_scale == training.full_scale
+    same_devices = of_devices(record.config) == of_devices(training.config)
+    return thg == _trained_thg(training) and record.full_scale == training.full_scale and same_devices
 
 
 def _network_settings(record: Record, training: Record | None) -> str:
@@ -160,6 +163,7 @@ def _network_settings(record: Record, training: Record | None) -> str:
 
 def _reference_settings(record: Record) -> str:
     attacked = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
+    attacked |= of_devices(record.config)
     shown = ("dataset", "samples", "full_scale", "weight_bits", "activation_bits")
     return _settings(attacked | {key: getattr(record, key) for key in shown})
 

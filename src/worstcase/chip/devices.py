@@ -1,0 +1,174 @@
+"""What the devices of all arrays let pass: from tolerances to the box of a crossbar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from worstcase.chip.box import Box
+from worstcase.chip.float64 import in_float64
+from worstcase.chip.mapping import DeviceMapping
+from worstcase.chip.tolerance import Said, Tolerance, of_each_array
+from worstcase.chip.write_verify import device_weights
+
+Scales = Mapping[str, Tensor]
+"""The full scale of each array: a float64 scalar, in weight units."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Tolerances of devices, by array, and how they hold a weight."""
+
+    said: Said
+    """The tolerance as it was set."""
+    of: dict[str, float | Tolerance]
+    """The same of each array."""
+    mapping: DeviceMapping
+    weight_bits: int | None
+    stuck: Mapping[str, Tensor]
+    """By array the values of weights whose devices may be stuck, in units of the full scale; NaN of the others."""
+    largest: float
+    """The largest deviation that a weight may have, in units of its full scale."""
+    limit: float
+    """What it may be."""
+
+    @classmethod
+    def holding(
+        cls,
+        arrays: Iterable[str],
+        said: Said,
+        mapping: DeviceMapping,
+        *,
+        full_scale: str = "layer_max",
+        weight_bits: int | None = None,
+        stuck: Mapping[str, Tensor] | None = None,
+    ) -> Devices:
+        """Those of some arrays.
+
+        Raises:
+            ValueError: a number is out of range, or patterns do not fit the arrays; the mapping needs bits; or a
+                weight cannot be stuck there.
+        """
+        stuck = stuck or {}
+        _check(mapping, full_scale, weight_bits)
+        limit = 1.0 if full_scale == "layer_max" else math.inf
+        of = {name: _checked(one, limit) for name, one in of_each_array(said, arrays).items()}
+        said = said if isinstance(said, Tolerance | Mapping) else float(said)
+        largest = [*map(mapping.largest, of.values()), *(_largest_when_stuck(*one, of) for one in stuck.items())]
+        return cls(said, of, mapping, weight_bits, stuck, max(largest), limit)
+
+    @property
+    def have_one_bound(self) -> bool:
+        """Whether each weight deviates by th_g at most, up and down, whatever its value and its array."""
+        return isinstance(self.said, float) and self.mapping.is_simple and not self.stuck
+
+    def scaled_to(self, largest: float) -> Devices:
+        """All tolerances times one factor, so that the largest deviation is another.
+
+        Raises:
+            ValueError: it is out of range, or nothing deviates that could be scaled, or weights may be stuck.
+        """
+        _checked(largest, self.limit)
+        if self.stuck:
+            raise ValueError(
+                f"thg={largest}: where weights may be stuck, tolerances are not scaled; set crossbar.thg"
+            )
+        if not self.largest:
+            raise ValueError(f"thg={largest}: a tolerance of 0 at all conductances cannot be scaled to it")
+        factor = largest / self.largest
+
+        def scaled(one: float | Tolerance) -> float | Tolerance:
+            return one.scaled(factor) if isinstance(one, Tolerance) else one * factor
+
+        said = self.said
+        return replace(
+            self,
+            said={key: scaled(one) for key, one in said.items()} if isinstance(said, Mapping) else scaled(said),
+            of={name: scaled(one) for name, one in self.of.items()},
+            largest=float(largest),
+        )
+
+    def box(self, weights: dict[str, Tensor], scales: Scales) -> Box:
+        """All deviations that they let pass.
+
+        Raises:
+            ValueError: a tolerance depends on the conductance, and a weight is larger than the largest.
+        """
+        if self.have_one_bound:
+            return Box.symmetric(self.largest, scales, weights)
+        ends = {}
+        for name, relative in self._relative(weights, scales):
+            low, high = self.mapping.ends(relative, self.of[name], self.weight_bits)
+            if name in self.stuck:
+                low, high = _including(self.stuck[name].to(relative) - relative, low, high)
+            ends[name] = (low.clamp(min=-self.largest), high.clamp(max=self.largest))  # rounding may lead beyond
+        return Box.between(ends, scales, weights)
+
+    def sigma(self, weights: Mapping[str, Tensor], scales: Scales) -> dict[str, Tensor]:
+        """The standard deviation of each weight's programming error, in weight units; see `Crossbar.sigma`."""
+        if self.have_one_bound:
+            return {name: self.largest * scale for name, scale in scales.items()}
+        return {
+            name: scales[name] * self.mapping.sigma(relative, self.of[name], self.weight_bits)
+            for name, relative in self._relative(weights, scales)
+        }
+
+    def _relative(self, weights: Mapping[str, Tensor], scales: Scales) -> Iterator[tuple[str, Tensor]]:
+        """The weights in units of their full scale, in float64; one for all, where their value does not matter."""
+        for name, tolerance in self.of.items():
+            one_for_all = not isinstance(tolerance, Tolerance) and not self.mapping.cut_off
+            if one_for_all and name not in self.stuck:
+                yield name, torch.ones_like(scales[name])
+                continue
+            relative = torch.where(scales[name] > 0, in_float64(weights[name]) / scales[name], 0.0)
+            if bool((relative.abs() > 1).any()):
+                raise ValueError(
+                    f"{name}: a weight is above 1, the largest conductance of full_scale=unit; layer_max takes any"
+                )
+            yield name, relative
+
+
+def _including(deviation: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends, moved where it is not NaN so that they include a deviation."""
+    sound = deviation.isnan()
+    return (
+        torch.where(sound, low, torch.minimum(low, deviation)),
+        torch.where(sound, high, torch.maximum(high, deviation)),
+    )
+
+
+def _largest_when_stuck(name: str, stuck: Tensor, arrays: Iterable[str]) -> float:
+    """How far a weight can be from where it is stuck."""
+    if name not in arrays:
+        raise ValueError(f"stuck: no array is named {name!r}; there are {', '.join(arrays)}")
+    values = stuck[~stuck.isnan()]
+    if not bool((values.abs() <= 1).all()):
+        raise ValueError(
+            f"stuck: values of {name} must be -1..1, in units of the full scale, or NaN for sound ones"
+        )
+    return 1 + values.abs().amax().item() if len(values) else 0.0
+
+
+def _check(mapping: DeviceMapping, full_scale: str, weight_bits: int | None) -> None:
+    if mapping.device_bits is None:
+        return
+    if weight_bits is None or full_scale != "layer_max":
+        raise ValueError(
+            f"device_bits={mapping.device_bits}: needs weight_bits, which it divides, and full_scale=layer_max"
+        )
+    device_weights(weight_bits, mapping.device_bits)  # raises where they do not fit
+
+
+def _checked(tolerance: float | Tolerance, limit: float) -> float | Tolerance:
+    if isinstance(tolerance, Tolerance):
+        return tolerance
+    if isinstance(tolerance, str | bool | Mapping) or tolerance is None:
+        raise ValueError(f"thg={tolerance!r}: must be a number or a Tolerance, or these by patterns of names")
+    if not (0 <= tolerance <= limit and math.isfinite(tolerance)):
+        allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
+        raise ValueError(f"thg={tolerance}: must be {allowed}")
+    return float(tolerance)

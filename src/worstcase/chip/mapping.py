@@ -1,0 +1,146 @@
+"""How a weight is held in devices, and what their tolerances make of its box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worstcase.checks import whole
+from worstcase.chip.tolerance import Tolerance
+from worstcase.chip.write_verify import BITS, device_weights
+
+
+@dataclass(frozen=True)
+class DeviceMapping:
+    """The devices of a weight; without settings one device holds its absolute value, and its sign is digital.
+
+    A weight's deviation is the sum of its devices', each within the tolerance of its own conductance.
+
+    Args:
+        pair: W = g+ - g-, a differential pair; the device that the sign does not use is at conductance 0, and
+            deviates there. A number as tolerance is then each device's: the weight deviates by twice as much.
+        device_bits: K, M / K devices of K bits for each weight of M bits (Eq. 1 to 4), a device for some of its
+            bits. Each deviates by a fraction of its own largest conductance. None: one device for all bits.
+        cut_off: a conductance is never below 0 nor above its largest, so a device's deviations end there.
+
+    Raises:
+        ValueError: device_bits is out of range.
+
+    Example:
+        >>> from worstcase import Crossbar
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.copy_(torch.tensor([[1.0, -0.25]]))
+        >>> box = Crossbar(layer, thg=0.5, mapping=DeviceMapping(cut_off=True)).box
+        >>> box.low["weight"], box.high["weight"]
+        (tensor([[-0.5000, -0.5000]]), tensor([[0.0000, 0.2500]]))
+    """
+
+    pair: bool = False
+    device_bits: int | None = None
+    cut_off: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device_bits is not None:
+            whole("device_bits", self.device_bits, most=BITS, also="or None for one device")
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether a tolerance that is one number is the bound of the weight, whatever its value."""
+        return not self.pair and not self.cut_off
+
+    def largest(self, tolerance: float | Tolerance) -> float:
+        """The largest deviation that a weight may have, in units of its full scale; cut-offs aside."""
+        table = _Columns.of(tolerance)
+        low, high = (table.lower[0], table.upper[0]) if self.pair else (0.0, 0.0)  # of the unused device
+        return max(max(table.upper) - (0.0 if self.cut_off else low), high - min(table.lower))
+
+    def ends(
+        self, relative: Tensor, tolerance: float | Tolerance, weight_bits: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The least and the greatest deviation of weights, in units of the full scale.
+
+        Args:
+            relative: the weights in these units, -1 to 1, in float64.
+            tolerance: of their devices.
+            weight_bits: M, with device_bits.
+        """
+        table, limit = _Columns.of(tolerance), self.largest(tolerance)
+        low, high = torch.zeros_like(relative), torch.zeros_like(relative)
+        zero = relative.new_zeros(())
+        for share, conductance in self._devices(relative.abs(), weight_bits):
+            device_low, device_high = self._device(conductance, table)
+            if self.pair:
+                unused_low, unused_high = self._device(zero, table)
+                device_low, device_high = device_low - unused_high, device_high - unused_low
+            low += share * device_low
+            high += share * device_high
+        if self.cut_off or not table.is_symmetric:  # a sign turns the deviation
+            negative, zero = relative < 0, relative == 0
+            low, high = torch.where(negative, -high, low), torch.where(negative, -low, high)
+            if bool(zero.any()):  # it may have either sign
+                farther = torch.maximum(high, -low)
+                low, high = torch.where(zero, -farther, low), torch.where(zero, farther, high)
+        return low.clamp(min=-limit), high.clamp(max=limit)  # rounding may lead beyond
+
+    def sigma(self, relative: Tensor, tolerance: float | Tolerance, weight_bits: int | None) -> Tensor:
+        """The standard deviation of weights whose devices deviate independently; see `ends`."""
+        table = _Columns.of(tolerance)
+        variance = torch.zeros_like(relative)
+        for share, conductance in self._devices(relative.abs(), weight_bits):
+            of_devices = [conductance, relative.new_zeros(())] if self.pair else [conductance]
+            for g in of_devices:
+                variance += (share * _interpolated(g, table.conductance, table.deviation)[0]).square()
+        return variance.sqrt()
+
+    def _devices(self, conductance: Tensor, weight_bits: int | None) -> Iterator[tuple[float, Tensor]]:
+        """Each device of a weight: its share of the weight's full scale, and its own relative conductance."""
+        if self.device_bits is None or weight_bits is None:
+            yield 1.0, conductance
+            return
+        largest_weight, largest_level = 2**weight_bits - 1, 2**self.device_bits - 1
+        levels = (conductance * largest_weight).round()
+        for weight in device_weights(weight_bits, self.device_bits):
+            digits = (levels / weight).floor() % (largest_level + 1)
+            yield weight * largest_level / largest_weight, digits / largest_level
+
+    def _device(self, conductance: Tensor, table: _Columns) -> tuple[Tensor, Tensor]:
+        if table.is_symmetric:
+            (high,) = _interpolated(conductance, table.conductance, table.upper)
+            low = -high
+        else:
+            low, high = _interpolated(conductance, table.conductance, table.lower, table.upper)
+        if self.cut_off:
+            low, high = torch.maximum(low, -conductance), torch.minimum(high, 1 - conductance)
+        return low, high
+
+
+class _Columns(NamedTuple):
+    """Those of a tolerance; of a number, which may be above 1, the same at all conductances."""
+
+    conductance: Sequence[float]
+    lower: Sequence[float]
+    upper: Sequence[float]
+    deviation: Sequence[float]
+
+    @classmethod
+    def of(cls, tolerance: float | Tolerance) -> _Columns:
+        if isinstance(tolerance, Tolerance):
+            return cls(tolerance.conductance, tolerance.lower, tolerance.upper, tolerance.deviation)
+        return cls((0, 1), (-tolerance, -tolerance), (tolerance, tolerance), (tolerance, tolerance))
+
+    @property
+    def is_symmetric(self) -> bool:
+        return all(low == -high for low, high in zip(self.lower, self.upper, strict=True))
+
+
+def _interpolated(x: Tensor, knots: Sequence[float], *columns: Sequence[float]) -> list[Tensor]:
+    """Each column at x, linear between knots, and never beyond the values of the two beside."""
+    at, *of = (torch.tensor(column, dtype=x.dtype, device=x.device) for column in (knots, *columns))
+    left = torch.bucketize(x, at[1:-1], right=True)
+    share = (x - at.take(left)) / at.diff().take(left)
+    return [torch.lerp(column.take(left), column[1:].take(left), share) for column in of]
