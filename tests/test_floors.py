@@ -12,7 +12,7 @@ FLOORS = [
     {"paper", "callbacks", "device"},
     {"report", "runs"},
     {"evaluation", "methods"},
-    {"attacks", "certificate", "data"},
+    {"attacks", "certificate", "checkpoints", "data"},
     {"chip", "models", "objectives", "task"},
     {"checks", "found", "lock", "progress", "seeds"},
 ]

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import get_model_builder, list_models
 
+from worstcase.checkpoints import load_weights
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.data import ImageDataModule
 from worstcase.evaluation.record import CHECKPOINT, Record
@@ -187,99 +187,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, str | int | float)
-
-
-def load_weights(crossbar: Crossbar, file: Path) -> None:
-    """Load a run's checkpoint, or a network's plain state dict in PyTorch's or the safetensors format.
-
-    A run's checkpoint includes the ranges of quantised outputs. For other weights, `Crossbar.calibrate` must set
-    them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, its tensors are not those of the network, or they are not finite.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {file}")
-    try:
-        content: Any = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # a broken file can make the readers fail in any way
-        reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
-        raise ValueError(
-            f"cannot read the checkpoint {file}: it is truncated or holds more than tensors ({reason})"
-        ) from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"cannot read the checkpoint {file}: it does not hold named tensors")
-    ranges = state.get("crossbar.outputs.ranges")
-    for prefix in ("crossbar.net.", "module."):  # of a run, and of DataParallel
-        if any(str(key).startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    net = crossbar.net
-    if problem := _mismatch(net.state_dict(), state):
-        raise ValueError(f"the checkpoint {file} does not belong to this {type(net).__name__}: {problem}")
-    if broken := _not_finite(net, state):
-        raise ValueError(f"the checkpoint {file} holds values that are not finite: {_cut(', '.join(broken))}")
-    net.load_state_dict(state, strict=False)
-    if crossbar.outputs is not None and ranges is not None:
-        if not _are_ranges(ranges, crossbar.outputs.ranges):
-            raise ValueError(f"the checkpoint {file} holds no ranges of this network's outputs")
-        crossbar.outputs.load_state_dict({"ranges": ranges})
-
-
-def _mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
-    problems = []
-    missing = {key for key in expected.keys() - given.keys() if not key.endswith("num_batches_tracked")}
-    if missing:  # the count came with PyTorch 0.4.1; older checkpoints have none
-        problems.append(f"missing {', '.join(sorted(missing))}")
-    if unexpected := given.keys() - expected.keys():
-        problems.append(f"unexpected {', '.join(sorted(map(str, unexpected)))}")
-    problems += [f"{key} is not a dense tensor" for key in expected if key in given and not _is_dense(given[key])]
-    dense = {key: tensor for key, tensor in given.items() if _is_dense(tensor)}
-    problems += [
-        f"{key} is {tuple(dense[key].shape)}, not {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in dense and dense[key].shape != tensor.shape
-    ]
-    problems += [
-        f"{key} is {dense[key].dtype}, not {tensor.dtype}"
-        for key, tensor in expected.items()
-        if key in dense and _kind(dense[key]) != _kind(tensor)
-    ]
-    return _cut("; ".join(problems))
-
-
-def _is_dense(tensor: Any) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-    return plain and not tensor.is_nested and not tensor.is_quantized and tensor.device.type == "cpu"
-
-
-def _are_ranges(given: Any, expected: Tensor) -> bool:
-    """Whether there is one range for each layer's outputs: finite and not negative, or NaN if unknown."""
-    if not _is_dense(given) or given.shape != expected.shape or not given.is_floating_point():
-        return False
-    return bool((given.isnan() | (given.isfinite() & (given >= 0))).all())
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
-
-
-def _not_finite(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Parameters that are not finite in the network's dtype, and buffers with NaN. A mask may be infinite."""
-    parameters = {name for name, _ in net.named_parameters(remove_duplicate=False)}
-    return [
-        key
-        for key, tensor in net.state_dict().items()
-        if key in state
-        and tensor.is_floating_point()
-        and bool((~state[key].to(tensor.dtype).isfinite() if key in parameters else state[key].isnan()).any())
-    ]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) < 400 else text[:400] + " ..."

@@ -17,7 +17,7 @@ from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
 from worstcase.data.base import ShuffledBatches
 from worstcase.methods import PGDAT, Adversarial, ATrice, Trice, UniversalAT, Vanilla, VariationAware
-from worstcase.runs import load_weights
+from worstcase.checkpoints import load_weights
 from worstcase.seeds import seeded
 
 METHODS = {

@@ -23,6 +23,7 @@ from worstcase.chip.arrays import (
 )
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.float64 import in_float64
+from worstcase.chip.kinds import check_kind
 from worstcase.chip.manners import Manners, look
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
@@ -81,6 +82,7 @@ class Crossbar(nn.Module):
         activation_bits: int | None = None,
     ) -> None:
         super().__init__()
+        check_kind(net)
         check_bits("weight_bits", weight_bits)
         check_bits("activation_bits", activation_bits)
         if full_scale not in FULL_SCALES:
