@@ -47,8 +47,8 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
     first, *others = fitting
     if any(not _same(fitting[first], fitting[other]) for other in others):
         raise ValueError(
-            f"the checkpoint {file} holds several networks that fit, below {', '.join(fitting)}; make a plain file "
-            "of the one that you mean"
+            f"the checkpoint {file} holds several networks that fit, below {', '.join(fitting)}; make a plain "
+            "file of the one that you mean"
         )
     state = fitting[first]
     if broken := _not_finite(net, state):

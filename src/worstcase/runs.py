@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import get_model_builder, list_models
 
 from worstcase.checkpoints import load_weights
 from worstcase.chip.crossbar import Crossbar, evaluating
-from worstcase.data import ImageDataModule
+from worstcase.chip.substitution import run
+from worstcase.data import ImageDataModule, OwnDataModule
 from worstcase.evaluation.record import CHECKPOINT, Record
-from worstcase.evaluation.settings import without_download
+from worstcase.evaluation.settings import OWN_DATA, without_download
+from worstcase.task import check, decisions, inputs_and_labels, of_each, taken, tensors_in
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Run:
     record: Record
 
 
-def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None) -> Run:
+def load_run(
+    folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None, of: str | None = None
+) -> Run:
     """Load what a finished run trained.
 
     A foreign run executes no code and downloads nothing: see `build`. Checkpoints are read as plain tensors.
@@ -39,11 +43,13 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
         folder: of a training run.
         checkpoint: weights to use instead of the run's best.
         net: ``module:callable`` of the network, needed if the run used a custom one; see `user_net`.
+        of: ``module:callable`` of the data, needed if the run used ``dataset=own``.
 
     Raises:
         FileNotFoundError: no run finished there, or the checkpoint is missing.
-        ValueError: the folder does not hold a training run; its network is custom and `net` is not given; its
-            network or data set cannot be built; or the checkpoint cannot be read or belongs to another network.
+        ValueError: the folder does not hold a training run; its network or data are custom and `net` or `of` is
+            not given; its network or data set cannot be built; or the checkpoint cannot be read or belongs to
+            another network.
     """
     folder = Path(folder)
     record = Record.load_training(folder)
@@ -52,7 +58,7 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
     load_weights(crossbar, file)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         raise ValueError(f"the checkpoint {file} holds no ranges of this network's outputs")
-    return Run(crossbar.eval(), build(without_download(record.config["dataset"]), ImageDataModule), record)
+    return Run(crossbar.eval(), dataset(record.config["dataset"], of), record)
 
 
 def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
@@ -68,6 +74,22 @@ def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
             f"this run uses a custom network, {config['net']}; if you trust it, pass net={config['net']}"
         )
     return build(config["model"]["net"], nn.Module)
+
+
+def dataset(config: Mapping[str, Any], own: str | None = None) -> ImageDataModule:
+    """The data set of a run's configuration.
+
+    Raises:
+        ValueError: the run used data of the user's code, which is run only if `own` names it.
+    """
+    if config.get("_target_") != OWN_DATA:
+        return build(without_download(config), ImageDataModule)
+    if not own:
+        raise ValueError(
+            f"this run uses data of its own, {config.get('of')}; if you trust it, pass of={config.get('of')} "
+            f"(in a command dataset=own dataset.of={config.get('of')} dataset.num_classes=NUMBER)"
+        )
+    return OwnDataModule(**{**{key: v for key, v in config.items() if key != "_target_"}, "of": own})
 
 
 def make_crossbar(net: nn.Module, config: Mapping[str, Any]) -> Crossbar:
@@ -99,24 +121,26 @@ def user_net(name: str) -> nn.Module:
 
 
 def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
-    """Check that a network takes the images of a data set and has an output for each class.
+    """Check that a network takes the inputs of a data set and decides among its classes.
 
     Raises:
         ValueError: it does not.
     """
-    images, _ = next(iter(datamodule.test_dataloader()))
-    images = images[:2].to(next(crossbar.parameters()).device)
-    size = "x".join(map(str, images.shape[1:]))
+    inputs, labels = inputs_and_labels(next(iter(datamodule.test_dataloader())))
+    device = next(crossbar.parameters()).device
+    inputs, labels = of_each(lambda t: t.to(device), taken(inputs, slice(2))), labels[:2].to(device)
+    size = ", ".join("x".join(map(str, t.shape[1:])) or "one number" for t in tensors_in(inputs))
     try:
         with evaluating(crossbar), torch.no_grad():
-            shape = tuple(crossbar.net(images).shape)
-    except RuntimeError as error:
-        raise ValueError(f"the network does not take images of {size}: {str(error).splitlines()[0]}") from None
-    if shape != (len(images), datamodule.num_classes):
+            outputs = run(crossbar.net, {}, of_each(Tensor.clone, inputs))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the network does not take inputs of {size}: {str(error).splitlines()[0]}") from None
+    classes = decisions(outputs, labels)[0].shape[1]
+    if classes != datamodule.num_classes:
         raise ValueError(
-            f"the network's output has shape {shape} for {len(images)} images, but the data set has "
-            f"{datamodule.num_classes} classes"
+            f"the network decides among {classes} classes, but the data set has {datamodule.num_classes} classes"
         )
+    check(outputs, labels)
 
 
 def build(config: Mapping[str, Any], kind: type) -> Any:
@@ -167,7 +191,7 @@ def _class_of_worstcase(target: str, kind: type) -> Callable[..., Any] | None:
     except (ImportError, AttributeError, ValueError):
         return None
     ours = inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(home)
-    return found if ours else None
+    return found if ours and found is not OwnDataModule else None  # that would run what it is told
 
 
 def _network_of_torchvision(target: str, arguments: dict[str, Any]) -> Callable[..., Any] | None:

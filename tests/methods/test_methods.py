@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
+from worstcase.checkpoints import load_weights
 from worstcase.data.base import ShuffledBatches
 from worstcase.methods import PGDAT, Adversarial, ATrice, Trice, UniversalAT, Vanilla, VariationAware
-from worstcase.checkpoints import load_weights
 from worstcase.seeds import seeded
 
 METHODS = {

@@ -48,6 +48,9 @@ class EvaluateConfig:
     run: str | None = None
     checkpoint: str | None = None
     weights: str | None = None
+    chip: str | None = None
+    chip_holds: str = MISSING
+    chip_digest: str | None = None
     net: str | None = None
     thg: Any = None
     full_scale: str | None = None
@@ -114,7 +117,12 @@ COUNTS = {  # whole numbers and the least that each may be
     "model.activation_bits": 1,
 }
 
-CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full"), "certificate": ("interval", "null")}
+CHOICES = {
+    "scale": ("quick", "paper"),
+    "diagnosis": ("short", "full"),
+    "certificate": ("interval", "null"),
+    "chip_holds": ("deviations", "weights"),
+}
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:

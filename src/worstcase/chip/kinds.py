@@ -25,7 +25,7 @@ def check_kind(net: Any) -> None:
     """
     if not isinstance(net, nn.Module):
         raise ValueError(
-            f"net must be a torch.nn.Module, not of type {type(net).__name__}: give the module that it was made from"
+            f"net must be a torch.nn.Module, not of type {type(net).__name__}: give the module it was made from"
         )
     for name, module in net.named_modules():
         kind, which = type(module).__name__, f"net.{name}".removesuffix(".")

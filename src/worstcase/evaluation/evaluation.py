@@ -143,8 +143,7 @@ class Evaluation:
     def save(self, folder: str | Path, record: Record | None = None) -> None:
         """Leave the perturbations, the worst chip, the figures, and at last the record in a folder.
 
-        The worst chip is a state dict in safetensors, ``worst_chip.safetensors``; where none holds it, the log says
-        why.
+        The worst chip is a state dict, ``worst_chip.safetensors``; where no state dict holds it, the log says why.
 
         Args:
             folder: made if it is not there.

@@ -169,7 +169,7 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         record: of an evaluation; of sampled chips nothing is said, they are not a search.
         others: of the same training run: its own, and those of other evaluations.
     """
-    same = ("model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits")
+    same = ("model", "dataset", "data_digest", "samples", "full_scale", "weight_bits", "activation_bits")
     settings = ("checkpoint", "layers", "exclude")
     found = [
         attack

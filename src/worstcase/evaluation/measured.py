@@ -79,7 +79,7 @@ def measure(crossbar: Crossbar, loader: Loader, chip: Mapping[str, Any], holds: 
         >>> with torch.no_grad():
         ...     _ = crossbar.net.weight.copy_(torch.eye(2))
         >>> batch = (torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
-        >>> measure(crossbar, [batch], {"weight": np.array([[-0.5, 0.1], [0.0, 0.0]])})
+        >>> measure(crossbar, [batch], {"weight": np.array([[-1.5, 0.1], [0.0, 0.0]])})
         Chip(accuracy=0.5, failed_by_array={'weight': 1})
     """
     check_holds(holds)

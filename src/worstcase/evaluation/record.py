@@ -85,6 +85,8 @@ class Record:
     """Training method; None if this project did not train the network."""
     model: Name
     dataset: Name
+    data_digest: Name | None = None
+    """Of the reference set, where only the user's code makes the data; None: settings identify them."""
     reference: Name
     """The split that was attacked and scored."""
     samples: Positive

@@ -8,6 +8,11 @@ from typing import Any
 NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
 """Data sets that are the same in every folder."""
 
+OWN_DATA = "worstcase.data.OwnDataModule"
+"""Data of the user's own code, which a record cannot say again."""
+DATA_FILES = ("file", "test", "train")
+"""Settings that name a data set's files, where it has a digest of their content."""
+
 
 def trains_without_thg(config: Mapping[str, Any]) -> bool:
     """Whether training and selection of the checkpoint do not depend on th_g. The method's YAML says so.
@@ -23,7 +28,8 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that identifies a job: without the folders of its data and its run.
 
-    Data sets that only their folder identifies keep it. A digest identifies the weights of an evaluation.
+    Data sets that only their folder identifies keep it. Digests identify the weights of an evaluation, a chip that
+    was read back, and data in files.
 
     Example:
         >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
@@ -31,8 +37,10 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         {'seed': 0, 'dataset': {'_target_': 'worstcase.data.MNISTDataModule'}}
     """
     dataset = config.get("dataset") or {}
-    place = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
-    places = ("data_dir", "run", "checkpoint") if config.get("weights") else ("data_dir",)
+    place: tuple[str, ...] = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
+    place += DATA_FILES if dataset.get("digest") else ()
+    places: tuple[str, ...] = ("data_dir", "run", "checkpoint") if config.get("weights") else ("data_dir",)
+    places += ("chip",) if config.get("chip_digest") else ()
     kept = {key: value for key, value in config.items() if key not in places}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 
