@@ -86,8 +86,8 @@ def dataset(config: Mapping[str, Any], own: str | None = None) -> ImageDataModul
         return build(without_download(config), ImageDataModule)
     if not own:
         raise ValueError(
-            f"this run uses data of its own, {config.get('of')}; if you trust it, pass of={config.get('of')} "
-            f"(in a command dataset=own dataset.of={config.get('of')} dataset.num_classes=NUMBER)"
+            f"this run uses data of its own, {config.get('of')}; if you trust it, pass of={config.get('of')}, "
+            "in a command with dataset=own dataset.num_classes=NUMBER"
         )
     return OwnDataModule(**{**{key: v for key, v in config.items() if key != "_target_"}, "of": own})
 

@@ -273,21 +273,21 @@ def check_classes(given: int | None, found: int | None, where: object) -> int:
     return given or found or 0
 
 
-def check_labels(labels: Tensor, images: int, classes: int, where: str) -> None:
-    """Check that there are images and that each has a label from 0 to classes - 1.
+def check_labels(labels: Tensor, samples: int, classes: int, where: str) -> None:
+    """Check that there are samples and that each has a label from 0 to classes - 1.
 
     Raises:
         ValueError: a check fails; the message names `where`.
     """
-    if not images:
-        raise ValueError(f"{where} has no images")
-    if labels.shape != (images,):
-        raise ValueError(f"{where} has {images} images, but {labels.numel()} labels; replace the data files")
+    if not samples:
+        raise ValueError(f"{where} has no samples")
+    if labels.shape != (samples,):
+        raise ValueError(f"{where} has {samples} samples, but {labels.numel()} labels; replace the data files")
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         index = int(wrong[0])
         raise ValueError(
-            f"{where} has label {labels[index]} for image {index}, but labels must be 0 to {classes - 1}; "
+            f"{where} has label {labels[index]} for sample {index}, but labels must be 0 to {classes - 1}; "
             "correct the label, or num_classes="
         )
 
