@@ -135,3 +135,64 @@ def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
         load_weights(Crossbar(LeNet(), 0.1), path)
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
+
+
+# ---- as people keep them
+
+
+@pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "net.", "_orig_mod.", "module.", "_orig_mod.module.model.", "my_net."]
+)
+def test_a_state_dict_loads_below_any_wrapper_and_prefix(tmp_path, wrapper, prefix):
+    torch.manual_seed(0)
+    net = LeNet()
+    state = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "theirs.pt")
+    other = LeNet()
+    load_weights(Crossbar(other, 0.1), tmp_path / "theirs.pt")
+    assert torch.equal(net.fc1.weight, other.fc1.weight)
+
+
+def test_a_compiled_part_and_a_loss_beside_the_network_do_not_matter(tmp_path, small_net):
+    state = {f"model.{name.replace('0.', '0._orig_mod.')}": t for name, t in small_net.state_dict().items()}
+    assert "model.0._orig_mod.weight" in state
+    torch.save({"state_dict": {**state, "loss.weight": torch.ones(3)}}, tmp_path / "theirs.ckpt")
+    load_weights(Crossbar(small_net, 0.1), tmp_path / "theirs.ckpt")
+
+
+def test_of_several_networks_in_a_file_none_is_guessed(tmp_path):
+    student, teacher = LeNet().state_dict(), LeNet().state_dict()
+    both = {f"student.{name}": t for name, t in student.items()} | {f"teacher.{n}": t for n, t in teacher.items()}
+    torch.save({"state_dict": both}, tmp_path / "both.pt")
+    with pytest.raises(
+        ValueError, match=r"several networks that fit, below state_dict.student, state_dict.teacher"
+    ):
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "both.pt")
+    torch.save({"model": student, "net": student}, tmp_path / "twice.pt")
+    load_weights(Crossbar(LeNet(), 0.1), tmp_path / "twice.pt")
+
+
+def test_what_does_not_fit_below_a_prefix_is_named_without_it(tmp_path):
+    state = {f"model.{name}": tensor for name, tensor in LeNet(num_classes=7).state_dict().items()}
+    del state["model.conv1.bias"]
+    torch.save({"model": {**state, "model.extra": torch.ones(1)}}, tmp_path / "seven.pt")
+    message = r"missing conv1.bias; unexpected extra; fc3.weight is \(7, 84\), not \(10, 84\); fc3.bias is"
+    with pytest.raises(ValueError, match=message):
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "seven.pt")
+
+
+def test_an_object_that_is_no_tensor_is_named_with_the_line_that_makes_a_plain_file(tmp_path):
+    net = nn.Linear(2, 2)
+    plain = "torch.save(model.state_dict(), 'plain.pt')"
+    torch.save(net, tmp_path / "whole.pt")
+    torch.jit.script(net).save(tmp_path / "scripted.pt")
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 2),)), tmp_path / "exported.pt2")
+    for name, what in {
+        "whole.pt": "it holds a torch.nn.modules.linear.Linear, and reading that would run code",
+        "scripted.pt": "it is a scripted network",
+        "exported.pt2": "it is an exported program",
+    }.items():
+        with pytest.raises(ValueError, match=what) as error:
+            load_weights(Crossbar(nn.Linear(2, 2), 0.1), tmp_path / name)
+        assert plain in str(error.value) and "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def _read(file: Path) -> Any:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of a scripted network
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can make the readers fail in any way
         text = str(error)
     if held := re.search(r"GLOBAL (\S+) was not an allowed", text):

@@ -86,9 +86,9 @@ def test_weights_taken_for_deviations_are_refused_and_so_is_the_reverse(crossbar
     as_deviations = measure(crossbar, small_batches, chip)
     assert measure(crossbar, small_batches, weights, "weights") == as_deviations
     assert as_deviations.failed == 0, "a corner of the box is in it, also after W + d was rounded"
-    with pytest.raises(ValueError, match="nearer to the programmed weights than to 0: .* say chip_holds=weights"):
+    with pytest.raises(ValueError, match=r"nearer to the programmed weights than to 0: .* say chip_holds=weights"):
         measure(crossbar, small_batches, weights)
-    with pytest.raises(ValueError, match="nearer to 0 than to the programmed ones: .* say chip_holds=deviations"):
+    with pytest.raises(ValueError, match=r"nearer to 0 than to the programmed ones: .* say chip_holds=deviations"):
         measure(crossbar, small_batches, chip, "weights")
     with pytest.raises(ValueError, match="chip_holds=volts: must be deviations or weights"):
         measure(crossbar, small_batches, chip, "volts")

@@ -47,7 +47,7 @@ class ArraysDataModule(FileDataModule):
             if all(found):
                 parts[part] = content[found[0][0]], content[found[1][0]]
             elif any(found):
-                missing = names[not found[0]][0]
+                missing = names[bool(found[0])][0]
                 raise ValueError(f"{file} has {(found[0] or found[1])[0]}, but no {missing}")
         if not parts and {"inputs", "labels"} <= content.keys():
             parts["test"] = content["inputs"], content["labels"]
