@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 
 import pytest
@@ -7,9 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import worstcase
-from worstcase import load_run
+from worstcase import Crossbar, load_run
 from worstcase.models import LeNet
-from worstcase.runs import build
+from worstcase.runs import build, check_fit
 
 
 def test_a_loaded_run_is_ready_to_attack(trained):
@@ -53,6 +54,49 @@ def test_a_run_with_quantised_outputs_needs_their_ranges(trained, tmp_path):
     (copy / "results.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="holds no ranges of this network's outputs"):
         load_run(copy)
+
+
+class Answers(nn.Module):
+    """Takes inputs by name, and answers for each pixel, token, label or sample."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.layer, self.shape = nn.Linear(4, math.prod(shape)), shape
+
+    def forward(self, x):
+        return self.layer(x).unflatten(1, self.shape)
+
+
+class Batch:
+    def __init__(self, classes, labels):
+        self.num_classes, self.labels = classes, labels
+
+    def test_dataloader(self):
+        return [{"x": torch.zeros(len(self.labels), 4), "labels": self.labels}]
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "labels"),
+    [
+        ((3,), 3, torch.tensor([0, 1, 2])),
+        ((3, 2, 2), 3, torch.zeros(3, 2, 2).long()),
+        ((5, 3), 3, torch.zeros(3, 5).long()),
+        ((1,), 2, torch.tensor([0, 1, 1])),
+        ((4,), 2, torch.ones(3, 4)),
+    ],
+)
+def test_every_task_is_checked_against_the_number_of_classes(shape, classes, labels):
+    crossbar = Crossbar(Answers(*shape), 0.1)
+    check_fit(crossbar, Batch(classes, labels))
+    with pytest.raises(ValueError, match=f"decides among {classes} classes, but the data set has 7 classes"):
+        check_fit(crossbar, Batch(7, labels))
+
+
+def test_inputs_and_labels_that_a_network_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="the network does not take inputs of 4: "):
+        check_fit(Crossbar(nn.Linear(4, 3), 0.1), Batch(3, torch.tensor([0, 1])))  # it takes no x
+    with pytest.raises(ValueError, match="each label must be 0 to 2, but one is 3"):
+        check_fit(Crossbar(Answers(3), 0.1), Batch(3, torch.tensor([3, 0])))
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def dataset(config: Mapping[str, Any], own: str | None = None) -> ImageDataModul
             f"this run uses data of its own, {config.get('of')}; if you trust it, pass of={config.get('of')}, "
             "in a command with dataset=own dataset.num_classes=NUMBER"
         )
-    return OwnDataModule(**{**{key: v for key, v in config.items() if key != "_target_"}, "of": own})
+    options = {key: config[key] for key in OWN_OPTIONS if key in config}
+    return OwnDataModule(of=own, **options)
 
 
 def make_crossbar(net: nn.Module, config: Mapping[str, Any]) -> Crossbar:
@@ -178,6 +179,7 @@ _OWN: dict[type, tuple[str, str]] = {  # what may be built, and how to name anyt
     nn.Module: ("a network of worstcase.models or torchvision.models", "net=module:callable"),
     ImageDataModule: ("a data set of worstcase.data", "dataset=NAME"),
 }
+OWN_OPTIONS = ("num_classes", "batch_size", "val_fraction", "limit", "seed", "num_workers")
 _PRETRAINED: dict[str, dict[str, Any]] = {  # what pretrained weights change besides the weights
     "googlenet": {"transform_input": True, "aux_logits": False},
     "inception_v3": {"transform_input": True},

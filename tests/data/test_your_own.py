@@ -306,6 +306,14 @@ def test_a_lightning_module_gives_its_own_loaders_and_is_set_up_once_for_each_st
         data.val_dataloader()
 
 
+def test_processes_that_train_together_do_not_all_take_the_same_batches(mine, monkeypatch):
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(f"worstcase.data.own.distributed.{name}", lambda value=value: value)
+    with pytest.raises(ValueError, match="several processes train, so its loader needs a DistributedSampler"):
+        mine(Module).train_dataloader()
+    mine(Module).test_dataloader()
+
+
 def test_the_digest_is_of_the_data_in_any_order_and_batches(mine):
     digest = mine((None, Tokens(6))).digest()
     assert digest == mine((None, Tokens(6)), batch_size=4).digest() == mine(Module).digest()

@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch import distributed
+from torch.utils.data import DataLoader, DistributedSampler
 
 from worstcase.data.base import SampleDataModule
 from worstcase.task import inputs_and_labels, samples_in, taken, tensors_in
@@ -95,6 +96,9 @@ class OwnDataModule(SampleDataModule):
         loader = getattr(self._module, name)()
         if isinstance(loader, list | tuple | dict):
             raise ValueError(f"of={self.of}: its {name} gives several loaders; give one")
+        together = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        if together and name == "train_dataloader" and not isinstance(loader.sampler, DistributedSampler):
+            raise ValueError(f"of={self.of}: several processes train, so its loader needs a DistributedSampler")
         return loader
 
     def digest(self) -> str:
