@@ -68,3 +68,12 @@ def test_the_network_inside_and_networks_before_conversion_are_taken():
     adds = nn.Sequential(nn.Linear(4, 3))
     adds.add = torch.ao.nn.quantized.FloatFunctional()  # of a network that is ready to be quantised
     assert Crossbar(adds, 0.1).programmed()
+
+
+def test_weights_that_are_integers_are_refused_and_a_table_of_one_dimension_is_not():
+    net = nn.Linear(4, 3)
+    net.index = nn.Parameter(torch.arange(3), requires_grad=False)
+    assert Crossbar(net, 0.1).programmed()
+    net.weight = nn.Parameter(torch.ones(3, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"weight is torch.int8: give the network before it was quantised"):
+        Crossbar(net, 0.1)

@@ -14,6 +14,7 @@ _AROUND = {  # wrappers, and where each keeps the network
     "OptimizedModule": "_orig_mod",
 }
 _INTEGERS = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
+_NOT_PLAIN = ("torchao.", "torch.distributed.")  # homes of tensors that hold integers, or a part of the numbers
 _OF_FLOATS = ("FloatFunctional", "FXFloatFunctional")  # which lie there too
 
 
@@ -41,14 +42,13 @@ def check_kind(net: Any) -> None:
                 "weight_bits= for as many bits"
             )
     for name, parameter in net.named_parameters():
-        if parameter.is_meta:
+        if parameter.device.type == "meta":
             raise ValueError(f"{name} is on the meta device, without values: load weights first")
         if parameter.is_complex():
             raise ValueError(
                 f"{name} is complex, but devices hold real numbers: give its two parts as two weights"
             )
-        if type(parameter.data) is not torch.Tensor or parameter.is_quantized:
-            raise ValueError(
-                f"{name} is a {type(parameter.data).__name__}, not a plain tensor: give the network before it was "
-                "quantised or sharded"
-            )
+        whole = not parameter.is_floating_point() and parameter.ndim > 1
+        if whole or type(parameter.data).__module__.startswith(_NOT_PLAIN):
+            held = str(parameter.dtype) if whole else type(parameter.data).__name__
+            raise ValueError(f"{name} is {held}: give the network before it was quantised or sharded")
