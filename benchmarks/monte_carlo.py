@@ -44,7 +44,7 @@ def main() -> None:
     loader = DataLoader(data, sampler=batches, batch_size=None)
     net = LeNet().eval()
     if arguments.checkpoint:
-        from worstcase.runs import load_weights
+        from worstcase.checkpoints import load_weights
 
         load_weights(Crossbar(net, 0.0), arguments.checkpoint)
     crossbar = Crossbar(net, 0.03)

@@ -12,9 +12,9 @@ FLOORS = [
     {"paper", "callbacks", "device"},
     {"report", "runs", "verify"},
     {"evaluation", "methods"},
-    {"attacks", "certificate", "data"},
+    {"attacks", "certificate", "checkpoints", "data"},
     {"chip", "models", "objectives", "task"},
-    {"checks", "found", "lock", "progress", "seeds"},
+    {"checks", "digests", "found", "lock", "progress", "seeds"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,15 +1,16 @@
 import json
+import math
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import worstcase
 from worstcase import Crossbar, load_run
 from worstcase.models import LeNet
-from worstcase.runs import build, load_weights
+from worstcase.runs import build, check_fit
 
 
 def test_a_loaded_run_is_ready_to_attack(trained):
@@ -46,107 +47,6 @@ def test_checkpoints_load_as_plain_tensors(trained):
     assert any(key.startswith("crossbar.net.conv1") for key in content["state_dict"])
 
 
-def test_a_plain_state_dict_loads_too(tmp_path):
-    torch.manual_seed(0)
-    net = LeNet()
-    torch.save(net.state_dict(), tmp_path / "plain.pt")
-    other = LeNet()
-    load_weights(Crossbar(other, 0.1), tmp_path / "plain.pt")
-    assert torch.equal(net.fc1.weight, other.fc1.weight)
-
-
-def test_safetensors_and_data_parallel_checkpoints_load_too(tmp_path):
-    torch.manual_seed(0)
-    net = LeNet()
-    save_file(net.state_dict(), tmp_path / "net.safetensors")
-    torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "net.th")
-    for name in ("net.safetensors", "net.th"):
-        other = LeNet()
-        load_weights(Crossbar(other, 0.1), tmp_path / name)
-        assert torch.equal(net.fc1.weight, other.fc1.weight)
-
-
-def test_a_checkpoint_without_num_batches_tracked_loads(tmp_path, small_net):
-    state = {k: v for k, v in small_net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    torch.save(state, tmp_path / "old.th")
-    load_weights(Crossbar(small_net, 0.1), tmp_path / "old.th")
-
-
-def test_weights_of_another_network_are_refused_and_the_differences_named(tmp_path):
-    torch.save(LeNet(num_classes=7).state_dict(), tmp_path / "seven.pt")
-    with pytest.raises(
-        ValueError, match=r"does not belong to this LeNet: fc3.weight is \(7, 84\), not \(10, 84\)"
-    ):
-        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "seven.pt")
-    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
-    with pytest.raises(ValueError, match=r"missing conv1.bias, .*; unexpected bias, weight"):
-        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "linear.pt")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
-def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
-    """1e300 is finite in the file, but not in the network."""
-    state = {name: tensor.double() for name, tensor in LeNet().state_dict().items()}
-    state["fc2.weight"][3, 5] = value
-    torch.save(state, tmp_path / "broken.pt")
-    before = LeNet()
-    crossbar = Crossbar(before, 0.1)
-    weights = before.fc1.weight.clone()
-    with pytest.raises(ValueError, match=r"broken.pt holds values that are not finite: fc2.weight$"):
-        load_weights(crossbar, tmp_path / "broken.pt")
-    assert torch.equal(before.fc1.weight, weights)
-
-
-def test_statistics_with_nan_are_refused_and_infinite_masks_are_not(tmp_path, small_net):
-    state = small_net.state_dict()
-    state["1.running_mean"] = torch.full((4,), torch.nan)
-    torch.save(state, tmp_path / "broken.pt")
-    with pytest.raises(ValueError, match=r"not finite: 1.running_mean$"):
-        load_weights(Crossbar(small_net, 0.1), tmp_path / "broken.pt")
-    small_net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    torch.save(small_net.state_dict(), tmp_path / "masked.pt")
-    load_weights(Crossbar(small_net, 0.1), tmp_path / "masked.pt")
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
-def test_weights_of_another_kind_of_number_are_refused_by_name(tmp_path, dtype):
-    state = LeNet().state_dict()
-    state["conv1.weight"] = state["conv1.weight"].to(dtype)
-    torch.save(state, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=rf"conv1.weight is {dtype}, not torch.float32"):
-        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "other.pt")
-
-
-STRANGE = {
-    "a list": lambda state: {"state_dict": [1, 2]},
-    "nothing": lambda state: {"state_dict": None},
-    "a number as a name": lambda state: {**state, 3: torch.zeros(1)},
-    "bytes as a name": lambda state: {**state, b"x": torch.zeros(1)},
-    "sparse": lambda state: {**state, "fc1.weight": state["fc1.weight"].to_sparse()},
-    "meta": lambda state: {**state, "fc1.weight": state["fc1.weight"].to("meta")},
-    "a word": lambda state: {**state, "fc1.weight": "x"},
-}
-
-
-@pytest.mark.parametrize("kind", STRANGE)
-def test_anything_but_dense_tensors_is_refused_in_one_line(tmp_path, kind):
-    torch.save(STRANGE[kind](LeNet().state_dict()), tmp_path / "strange.pt")
-    with pytest.raises(ValueError, match=r"strange.pt") as error:
-        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "strange.pt")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "ranges", ["x", [1], torch.tensor(1.0), torch.full((5,), -1.0), torch.full((5,), torch.inf)]
-)
-def test_invalid_ranges_of_outputs_are_refused(tmp_path, ranges):
-    crossbar = Crossbar(LeNet(), 0.1, activation_bits=4)
-    state = {f"crossbar.net.{key}": value for key, value in crossbar.net.state_dict().items()}
-    torch.save({"state_dict": {**state, "crossbar.outputs.ranges": ranges}}, tmp_path / "strange.pt")
-    with pytest.raises(ValueError, match=r"strange.pt holds no ranges of this network's outputs"):
-        load_weights(crossbar, tmp_path / "strange.pt")
-
-
 def test_a_run_with_quantised_outputs_needs_their_ranges(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluations"))
     content = json.loads((copy / "results.json").read_text())
@@ -156,30 +56,47 @@ def test_a_run_with_quantised_outputs_needs_their_ranges(trained, tmp_path):
         load_run(copy)
 
 
-class Harmful:
-    def __reduce__(self):
-        return print, ("executed",)
+class Answers(nn.Module):
+    """Takes inputs by name, and answers for each pixel, token, label or sample."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.layer, self.shape = nn.Linear(4, math.prod(shape)), shape
+
+    def forward(self, x):
+        return self.layer(x).unflatten(1, self.shape)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "pickle", "no state dict", "safetensors"])
-def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
-    path = tmp_path / "weights.pt"
-    if kind == "truncated":
-        torch.save(LeNet().state_dict(), path)
-        path.write_bytes(path.read_bytes()[:20_000])
-    elif kind == "pickle":
-        torch.save({"state_dict": Harmful()}, path)
-    elif kind == "safetensors":
-        path = path.with_suffix(".safetensors")
-        path.write_text("no tensors")
-    elif kind == "no state dict":
-        torch.save([1, 2], path)
-    else:
-        path.write_text("no tensors" if kind == "text" else "")
-    with pytest.raises(ValueError, match=r"cannot read|does not belong") as error:
-        load_weights(Crossbar(LeNet(), 0.1), path)
-    assert "\n" not in str(error.value)
-    assert "executed" not in capsys.readouterr().out
+class Batch:
+    def __init__(self, classes, labels):
+        self.num_classes, self.labels = classes, labels
+
+    def test_dataloader(self):
+        return [{"x": torch.zeros(len(self.labels), 4), "labels": self.labels}]
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "labels"),
+    [
+        ((3,), 3, torch.tensor([0, 1, 2])),
+        ((3, 2, 2), 3, torch.zeros(3, 2, 2).long()),
+        ((5, 3), 3, torch.zeros(3, 5).long()),
+        ((1,), 2, torch.tensor([0, 1, 1])),
+        ((4,), 2, torch.ones(3, 4)),
+    ],
+)
+def test_every_task_is_checked_against_the_number_of_classes(shape, classes, labels):
+    crossbar = Crossbar(Answers(*shape), 0.1)
+    check_fit(crossbar, Batch(classes, labels))
+    with pytest.raises(ValueError, match=f"decides among {classes} classes, but the data set has 7 classes"):
+        check_fit(crossbar, Batch(7, labels))
+
+
+def test_inputs_and_labels_that_a_network_does_not_take_are_refused():
+    with pytest.raises(ValueError, match="the network does not take inputs of 4: "):
+        check_fit(Crossbar(nn.Linear(4, 3), 0.1), Batch(3, torch.tensor([0, 1])))  # it takes no x
+    with pytest.raises(ValueError, match="each label must be 0 to 2, but one is 3"):
+        check_fit(Crossbar(Answers(3), 0.1), Batch(3, torch.tensor([3, 0])))
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,18 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_builder, list_models
 
+from worstcase.checkpoints import load_weights
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.chip.mapping import DeviceMapping
+from worstcase.chip.substitution import run
 from worstcase.chip.tolerance import from_plain
-from worstcase.data import ImageDataModule
+from worstcase.data import ImageDataModule, OwnDataModule
 from worstcase.evaluation.record import CHECKPOINT, Record
-from worstcase.evaluation.settings import without_download
+from worstcase.evaluation.settings import OWN_DATA, without_download
+from worstcase.task import check, decisions, inputs_and_labels, of_each, taken, tensors_in
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Run:
     record: Record
 
 
-def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None) -> Run:
+def load_run(
+    folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None, of: str | None = None
+) -> Run:
     """Load what a finished run trained.
 
     A foreign run executes no code and downloads nothing: see `build`. Checkpoints are read as plain tensors.
@@ -41,11 +45,13 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
         folder: of a training run.
         checkpoint: weights to use instead of the run's best.
         net: ``module:callable`` of the network, needed if the run used a custom one; see `user_net`.
+        of: ``module:callable`` of the data, needed if the run used ``dataset=own``.
 
     Raises:
         FileNotFoundError: no run finished there, or the checkpoint is missing.
-        ValueError: the folder does not hold a training run; its network is custom and `net` is not given; its
-            network or data set cannot be built; or the checkpoint cannot be read or belongs to another network.
+        ValueError: the folder does not hold a training run; its network or data are custom and `net` or `of` is
+            not given; its network or data set cannot be built; or the checkpoint cannot be read or belongs to
+            another network.
     """
     folder = Path(folder)
     record = Record.load_training(folder)
@@ -54,7 +60,7 @@ def load_run(folder: str | Path, *, checkpoint: str | Path | None = None, net: s
     load_weights(crossbar, file)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         raise ValueError(f"the checkpoint {file} holds no ranges of this network's outputs")
-    return Run(crossbar.eval(), build(without_download(record.config["dataset"]), ImageDataModule), record)
+    return Run(crossbar.eval(), dataset(record.config["dataset"], of), record)
 
 
 def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
@@ -70,6 +76,23 @@ def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:
             f"this run uses a custom network, {config['net']}; if you trust it, pass net={config['net']}"
         )
     return build(config["model"]["net"], nn.Module)
+
+
+def dataset(config: Mapping[str, Any], own: str | None = None) -> ImageDataModule:
+    """The data set of a run's configuration.
+
+    Raises:
+        ValueError: the run used data of the user's code, which is run only if `own` names it.
+    """
+    if config.get("_target_") != OWN_DATA:
+        return build(without_download(config), ImageDataModule)
+    if not own:
+        raise ValueError(
+            f"this run uses data of its own, {config.get('of')}; if you trust it, pass of={config.get('of')}, "
+            "in a command with dataset=own dataset.num_classes=NUMBER"
+        )
+    options = {key: config[key] for key in OWN_OPTIONS if key in config}
+    return OwnDataModule(of=own, **options)
 
 
 def make_crossbar(net: nn.Module, config: Mapping[str, Any]) -> Crossbar:
@@ -103,24 +126,26 @@ def user_net(name: str) -> nn.Module:
 
 
 def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
-    """Check that a network takes the images of a data set and has an output for each class.
+    """Check that a network takes the inputs of a data set and decides among its classes.
 
     Raises:
         ValueError: it does not.
     """
-    images, _ = next(iter(datamodule.test_dataloader()))
-    images = images[:2].to(next(crossbar.parameters()).device)
-    size = "x".join(map(str, images.shape[1:]))
+    inputs, labels = inputs_and_labels(next(iter(datamodule.test_dataloader())))
+    device = next(crossbar.parameters()).device
+    inputs, labels = of_each(lambda t: t.to(device), taken(inputs, slice(2))), labels[:2].to(device)
+    size = ", ".join("x".join(map(str, t.shape[1:])) or "one number" for t in tensors_in(inputs))
     try:
         with evaluating(crossbar), torch.no_grad():
-            shape = tuple(crossbar.net(images).shape)
-    except RuntimeError as error:
-        raise ValueError(f"the network does not take images of {size}: {str(error).splitlines()[0]}") from None
-    if shape != (len(images), datamodule.num_classes):
+            outputs = run(crossbar.net, {}, of_each(Tensor.clone, inputs))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the network does not take inputs of {size}: {str(error).splitlines()[0]}") from None
+    classes = decisions(outputs, labels)[0].shape[1]
+    if classes != datamodule.num_classes:
         raise ValueError(
-            f"the network's output has shape {shape} for {len(images)} images, but the data set has "
-            f"{datamodule.num_classes} classes"
+            f"the network decides among {classes} classes, but the data set has {datamodule.num_classes} classes"
         )
+    check(outputs, labels)
 
 
 def build(config: Mapping[str, Any], kind: type) -> Any:
@@ -158,6 +183,7 @@ _OWN: dict[type, tuple[str, str]] = {  # what may be built, and how to name anyt
     nn.Module: ("a network of worstcase.models or torchvision.models", "net=module:callable"),
     ImageDataModule: ("a data set of worstcase.data", "dataset=NAME"),
 }
+OWN_OPTIONS = ("num_classes", "batch_size", "val_fraction", "limit", "seed", "num_workers")
 _PRETRAINED: dict[str, dict[str, Any]] = {  # what pretrained weights change besides the weights
     "googlenet": {"transform_input": True, "aux_logits": False},
     "inception_v3": {"transform_input": True},
@@ -171,7 +197,7 @@ def _class_of_worstcase(target: str, kind: type) -> Callable[..., Any] | None:
     except (ImportError, AttributeError, ValueError):
         return None
     ours = inspect.isclass(found) and issubclass(found, kind) and found.__module__.startswith(home)
-    return found if ours else None
+    return found if ours and found is not OwnDataModule else None  # that would run what it is told
 
 
 def _network_of_torchvision(target: str, arguments: dict[str, Any]) -> Callable[..., Any] | None:
@@ -191,99 +217,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, str | int | float)
-
-
-def load_weights(crossbar: Crossbar, file: Path) -> None:
-    """Load a run's checkpoint, or a network's plain state dict in PyTorch's or the safetensors format.
-
-    A run's checkpoint includes the ranges of quantised outputs. For other weights, `Crossbar.calibrate` must set
-    them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, its tensors are not those of the network, or they are not finite.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {file}")
-    try:
-        content: Any = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # a broken file can make the readers fail in any way
-        reason = str(error).split("\n")[0].split(". ")[0] or type(error).__name__
-        raise ValueError(
-            f"cannot read the checkpoint {file}: it is truncated or holds more than tensors ({reason})"
-        ) from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"cannot read the checkpoint {file}: it does not hold named tensors")
-    ranges = state.get("crossbar.outputs.ranges")
-    for prefix in ("crossbar.net.", "module."):  # of a run, and of DataParallel
-        if any(str(key).startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    net = crossbar.net
-    if problem := _mismatch(net.state_dict(), state):
-        raise ValueError(f"the checkpoint {file} does not belong to this {type(net).__name__}: {problem}")
-    if broken := _not_finite(net, state):
-        raise ValueError(f"the checkpoint {file} holds values that are not finite: {_cut(', '.join(broken))}")
-    net.load_state_dict(state, strict=False)
-    if crossbar.outputs is not None and ranges is not None:
-        if not _are_ranges(ranges, crossbar.outputs.ranges):
-            raise ValueError(f"the checkpoint {file} holds no ranges of this network's outputs")
-        crossbar.outputs.load_state_dict({"ranges": ranges})
-
-
-def _mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> str:
-    problems = []
-    missing = {key for key in expected.keys() - given.keys() if not key.endswith("num_batches_tracked")}
-    if missing:  # the count came with PyTorch 0.4.1; older checkpoints have none
-        problems.append(f"missing {', '.join(sorted(missing))}")
-    if unexpected := given.keys() - expected.keys():
-        problems.append(f"unexpected {', '.join(sorted(map(str, unexpected)))}")
-    problems += [f"{key} is not a dense tensor" for key in expected if key in given and not _is_dense(given[key])]
-    dense = {key: tensor for key, tensor in given.items() if _is_dense(tensor)}
-    problems += [
-        f"{key} is {tuple(dense[key].shape)}, not {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in dense and dense[key].shape != tensor.shape
-    ]
-    problems += [
-        f"{key} is {dense[key].dtype}, not {tensor.dtype}"
-        for key, tensor in expected.items()
-        if key in dense and _kind(dense[key]) != _kind(tensor)
-    ]
-    return _cut("; ".join(problems))
-
-
-def _is_dense(tensor: Any) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-    return plain and not tensor.is_nested and not tensor.is_quantized and tensor.device.type == "cpu"
-
-
-def _are_ranges(given: Any, expected: Tensor) -> bool:
-    """Whether there is one range for each layer's outputs: finite and not negative, or NaN if unknown."""
-    if not _is_dense(given) or given.shape != expected.shape or not given.is_floating_point():
-        return False
-    return bool((given.isnan() | (given.isfinite() & (given >= 0))).all())
-
-
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
-
-
-def _not_finite(net: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Parameters that are not finite in the network's dtype, and buffers with NaN. A mask may be infinite."""
-    parameters = {name for name, _ in net.named_parameters(remove_duplicate=False)}
-    return [
-        key
-        for key, tensor in net.state_dict().items()
-        if key in state
-        and tensor.is_floating_point()
-        and bool((~state[key].to(tensor.dtype).isfinite() if key in parameters else state[key].isnan()).any())
-    ]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) < 400 else text[:400] + " ..."

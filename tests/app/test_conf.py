@@ -16,12 +16,15 @@ from worstcase.chip.presets import PRESETS
 from worstcase.chip.tolerance import Tolerance, from_plain, largest
 from worstcase.data import ImageDataModule
 from worstcase.methods import Method
-from worstcase.runs import build, make_crossbar
+from worstcase.runs import build, dataset, make_crossbar
 
 CONF = REPOSITORY / "conf"
 NEEDED = {
     "torchvision": ["model.arch=squeezenet1_1"],
     "imagefolder": ["dataset.folder=x", "dataset.num_classes=3"],
+    "arrays": ["dataset.file=x.npz", "dataset.num_classes=3"],
+    "time_series": ["dataset.test=x.csv", "dataset.num_classes=3"],
+    "own": ["dataset.of=examples.your_own_data:data", "dataset.num_classes=10"],
 }
 
 
@@ -44,7 +47,15 @@ def test_data_sets(name):
     data = instantiate(cfg.dataset)
     assert isinstance(data, ImageDataModule)
     assert data.num_classes == cfg.dataset.num_classes
-    assert isinstance(build(OmegaConf.to_container(cfg.dataset), ImageDataModule), type(data))
+    config = OmegaConf.to_container(cfg.dataset)
+    if name == "own":
+        with pytest.raises(ValueError, match=r"OwnDataModule is not a data set of worstcase\.data"):
+            build(config, ImageDataModule)
+        config["_target_"] = "worstcase.data.own.OwnDataModule"
+        with pytest.raises(ValueError, match=r"OwnDataModule is not a data set of worstcase\.data"):
+            dataset(config)
+    else:
+        assert isinstance(build(config, ImageDataModule), type(data))
 
 
 @pytest.mark.parametrize("name", options("model"))
@@ -104,7 +115,11 @@ def test_an_attack_has_the_same_defaults_in_python(name):
 def test_a_data_set_has_the_same_defaults_in_python(name):
     cfg = composed(f"dataset={name}", *NEEDED.get(name, []))
     said = instantiate(cfg.dataset)
-    needed = {key: cfg.dataset[key] for key in ("data_dir", "folder", "num_classes") if key in cfg.dataset}
+    needed = {
+        key: cfg.dataset[key]
+        for key in ("data_dir", "folder", "file", "test", "of", "num_classes")
+        if key in cfg.dataset
+    }
     assert settings(said) == settings(type(said)(**needed))
 
 

@@ -77,7 +77,7 @@ def test_bad_settings_are_one_line_before_anything_is_written(override, tmp_path
     [
         (["dataset=mnist", "data_dir=nowhere"], "no MNIST below nowhere"),
         (["dataset=cifar10", "data_dir=nowhere"], "no CIFAR-10 in nowhere/cifar-10-batches-py"),
-        (["model=convnet"], "the network does not take images of 1x28x28"),
+        (["model=convnet"], "the network does not take inputs of 1x28x28"),
         (["model.net.num_classes=7"], "but the data set has 10 classes"),
         (["net=nowhere:Net"], "net=nowhere:Net: must be module:callable"),
         (["net=os:getcwd"], "must return a torch.nn.Module, not str"),

@@ -59,6 +59,9 @@ def planted(config, pwned):
         yield target, {"model": {**model, "net": {"_target_": target}}}
     yield "arguments of another kind", {"model": {**model, "net": {"_target_": LENET, "variant": [1], "x": 2}}}
     yield "the user's own network", {"net": "os:getcwd"}
+    own = {"of": "os:abort", "num_classes": 10}
+    yield "the user's own data", {"dataset": {"_target_": "worstcase.data.OwnDataModule", **own}}
+    yield "the same by another name", {"dataset": {"_target_": "worstcase.data.own.OwnDataModule", **own}}
     yield "a data set of another kind", {"dataset": {"_target_": LENET}}
 
 
@@ -170,6 +173,21 @@ def test_a_pattern_of_layers_that_refers_to_the_environment_is_a_pattern(leaking
     done = run("src.evaluate", f"run={leaking}", "attack=flwc", fails=True)
     assert "no layer with a weight is named '${oc.env:PATH}'" in done.stderr
     assert_nothing_leaks(leaking)
+
+
+def test_a_file_that_a_record_names_as_its_data_is_not_shown(trained, tmp_path):
+    (tmp_path / "notes").write_text("1,my secret\n")
+    folder = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
+    content = json.loads((folder / "results.json").read_text())
+    for target, setting in {"TimeSeriesDataModule": "test", "ArraysDataModule": "file"}.items():
+        data = {"_target_": f"worstcase.data.{target}", setting: str(tmp_path / "notes"), "num_classes": 10}
+        (folder / "results.json").write_text(
+            json.dumps(content | {"config": content["config"] | {"dataset": data}})
+        )
+        done = run("src.evaluate", f"run={folder}", "attack=flwc", fails=True)
+        assert str(tmp_path / "notes") in done.stderr
+        assert not [file for file in folder.rglob("*") if file.is_file() and b"secret" in file.read_bytes()]
+        assert "secret" not in done.stdout + done.stderr
 
 
 # ---- downloads

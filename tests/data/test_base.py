@@ -60,18 +60,18 @@ def test_bad_settings_are_refused(options, message):
     [
         (
             lambda images, labels: (images, labels - 1),
-            "has label -1 for image 0, but labels must be 0 to 1; correct",
+            "has label -1 for sample 0, but labels must be 0 to 1; correct",
         ),
         (
             lambda images, labels: (images, labels + 1),
-            "has label 2 for image 1, but labels must be 0 to 1; correct",
+            "has label 2 for sample 1, but labels must be 0 to 1; correct",
         ),
-        (lambda images, labels: (images, labels[1:]), r"has \d+ images, but \d+ labels; replace the data files"),
+        (lambda images, labels: (images, labels[1:]), r"has \d+ samples, but \d+ labels; replace the data files"),
         (
             lambda images, labels: (images, labels[:, None]),
-            r"has \d+ images, but \d+ labels; replace the data files",
+            r"has \d+ samples, but \d+ labels; replace the data files",
         ),
-        (lambda images, labels: (images[:0], labels[:0]), "has no images"),
+        (lambda images, labels: (images[:0], labels[:0]), "has no samples"),
     ],
 )
 @pytest.mark.parametrize(("part", "name"), [(0, "training"), (1, "test")])

@@ -98,7 +98,7 @@ def test_mean_and_std_must_be_three_numbers_each(data, options, message):
 
 def test_labels_out_of_range_or_not_one_per_image_are_refused(folder):
     content = pickle.loads((folder / "test_batch").read_bytes())
-    for labels, message in ((content["labels"][:-1], "20 images, but 19 labels"), ([10] * 20, "has label 10")):
+    for labels, message in ((content["labels"][:-1], "20 samples, but 19 labels"), ([10] * 20, "has label 10")):
         (folder / "test_batch").write_bytes(pickle.dumps(content | {"labels": labels}, protocol=2))
         with pytest.raises(ValueError, match=f"test data of CIFAR10DataModule .*{message}"):
             CIFAR10DataModule(data_dir=str(folder.parent)).setup()

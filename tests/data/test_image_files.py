@@ -66,7 +66,7 @@ def test_tiny_imagenet_with_an_unknown_class_or_no_images_is_refused(tiny):
         ):
             TinyImageNetDataModule(data_dir=str(tiny)).setup()
     table.write_text("")
-    with pytest.raises(ValueError, match="the test data of TinyImageNetDataModule has no images"):
+    with pytest.raises(ValueError, match="the test data of TinyImageNetDataModule has no samples"):
         TinyImageNetDataModule(data_dir=str(tiny)).setup()
 
 

@@ -110,10 +110,10 @@ def test_mnist_with_labels_out_of_range_or_not_one_per_image_is_refused(tmp_path
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10)
     MNISTDataModule(data_dir=str(tmp_path)).setup()
     write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(19) % 10)
-    with pytest.raises(ValueError, match="test data of MNISTDataModule has 20 images, but 19 labels"):
+    with pytest.raises(ValueError, match="test data of MNISTDataModule has 20 samples, but 19 labels"):
         MNISTDataModule(data_dir=str(tmp_path)).setup()
     write_idx(raw / "train-labels-idx1-ubyte", np.arange(20) % 11)
-    with pytest.raises(ValueError, match="training data of MNISTDataModule has label 10 for image 10"):
+    with pytest.raises(ValueError, match="training data of MNISTDataModule has label 10 for sample 10"):
         MNISTDataModule(data_dir=str(tmp_path)).setup()
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
+from worstcase.checkpoints import load_weights
 from worstcase.data.base import ShuffledBatches
 from worstcase.methods import (
     AWP,
@@ -28,7 +29,6 @@ from worstcase.methods import (
     Vanilla,
     VariationAware,
 )
-from worstcase.runs import load_weights
 from worstcase.seeds import seeded
 
 METHODS = {

@@ -32,9 +32,11 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     import torch
 
     import worstcase
-    from worstcase.data import ImageDataModule
+    from worstcase.checkpoints import load_weights
+    from worstcase.data import OwnDataModule
     from worstcase.evaluation.flags import lower_elsewhere
-    from worstcase.runs import CHECKPOINT, build, check_fit, load_weights, make_crossbar, network
+    from worstcase.evaluation.measured import read_chip
+    from worstcase.runs import CHECKPOINT, check_fit, dataset, make_crossbar, network
 
     siblings = Path(cfg["run"], "evaluations") if cfg["run"] else folder.parent
     if cfg["merge"]:
@@ -47,7 +49,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     chosen = HydraConfig.get().runtime.choices.get("dataset")
     # Hydra builds nothing that comes from a record
-    datamodule = instantiated(cfg, "dataset") if chosen else build(cfg["dataset"], ImageDataModule)
+    datamodule = instantiated(cfg, "dataset") if chosen else dataset(cfg["dataset"])
     datamodule.prepare_data()
     check_fit(crossbar, datamodule)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
@@ -62,6 +64,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         datamodule.test_dataloader(),
         [attack],
         thgs=thgs,
+        chip=read_chip(Path(cfg["chip"])) if cfg["chip"] else None,
+        chip_holds=cfg["chip_holds"],
         heldout=cfg["heldout"],
         diagnosis=cfg["diagnosis"],
         certificate=cfg["certificate"],
@@ -69,6 +73,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         folder=folder,
     )
     result = evaluation.record(
+        chip_file=os.path.relpath(cfg["chip"], folder) if cfg["chip"] else None,
+        data_digest=datamodule.digest() if isinstance(datamodule, OwnDataModule) else None,
         source_run=os.path.relpath(cfg["run"], folder) if cfg["run"] else None,
         command=command("evaluate"),
         sweep=sweeps.command(),

@@ -20,6 +20,7 @@ LEFT = (  # files that a job writes, besides those in its subfolders
     "metrics.csv",
     "hparams.yaml",
     "perturbation*.safetensors",
+    "worst_chip.safetensors",
     "confusion.png",
     "confidence.png",
     "perturbation.png",

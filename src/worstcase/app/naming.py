@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from worstcase.app import schema
 from worstcase.app.devices import in_numbers
 from worstcase.app.doors import door
 from worstcase.app.state import Begun
+from worstcase.digests import digest_of_files
 from worstcase.evaluation.record import CHECKPOINT, Record, finished_runs
-from worstcase.evaluation.settings import NO_MAPPING, without_download, without_place
+from worstcase.evaluation.settings import DATA_FILES, NO_MAPPING, without_download, without_place
 
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
 ONLY_SHOWN = (
@@ -62,6 +62,8 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
     settings = _plain(cfg)
     if "thg" in settings:
         settings["thg"] = in_numbers(settings["thg"], settings["sigmas"])
+    if isinstance(settings.get("dataset"), dict):
+        settings["dataset"] = _identified(settings["dataset"])
     return settings
 
 
@@ -91,8 +93,15 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
     mapping = trained.get("mapping") or NO_MAPPING
     settings["mapping"] = {key: mapping[key] if own is None else own for key, own in settings["mapping"].items()}
     dataset = {key: value for key, value in settings["dataset"].items() if value is not None}
-    settings["dataset"] = dataset if chosen else _of_run(trained["dataset"], dataset, settings["data_dir"])
-    settings["weights"] = _file_digest(Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT)))
+    if chosen:
+        settings["dataset"] = {k: v for k, v in _identified(settings["dataset"]).items() if v is not None}
+    else:
+        settings["dataset"] = _of_run(trained["dataset"], dataset, settings["data_dir"])
+    settings["weights"] = digest_of_files([Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT))])
+    if cfg.chip:
+        settings["chip_digest"] = digest_of_files([Path(cfg.chip)])
+        if settings["chip_digest"] is None:
+            raise FileNotFoundError(f"no chip at {cfg.chip}; say chip=FILE, .safetensors or .npz")
     if cfg.run:
         if foreign := sorted(settings["model"].keys() - {"weight_bits", "activation_bits"}):
             raise schema.ConfigError(f"there is no setting model.{foreign[0]}; the network is the run's, or net=")
@@ -109,23 +118,18 @@ def _of_run(trained: Mapping[str, Any], said: Mapping[str, Any], data_dir: str) 
     return {**without_download(trained), **place, **said}
 
 
+def _identified(dataset: dict[str, Any]) -> dict[str, Any]:
+    """A data set's settings, with a digest of its files if they are what identifies it."""
+    if "digest" not in dataset:
+        return dataset
+    files = [Path(str(dataset[key])) for key in DATA_FILES if dataset.get(key)]
+    return {**dataset, "digest": digest_of_files(files)}
+
+
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
-
-
-def _file_digest(file: Path) -> str | None:
-    if not file.is_file():
-        return None
-    stat = file.stat()
-    return _digest_of_version(file.absolute(), stat.st_mtime_ns, stat.st_size)
-
-
-@cache
-def _digest_of_version(file: Path, mtime_ns: int, size: int) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()[:12]
 
 
 def naming_the_newest_run(words: Sequence[str]) -> list[str]:

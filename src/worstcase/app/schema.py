@@ -53,6 +53,9 @@ class EvaluateConfig:
     run: str | None = None
     checkpoint: str | None = None
     weights: str | None = None
+    chip: str | None = None
+    chip_holds: str = MISSING
+    chip_digest: str | None = None
     net: str | None = None
     thg: Any = None
     sigmas: float | None = None
@@ -123,7 +126,12 @@ COUNTS = {  # whole numbers and the least that each may be
     "mapping.device_bits": 1,
 }
 
-CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full"), "certificate": ("interval", "null")}
+CHOICES = {
+    "scale": ("quick", "paper"),
+    "diagnosis": ("short", "full"),
+    "certificate": ("interval", "null"),
+    "chip_holds": ("deviations", "weights"),
+}
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:

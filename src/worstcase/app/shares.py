@@ -63,7 +63,8 @@ def _alike(settings: dict[str, Any]) -> dict[str, Any]:
     attack = settings.get("attack")
     if isinstance(attack, dict):
         kept["attack"] = {key: value for key, value in attack.items() if key not in ("first", "instances")}
-    return {key: value for key, value in kept.items() if key not in ("merge", "heldout", "diagnosis")}
+    others = ("merge", "heldout", "diagnosis", "chip", "chip_holds", "chip_digest")
+    return {key: value for key, value in kept.items() if key not in others}
 
 
 def _parts(missing: list[int]) -> Iterator[str]:

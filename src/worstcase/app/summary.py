@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from worstcase.evaluation.record import RECORD, Record, visible
+from worstcase.evaluation.record_parts import outside, standing
 
 
 def print_summary(record: Record, folder: str) -> None:
@@ -33,7 +34,7 @@ def print_summary(record: Record, folder: str) -> None:
     def add(name: str, value: str) -> None:
         table.add_row(Text(visible(name)), Text(visible(value)))  # not markup: a path or a foreign record's text
 
-    add("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} images")
+    add("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} samples")
     several = len({found.thg for found in record.attacks}) > 1
     for found in record.attacks:
         at = f" at th_g {found.thg:g}" if several else ""
@@ -51,6 +52,10 @@ def print_summary(record: Record, folder: str) -> None:
         add(f"proven lowest ({proven['method']}){at}", f"{proven['accuracy']:.2%}")
     if record.not_certified:
         add("proven lowest", f"none: {record.not_certified}")
+    if chip := record.chip:
+        where = standing(chip["accuracy"], chip["failed"], record.certified_accuracy, record.attacked_accuracy)
+        add("chip that was read back", f"{chip['accuracy']:.2%}, {where}")
+        add("", outside(chip["failed_by_array"]))
     share = f"{record.parameters_perturbed / record.parameters:.1%}"
     add("programmed", f"{record.parameters_perturbed:,} of {record.parameters:,} values ({share})")
     at_most = "at most " if record.tolerance else ""

@@ -47,6 +47,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     from lightning.pytorch.callbacks import RichProgressBar, Timer
 
     from worstcase.callbacks import EpochLines, MovableCheckpoint
+    from worstcase.data import OwnDataModule
 
     _quieten()
     L.seed_everything(cfg["seed"], verbose=False)
@@ -101,6 +102,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     choices = HydraConfig.get().runtime.choices
     record = at_test.evaluation.record(
         kind="train",
+        data_digest=datamodule.digest() if isinstance(datamodule, OwnDataModule) else None,
         command=command("train"),
         sweep=sweeps.command(),
         config=cfg,
@@ -117,7 +119,8 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
 
 def _method(cfg: dict[str, Any], datamodule: ImageDataModule) -> Method:
     """The training method of the settings, with the network in it."""
-    from worstcase.runs import check_fit, load_weights, make_crossbar, user_net
+    from worstcase.checkpoints import load_weights
+    from worstcase.runs import check_fit, make_crossbar, user_net
 
     crossbar = make_crossbar(user_net(cfg["net"]) if cfg["net"] else instantiated(cfg, "model.net"), cfg)
     if cfg["init_from"]:

@@ -24,6 +24,7 @@ from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.deviation import deviate
 from worstcase.chip.devices import Devices
 from worstcase.chip.float64 import in_float64
+from worstcase.chip.kinds import check_kind
 from worstcase.chip.manners import Manners, look
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.memory_layout import MemoryLayout
@@ -94,6 +95,7 @@ class Crossbar(nn.Module):
         activation_bits: int | None = None,
     ) -> None:
         super().__init__()
+        check_kind(net)
         check_bits("weight_bits", weight_bits)
         check_bits("activation_bits", activation_bits)
         if full_scale not in FULL_SCALES:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset, default_collate
 
 from worstcase.checks import check_seed, number, whole
 from worstcase.seeds import drawing_by
+from worstcase.task import inputs_and_labels, tensors_in
 
 Split = tuple[Tensor, Tensor]
 
-CHANNELS = 3
-"""Channels of a colour image."""
+KEPT_BYTES = 2**31  # a test split of files up to this size stays in memory
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -121,6 +122,96 @@ class InMemoryDataModule(ImageDataModule):
         return DataLoader(data, sampler=torch.arange(len(data)).split(self.batch_size), batch_size=None)
 
 
+class SampleDataModule(ImageDataModule):
+    """Data sets of samples of any kind: tensors, or whatever `torch.utils.data` collates to batches.
+
+    Up to 2 GiB of test data stay in memory, since an attack reads them many times.
+
+    Args:
+        num_workers: processes that read samples.
+        options: see `ImageDataModule`; num_classes must be given.
+    """
+
+    def __init__(self, *, num_workers: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        whole("num_workers", num_workers, least=0)
+        self.num_workers = num_workers
+
+    @abstractmethod
+    def load(self) -> tuple[Any, Any, Any]:
+        """Training, validation and test data; the first two may be None."""
+
+    def setup(self, stage: str | None = None) -> None:
+        if hasattr(self, "_test"):
+            return
+        self._train, self._val, test = self.load()
+        self._test = BatchesOf(test, self.test_subset(len(test)))
+
+    def train_dataloader(self) -> DataLoader:
+        chosen = self._training()[0]
+        return self._loader(chosen, ShuffledBatches(len(chosen), self.batch_size, self.seed))
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order(self._training()[1])
+
+    def test_dataloader(self) -> DataLoader:
+        self.setup()
+        if not hasattr(self, "_kept"):
+            self._kept = self._read()
+        if self._kept is None:
+            return self._in_order(self._test)
+        return DataLoader(self._kept, batch_size=None)  # type: ignore[arg-type]  # a list has all that it takes
+
+    def _read(self) -> list[Any] | None:
+        """The batches of the test split; None if they are too large to stay in memory."""
+        kept, size = [], 0
+        for batch in self._in_order(self._test):
+            inputs, labels = inputs_and_labels(batch)
+            size += sum(t.nbytes for t in [*tensors_in(inputs), labels])
+            if size > KEPT_BYTES:
+                return None
+            kept.append(batch)
+        return kept
+
+    def _training(self) -> tuple[BatchesOf, BatchesOf]:
+        self.setup()
+        if self._train is None:
+            raise FileNotFoundError("there are no training data; this data is for evaluation only")
+        if self._val is not None:
+            chosen = draw(len(self._train), self.seed)[: self.limit]
+            return BatchesOf(self._train, chosen, self.seed), BatchesOf(
+                self._val, self.test_subset(len(self._val))
+            )
+        train, val = self.cut(len(self._train))
+        return BatchesOf(self._train, train, self.seed), BatchesOf(self._train, val)
+
+    def _in_order(self, data: BatchesOf) -> DataLoader:
+        return self._loader(data, torch.arange(len(data)).split(self.batch_size))
+
+    def _loader(self, data: BatchesOf, batches: Any) -> DataLoader:
+        return DataLoader(data, sampler=batches, batch_size=None, num_workers=self.num_workers)
+
+
+class BatchesOf(Dataset[Any]):
+    """Batches of the chosen samples of a data set, indexed by a tensor of positions.
+
+    What random transforms draw depends only on the seed and the positions.
+    """
+
+    def __init__(self, data: Any, chosen: Tensor, seed: int = 0) -> None:
+        self.data, self.chosen, self.seed = data, chosen, seed
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, positions: Tensor) -> Any:
+        chosen = self.chosen[positions]
+        if isinstance(self.data, TensorDataset):
+            return self.data[chosen]  # all at once, which is faster
+        with drawing_by(self.seed, positions.tolist()):
+            return default_collate([self.data[index] for index in chosen.tolist()])
+
+
 class TrainingBatches(Dataset[Split]):
     """Training batches, indexed by a tensor of image indices, augmented and prepared on access.
 
@@ -182,44 +273,46 @@ def check_classes(given: int | None, found: int | None, where: object) -> int:
     return given or found or 0
 
 
-def check_labels(labels: Tensor, images: int, classes: int, where: str) -> None:
-    """Check that there are images and that each has a label from 0 to classes - 1.
+def check_labels(labels: Tensor, samples: int, classes: int, where: str) -> None:
+    """Check that there are samples and that each has a label from 0 to classes - 1.
 
     Raises:
         ValueError: a check fails; the message names `where`.
     """
-    if not images:
-        raise ValueError(f"{where} has no images")
-    if labels.shape != (images,):
-        raise ValueError(f"{where} has {images} images, but {labels.numel()} labels; replace the data files")
+    if not samples:
+        raise ValueError(f"{where} has no samples")
+    if labels.shape != (samples,):
+        raise ValueError(f"{where} has {samples} samples, but {labels.numel()} labels; replace the data files")
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         index = int(wrong[0])
         raise ValueError(
-            f"{where} has label {labels[index]} for image {index}, but labels must be 0 to {classes - 1}; "
+            f"{where} has label {labels[index]} for sample {index}, but labels must be 0 to {classes - 1}; "
             "correct the label, or num_classes="
         )
 
 
-def check_channels(mean: Iterable[float], std: Iterable[float]) -> tuple[list[float], list[float]]:
-    """The mean and the standard deviation of each colour channel, as lists.
+def check_channels(
+    mean: Iterable[float], std: Iterable[float], channels: int = 3
+) -> tuple[list[float], list[float]]:
+    """The mean and the standard deviation of each channel, as lists.
 
     Raises:
-        ValueError: there are not three of each, one is not finite, or a deviation is not above 0.
+        ValueError: there is not one of each for each channel, one is not finite, or a deviation is not above 0.
     """
-    return _by_channel("mean", mean), _by_channel("std", std, above=0)
+    return _by_channel("mean", mean, channels), _by_channel("std", std, channels, above=0)
 
 
-def _by_channel(name: str, values: Iterable[float], above: float = -math.inf) -> list[float]:
+def _by_channel(name: str, values: Iterable[float], channels: int, above: float = -math.inf) -> list[float]:
     try:
         listed = list(values)
         for value in listed:
             number(name, value, above=above)
     except (TypeError, ValueError):
         listed = []
-    if len(listed) != CHANNELS:
+    if len(listed) != channels:
         allowed = "finite numbers" if above == -math.inf else f"finite numbers above {above:g}"
-        raise ValueError(f"dataset.{name}={values}: must be {CHANNELS} {allowed}, one for each channel")
+        raise ValueError(f"dataset.{name}={values}: must be {channels} {allowed}, one for each channel")
     return listed
 
 

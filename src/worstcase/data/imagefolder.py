@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import default_loader
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.datasets import DatasetFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from worstcase.checks import whole
-from worstcase.data.base import ImageDataModule, ShuffledBatches, Split, check_channels, check_classes, draw
-from worstcase.seeds import drawing_by
+from worstcase.data.base import (
+    KEPT_BYTES,
+    BatchesOf,
+    ImageDataModule,
+    ShuffledBatches,
+    check_channels,
+    check_classes,
+    draw,
+)
 
-KEPT_BYTES = 2**31  # a test split up to this size stays in memory
+MODES = {1: "L", 3: "RGB"}
+"""What images are converted to, by channels."""
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """Colour images that worker processes read from files on demand.
+    """Images that worker processes read from files on demand.
 
     ``folder/train/CLASS/*`` holds the training data; it may be missing if nothing is trained. The test split is
     ``folder/val/CLASS/*`` or ``folder/test/CLASS/*``. Without these, it is the images in ``folder/images`` that
     ``folder/labels.csv`` lists, with columns ``file`` and ``label`` (0, 1, ...). The order of the test images
     mixes the classes and is the same for every seed. Up to 2 GiB of test images stay in memory as tensors.
+
+    A file is an image of any common format, or NumPy's .npy of shape (H, W) or (H, W, channels). Whole numbers of
+    8 or 16 bits become 0..1, and floats stay as they are.
 
     Args:
         data_dir: the folder that contains `folder`.
@@ -37,6 +51,8 @@ class ImageFolderDataModule(ImageDataModule):
         resize: the shorter side of a test image after scaling, in pixels; None does not scale.
         crop: side of the square crop in pixels: from the middle of a test image; from a training image at
             random, scaled and flipped.
+        channels: 3, colour, to which images of 8 bits are converted; 1, grey, to which they are converted too; any
+            other number is that of the files.
         mean: subtracted from each channel, whose pixels are 0..1.
         std: divides each channel after that, above 0.
         num_workers: processes that read images.
@@ -50,6 +66,7 @@ class ImageFolderDataModule(ImageDataModule):
         folder: str,
         resize: int | None = 256,
         crop: int = 224,
+        channels: int = 3,
         mean: list[float] = IMAGENET_MEAN,
         std: list[float] = IMAGENET_STD,
         num_workers: int = 2,
@@ -60,7 +77,9 @@ class ImageFolderDataModule(ImageDataModule):
             whole("resize", resize, also="or null for no scaling")
         whole("crop", crop)
         whole("num_workers", num_workers, least=0)
-        mean, std = check_channels(mean, std)
+        whole("channels", channels)
+        mean, std = check_channels(mean, std, channels)
+        self.channels = channels
         self.folder, self.num_workers = Path(data_dir, folder), num_workers
         finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         self._for_training = v2.Compose([v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), *finish])
@@ -83,8 +102,11 @@ class ImageFolderDataModule(ImageDataModule):
         is_table = place.suffix == ".csv"
         folders = [folder for folder in ([train] if is_table else [place, train]) if folder.is_dir()]
         self._check_classes(folders)
-        self._test: Listed | ImageFolder = (
-            Listed(place, self._for_test, self.num_classes) if is_table else _in_folders(place, self._for_test)
+        read = partial(read_image, channels=self.channels)
+        self._test: Listed | DatasetFolder = (
+            Listed(place, self._for_test, self.num_classes, read)
+            if is_table
+            else _in_folders(place, self._for_test, read)
         )
 
     def _check_classes(self, folders: list[Path]) -> None:
@@ -116,21 +138,21 @@ class ImageFolderDataModule(ImageDataModule):
         self.setup()
         order = draw(len(self._test), seed=0)[: self.limit]
         batches = torch.arange(len(order)).split(self.batch_size)
-        if len(order) * 3 * self.crop**2 * 4 > KEPT_BYTES:
+        if len(order) * self.channels * self.crop**2 * 4 > KEPT_BYTES:
             return self._loader(BatchesOf(self._test, order), batches)
         if self._kept is None:  # an attack reads them many times
             read = list(self._loader(BatchesOf(self._test, order), batches))
             self._kept = TensorDataset(*(torch.cat(parts) for parts in zip(*read, strict=True)))
         return DataLoader(self._kept, sampler=batches, batch_size=None)
 
-    def _training_data(self, transform: Callable[[Any], Tensor]) -> tuple[ImageFolder, tuple[Tensor, Tensor]]:
+    def _training_data(self, transform: Callable[[Any], Tensor]) -> tuple[DatasetFolder, tuple[Tensor, Tensor]]:
         self.setup()
         folder = self.folder / "train"
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"no training images: {folder} does not exist; this data is for evaluation only"
             )
-        data = _in_folders(folder, transform)
+        data = _in_folders(folder, transform, partial(read_image, channels=self.channels))
         return data, self.cut(len(data))
 
     def _loader(self, data: BatchesOf, batches: Any) -> DataLoader:
@@ -140,8 +162,14 @@ class ImageFolderDataModule(ImageDataModule):
 class Listed(Dataset):
     """Images of one folder, listed in a table."""
 
-    def __init__(self, table: Path, transform: Callable[[Any], Tensor], num_classes: int) -> None:
-        self.folder, self.transform = table.parent / "images", transform
+    def __init__(
+        self,
+        table: Path,
+        transform: Callable[[Any], Tensor],
+        num_classes: int,
+        read: Callable[[Path], Any],
+    ) -> None:
+        self.folder, self.transform, self.read = table.parent / "images", transform, read
         try:
             with table.open(newline="", encoding="utf-8-sig") as file:
                 self.files = [(row["file"] or "", int(row["label"])) for row in csv.DictReader(file)]
@@ -165,45 +193,54 @@ class Listed(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name, label = self.files[index]
-        return self.transform(read_image(self.folder / name)), label
+        return self.transform(self.read(self.folder / name)), label
 
 
 def _is_below(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def read_image(path: str | Path) -> Any:
-    """Read an image file as RGB.
+def read_image(path: str | Path, channels: int = 3) -> Any:
+    """Read an image file: what torchvision's transforms take, of so many channels.
 
     Raises:
-        ValueError: it cannot be read; the message names it.
+        ValueError: it cannot be read, or has other channels; the message names it.
     """
     try:
-        return default_loader(str(path))
+        if Path(path).suffix == ".npy":
+            return _as_image(np.load(path, allow_pickle=False), channels)
+        with Image.open(path) as image:
+            if image.mode.startswith("I;16") or (
+                image.mode == "I" and image.format == "PNG"
+            ):  # converting cuts it
+                return _as_image(np.asarray(image).astype(np.uint16), channels)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels have 32 bits ({image.mode}); save them as .npy")
+            if channels in MODES:
+                return image.convert(MODES[channels])
+            if len(image.getbands()) != channels:
+                raise ValueError(f"it has {len(image.getbands())} channels, not {channels}")
+            image.load()
+            return image
     except Exception as error:  # image readers raise many kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"cannot read the image {path}: {reason}") from None
 
 
-def _in_folders(folder: Path, transform: Callable[[Any], Tensor]) -> ImageFolder:
+def _as_image(values: np.ndarray, channels: int) -> Tensor:
+    """An image (channels, H, W) of floats from an array (H, W) or (H, W, channels)."""
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[2] != channels:
+        raise ValueError(f"its shape is {values.shape}, not (height, width, {channels}); channels= sets the last")
+    if values.dtype in (np.uint8, np.uint16):
+        values = values / np.float32(np.iinfo(values.dtype).max)
+    elif not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"its numbers are {values.dtype}; save them as uint8, uint16 or floats")
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), np.float32))
+
+
+def _in_folders(folder: Path, transform: Callable[[Any], Tensor], read: Callable[[Path], Any]) -> DatasetFolder:
     try:
-        return ImageFolder(folder, transform, loader=read_image)
+        return DatasetFolder(str(folder), read, (*IMG_EXTENSIONS, ".npy"), transform)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from None
-
-
-class BatchesOf(Dataset[Split]):
-    """Batches of the chosen items of a data set, indexed by a tensor of positions.
-
-    What random transforms draw depends only on the seed and the positions.
-    """
-
-    def __init__(self, data: Dataset, chosen: Tensor, seed: int = 0) -> None:
-        self.data, self.chosen, self.seed = data, chosen, seed
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, positions: Tensor) -> Split:
-        with drawing_by(self.seed, positions.tolist()):
-            return default_collate([self.data[index] for index in self.chosen[positions].tolist()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,23 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
-from worstcase.attacks.base import accuracy
 from worstcase.certificate import Certificate, Unsupported, certify
-from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import plain
 from worstcase.evaluation.diagnosis import diagnose
-from worstcase.evaluation.flags import of_the_network, red_flags
+from worstcase.evaluation.flags import of_a_chip, of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
+from worstcase.evaluation.measured import Chip, measure
 from worstcase.evaluation.record import AttackRecord, Record
+from worstcase.evaluation.record_parts import outside, standing
 from worstcase.task import Loader
 
 PERTURBATION = "perturbation.safetensors"
+WORST_CHIP = "worst_chip.safetensors"
 RANDOM_VERTICES = 4  # of the box, that attacks are compared with
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A chip that was read back."""
-
-    accuracy: float
-    """0..1, over the reference set."""
-    failed: int
-    """Weights that are outside the box: programmed, but not verified."""
 
 
 @dataclass
@@ -53,6 +44,7 @@ class Evaluation:
     diagnosis: dict[str, Any] | None = field(repr=False)
     """Explains the worst chip at the largest th_g; see `worstcase.evaluation.diagnosis.diagnose`."""
     chip: Chip | None = None
+    """The chip that was read back, if one was given."""
     certificates: list[Certificate] = field(default_factory=list)
     """One for each th_g, in rising order; empty if nothing is proven."""
     not_certified: str | None = None
@@ -96,10 +88,11 @@ class Evaluation:
         """
         return self.crossbar.chip(self.worst.perturbation)
 
-    def record(self, **described: Any) -> Record:
+    def record(self, *, chip_file: str | None = None, **described: Any) -> Record:
         """All of it in plain types.
 
         Args:
+            chip_file: where the chip was read from, relative to the record.
             described: fields of `Record` that only the caller knows, such as its command, network and data set.
         """
         crossbar, coverage = self.crossbar, self.crossbar.coverage()
@@ -132,6 +125,13 @@ class Evaluation:
                 for of in self.certificates
             ],
             not_certified=self.not_certified,
+            chip=self.chip
+            and {
+                "file": chip_file,
+                "accuracy": self.chip.accuracy,
+                "failed": self.chip.failed,
+                "failed_by_array": self.chip.failed_by_array,
+            },
             samples=self.samples,
             decisions=self.attacks[0].decisions,
             thg=self.thg,
@@ -146,7 +146,9 @@ class Evaluation:
         )
 
     def save(self, folder: str | Path, record: Record | None = None) -> None:
-        """Leave the perturbations, the figures, and at last the record in a folder.
+        """Leave the perturbations, the worst chip, the figures, and at last the record in a folder.
+
+        The worst chip is a state dict, ``worst_chip.safetensors``; where no state dict holds it, the log says why.
 
         Args:
             folder: made if it is not there.
@@ -161,6 +163,11 @@ class Evaluation:
         record = record or self.record()
         for found, file in zip(self.attacks, self._files(), strict=True):
             save_file({key: d.contiguous() for key, d in found.perturbation.items()}, folder / file)
+        (folder / WORST_CHIP).unlink(missing_ok=True)
+        try:
+            save_file(self.worst_chip(), folder / WORST_CHIP)
+        except ValueError as error:
+            log.info("no %s: %s", WORST_CHIP, error)
         try:
             for name, figure in evaluation_figures(record).items():
                 figure.savefig(folder / f"{name}.png", dpi=150)
@@ -194,7 +201,8 @@ class Evaluation:
         if self.not_certified:
             lines.append(f"nothing is proven: {self.not_certified}")
         if self.chip:
-            lines.append(f"this chip: {self.chip.accuracy:.2%}, {self.chip.failed:,} weights outside the box")
+            where = standing(self.chip.accuracy, self.chip.failed, self.certified_accuracy, self.attacked_accuracy)
+            lines.append(f"this chip: {self.chip.accuracy:.2%}, {where}; {outside(self.chip.failed_by_array)}")
         return "\n".join([*lines, *(f"flag: {flag}" for flag in self.flags)])
 
     def _repr_html_(self) -> str:
@@ -207,7 +215,8 @@ def evaluate(
     attacks: Sequence[Attack] | None = None,
     *,
     thgs: Sequence[float] | None = None,
-    chip: Perturbation | None = None,
+    chip: Mapping[str, Any] | None = None,
+    chip_holds: str = "deviations",
     heldout: bool = False,
     diagnosis: str | None = "short",
     certificate: str | None = "interval",
@@ -226,8 +235,10 @@ def evaluate(
         attacks: each is run at each th_g; None: the ensemble.
         thgs: in any order; each attack starts at a th_g from what it found at the next smaller one. Tolerances
             that differ by conductance or array are scaled, see `Crossbar.bounded_by`. None: the crossbar's own.
-        chip: deviations that were read back from a real chip, by array, in weight units: scored too, wherever they
-            are.
+        chip: what was read back from a real chip, by array, in weight units, as tensors or NumPy arrays: scored
+            too, and held against the box of the largest th_g, wherever it is.
+        chip_holds: ``deviations`` from the programmed weights, or ``weights``: see
+            `worstcase.evaluation.measured.measure`.
         heldout: also attack one half of the reference set and score the other.
         diagnosis: of the worst chip at the largest th_g: ``short``, ``full`` (which also attacks some of the
             weights alone), or None.
@@ -239,9 +250,10 @@ def evaluate(
         progress: a bar on a terminal and in a notebook, a line now and then elsewhere.
 
     Raises:
-        ValueError: a setting, the reference set or the network cannot be right; see the attacks.
+        ValueError: a setting, the reference set, the network or the chip cannot be right; see the attacks.
 
-    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, and 3 to 6 for each certificate.
+    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, 3 to 6 for each certificate, and one
+    for a chip.
 
     Example:
         >>> import torch
@@ -261,6 +273,10 @@ def evaluate(
     bounds = sorted(set(thgs)) if thgs is not None else [crossbar.thg]
     if not bounds:
         raise ValueError("thgs=[]: must be one or more, or None for the crossbar's own")
+    read = None
+    if chip is not None:
+        with crossbar.bounded_by(bounds[-1]):
+            read = measure(crossbar, loader, chip, chip_holds)
     found: list[AttackResult] = []
     for number, attack in enumerate(attacks, 1):
         state = folder / f"{number}-{attack.name}" if folder and len(attacks) > 1 else folder
@@ -284,11 +300,10 @@ def evaluate(
             worst = min((one for one in found if one.thg == bounds[-1]), key=lambda one: one.accuracy)
             full = diagnosis == "full"
             explained = diagnose(crossbar, loader, worst.perturbation, full=full, progress=progress)
-        read = None
-        if chip is not None:
-            read = Chip(accuracy(crossbar, loader, chip), crossbar.box.outside(chip))
     proven, why_not = _certified(crossbar, loader, bounds) if certificate else ([], "it was not asked for")
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)
+    if read:
+        flags += of_a_chip(read.accuracy, read.failed, found)
     return Evaluation(crossbar, found, flags, explained, read, proven, why_not)
 
 

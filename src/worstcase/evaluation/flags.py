@@ -58,6 +58,14 @@ def of_the_network(crossbar: Crossbar) -> list[str]:
     return _explained("digital-weights", digital) + _explained("arrays-of-zeros", zeros)
 
 
+def of_a_chip(accuracy: float, failed: int, attacks: Sequence[Found]) -> list[str]:
+    """Flags about a chip that was read back, given how many of its weights are outside the box."""
+    lowest = min(attacks, key=lambda found: found.accuracy)
+    worse = not failed and accuracy < lowest.accuracy
+    text = f"{_at(lowest)}: finds {_p(lowest.accuracy)}, but the chip that was read back has {_p(accuracy)}"
+    return _explained("measured-chip", [text] if worse else [])
+
+
 def _explained(section: str, flags: Iterable[str]) -> list[str]:
     return [f"{flag} (docs/flags.md#{section})" for flag in flags]
 
@@ -162,7 +170,16 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         record: of an evaluation; of sampled chips nothing is said, they are not a search.
         others: of the same training run: its own, and those of other evaluations.
     """
-    same = ("model", "dataset", "samples", "full_scale", "weight_bits", "activation_bits", "tolerance")
+    same = (
+        "model",
+        "dataset",
+        "data_digest",
+        "samples",
+        "full_scale",
+        "weight_bits",
+        "activation_bits",
+        "tolerance",
+    )
     settings = ("checkpoint", "layers", "exclude")
     found = [
         attack

@@ -20,7 +20,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 
-from worstcase.evaluation.record_parts import Config, Diagnosis, Proven, Tolerances, Training, contradiction
+from worstcase.evaluation.record_parts import (
+    Config,
+    Diagnosis,
+    Measured,
+    Proven,
+    Tolerances,
+    Training,
+    contradiction,
+)
 from worstcase.found import CHECKED, Count, Found, Name, Number, Positive, Seed, Shape, Share
 
 SCHEMA_VERSION = 1
@@ -85,6 +93,8 @@ class Record:
     """Training method; None if this project did not train the network."""
     model: Name
     dataset: Name
+    data_digest: Name | None = None
+    """Of the reference set, where only the user's code makes the data; None: settings identify them."""
     reference: Name
     """The split that was attacked and scored."""
     samples: Positive
@@ -107,6 +117,8 @@ class Record:
     """The same at each th_g."""
     not_certified: str | None = None
     """Why nothing is proven."""
+    chip: Annotated[Any, Shape(Measured | None)] = None
+    """A chip that was read back; None if none was given."""
     flags: list[str] = field(default_factory=list)
     diagnosis: Annotated[Any, Shape(Diagnosis | None)] = None
     """Of the worst chip at the largest th_g; None if it was not diagnosed."""
@@ -136,6 +148,10 @@ class Record:
                 raise RuntimeError(f"{found.attack} found {found.accuracy}, but more is certified at its th_g")
             if not found.feasible or found.max_relative_perturbation > found.thg:
                 raise RuntimeError(f"{found.attack} reports a perturbation outside th_g = {found.thg}")
+        if self.chip and self.chip["failed"] != sum(self.chip["failed_by_array"].values()):
+            raise RuntimeError("chip.failed is not the sum over its arrays")
+        if self.chip and not self.chip["failed"] and self.chip["accuracy"] < (self.certified_accuracy or 0.0):
+            raise RuntimeError(f"a chip in the box has {self.chip['accuracy']}, but more is certified")
         if self.diagnosis and (wrong := contradiction(self.diagnosis, {found.thg for found in self.attacks})):
             raise RuntimeError(f"diagnosis.{wrong}")
 

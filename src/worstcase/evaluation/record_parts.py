@@ -5,6 +5,7 @@ Further keys are allowed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Gt, Le, MinLen
@@ -22,6 +23,51 @@ class Proven(Open):
     thg: Number
     accuracy: Share
     seconds: Number
+
+
+# ---- a chip that was read back
+
+
+class Measured(Open):
+    """A chip that was read back."""
+
+    file: str | None
+    """Relative to the record; None: it was given in Python."""
+    accuracy: Share
+    failed: Count
+    """Weights outside the box of the largest th_g."""
+    failed_by_array: dict[Name, Count]
+
+
+def standing(accuracy: float, failed: int, certified: float | None, attacked: float) -> str:
+    """Where a chip that was read back stands, beside what is proven and what was found.
+
+    Example:
+        >>> standing(0.9, 0, None, 0.8)
+        'not below the worst chip found'
+    """
+    if accuracy >= attacked:
+        return "not below the worst chip found"
+    if not failed:
+        return "below the worst chip found, though all its weights are in the box"
+    if accuracy >= (certified or 0.0):
+        return "below the worst chip found, as weights outside the box allow"
+    return "below what is proven, as weights outside the box allow"
+
+
+def outside(failed_by_array: Mapping[str, int]) -> str:
+    """How many weights of a chip are outside the box, and of which arrays.
+
+    Example:
+        >>> outside({"fc1.weight": 2, "fc2.weight": 0})
+        '2 weights outside the box (fc1.weight 2)'
+    """
+    some = sorted(((name, n) for name, n in failed_by_array.items() if n), key=lambda one: -one[1])
+    if not some:
+        return "no weight outside the box"
+    named = ", ".join(f"{name} {n:,}" for name, n in some[:4]) + (f" and {len(some) - 4} more" if some[4:] else "")
+    total = sum(n for _, n in some)
+    return f"{total:,} weight{'s' * (total > 1)} outside the box ({named})"
 
 
 # ---- the worst chip, explained
@@ -164,6 +210,7 @@ class Config(Devices, total=False):
     run: str | None
     checkpoint: str | None
     weights: str | None
+    chip: str | None
 
 
 class TrainedModel(Open):

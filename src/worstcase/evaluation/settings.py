@@ -8,6 +8,11 @@ from typing import Any
 NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
 """Data sets that are the same in every folder."""
 
+OWN_DATA = "worstcase.data.OwnDataModule"
+"""Data of the user's own code, which a record cannot say again."""
+DATA_FILES = ("file", "test", "train")
+"""Settings that name a data set's files, where it has a digest of their content."""
+
 
 NO_MAPPING = {"pair": False, "device_bits": None, "cut_off": False}
 """The settings of one device a weight, with a digital sign."""
@@ -43,8 +48,9 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that identifies a job: without the folders of its data and its run.
 
-    Data sets that only their folder identifies keep it. A digest identifies the weights of an evaluation. Devices
-    of which nothing is said are left out: a job is the same as before they could be said.
+    Data sets that only their folder identifies keep it. Digests identify the weights of an evaluation, a chip that
+    was read back, and data in files. Devices of which nothing is said are left out: a job is the same as before
+    they could be said.
 
     Example:
         >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
@@ -52,10 +58,13 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         {'seed': 0, 'dataset': {'_target_': 'worstcase.data.MNISTDataModule'}}
     """
     dataset = config.get("dataset") or {}
-    place = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
+    place: tuple[str, ...] = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
+    place += DATA_FILES if dataset.get("digest") else ()
     places = ["data_dir", "arrays", "mapping", "sigmas"]  # sigmas are in the table of thg
     if config.get("weights"):
         places += ["run", "checkpoint"]
+    if config.get("chip_digest"):
+        places.append("chip")
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if (config.get("method") or {}).get("verified") is False:
         kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}

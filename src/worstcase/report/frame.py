@@ -33,6 +33,7 @@ COLUMNS = {
     "clean_accuracy": "accuracy as programmed",
     "attacked_accuracy": "lowest accuracy that this attack found at this th_g",
     "certified_accuracy": "proven at this th_g: no chip is below; missing if nothing is proven",
+    "chip_accuracy": "accuracy of a chip that was read back; missing if none was",
     "heldout_accuracy": "accuracy on the half that a separate attack did not see; missing if not measured",
     "reference": "split that was attacked and scored",
     "samples": "number of samples in the reference set",
@@ -123,6 +124,7 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
             "attack_seed": attack.seed,
             "attacked_accuracy": attack.accuracy,
             "certified_accuracy": record.certified_at(attack.thg),
+            "chip_accuracy": record.chip["accuracy"] if record.chip else None,
             "heldout_accuracy": attack.heldout_accuracy,
             "passes": attack.passes,
             "seconds": attack.seconds,
@@ -164,7 +166,7 @@ def _network_settings(record: Record, training: Record | None) -> str:
 def _reference_settings(record: Record) -> str:
     attacked = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
     attacked |= of_devices(record.config)
-    shown = ("dataset", "samples", "full_scale", "weight_bits", "activation_bits")
+    shown = ("dataset", "data_digest", "samples", "full_scale", "weight_bits", "activation_bits")
     return _settings(attacked | {key: getattr(record, key) for key in shown})
 
 

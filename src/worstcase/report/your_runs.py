@@ -52,6 +52,8 @@ def _rows(found: pd.DataFrame) -> pd.DataFrame:
             "flags": found["flags"],
         }
     )
+    if found.chip_accuracy.notna().any():
+        rows.insert(len(rows.columns) - 1, "read back", found.chip_accuracy)
     return rows.assign(**{"differs in": differ}) if (differ != "").any() else rows
 
 
