@@ -39,6 +39,7 @@ def test_training_leaves_a_record_a_checkpoint_a_perturbation_and_a_log(trained)
         "perturbation.safetensors",
         "results.json",
         "run.log",
+        "worst_chip.safetensors",
     }
     assert "val/attacked_accuracy" in (trained / "metrics.csv").read_text()
     assert "epoch 3 of 3" in (trained / "run.log").read_text()

@@ -91,6 +91,7 @@ class Harmful:
         ({"test_inputs": "x", "x_test": "x", "y_test": "y"}, "has both test_inputs and x_test; keep one"),
         ({"inputs": "x", "labels": "short"}, "have 40 inputs and 39 labels"),
         ({"inputs": "x", "labels": "high"}, "has label 4 for sample 3, but labels must be 0 to 3"),
+        ({"inputs": "one", "labels": "y"}, "must be arrays with an entry for each sample"),
         ({"inputs": "nan", "labels": "y"}, "have an input that is not finite"),
         (
             {"train_inputs": "other", "train_labels": "y", "test_inputs": "x", "test_labels": "y"},
@@ -100,7 +101,15 @@ class Harmful:
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, content, message):
     x, y = parts()
-    values = {"x": x, "y": y, "short": y[1:], "high": y + 1, "nan": x * np.nan, "other": x[:, :1]}
+    values = {
+        "x": x,
+        "y": y,
+        "short": y[1:],
+        "high": y + 1,
+        "nan": x * np.nan,
+        "one": np.array(1.0),
+        "other": x[:, :1],
+    }
     file = save(tmp_path / "a.npz", {name: values[what] for name, what in content.items()})
     with pytest.raises(ValueError, match=message):
         ArraysDataModule(file=file, num_classes=4).test_dataloader()

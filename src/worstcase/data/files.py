@@ -47,6 +47,8 @@ class FileDataModule(SampleDataModule):
         parts = self.read()
         for part, (inputs, labels) in parts.items():
             where = f"the {part} data of {self.files.get(part, next(iter(self.files.values())))}"
+            if not inputs.ndim or not labels.ndim:
+                raise ValueError(f"{where} must be arrays with an entry for each sample")
             if len(inputs) != len(labels) or not len(labels):
                 raise ValueError(f"{where} have {len(inputs)} inputs and {len(labels)} labels; each needs one")
             if inputs.shape[1:] != parts["test"][0].shape[1:]:
