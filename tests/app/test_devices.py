@@ -9,6 +9,7 @@ from commands import QUICK, run
 from safetensors.torch import load_file
 
 from worstcase import DeviceMapping, Tolerance, load_run
+from worstcase.app import naming
 from worstcase.app.devices import in_numbers
 from worstcase.evaluation.record import Record
 from worstcase.evaluation.settings import NO_MAPPING, of_devices, without_place
@@ -106,6 +107,8 @@ def test_a_job_of_which_no_devices_are_said_is_the_job_that_it_was():
     old = {"thg": 0.03, "seed": 0, "method": {"name": "va"}}
     new = old | {"arrays": [], "sigmas": None, "mapping": NO_MAPPING, "method": {"name": "va", "verified": False}}
     assert without_place(old) == without_place(new) and of_devices(new) == {}
+    turned = [{"thg": {"fc*": 0.01, "*": 0.03}}, {"thg": {"*": 0.03, "fc*": 0.01}}]  # the first that fits counts
+    assert naming._digest(old | turned[0]) != naming._digest(old | turned[1])
     for other in ({"arrays": ["w"]}, {"mapping": NO_MAPPING | {"pair": True}}, {"thg": {"*": 0.03}}):
         assert without_place(new | other) != without_place(new)
 
