@@ -197,3 +197,29 @@ def test_an_adversary_reaches_both_ends():
         box = crossbar.box
         ends = torch.stack([box.low["weight"][0], box.high["weight"][1]])
         torch.testing.assert_close(found.perturbation["weight"], ends)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_which_of_the_devices_that_may_be_stuck_fail_is_the_attacks_choice(seed):
+    net, batches = tiny(seed)
+    nan = torch.nan
+    stuck = {"weight": torch.tensor([[0.0, nan], [nan, 1.0], [nan, nan]])}
+    crossbar, sound = Crossbar(net, 0.05, stuck=stuck), Crossbar(net, 0.05)
+    lowest = worst_vertex(crossbar, batches)
+    assert Ensemble()(crossbar, batches, progress=False).accuracy <= lowest <= worst_vertex(sound, batches)
+    result = evaluate(crossbar, batches, [FLWC()], progress=False)
+    assert (result.certified_accuracy or 0) <= lowest and result.record().config["stuck"] == {"weight": 2}
+
+
+def test_a_table_is_of_the_tensor_that_the_layer_multiplies_with():
+    """Of a binary layer every conductance is the largest."""
+
+    class Signs(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.sign())
+
+    layer = Signs(3, 2, bias=False)
+    box = Crossbar(layer, FALLING).box
+    signs = layer.weight.detach().sign()
+    torch.testing.assert_close(box.low["weight"], torch.where(signs > 0, -0.6, 0.0))
+    torch.testing.assert_close(box.high["weight"], torch.where(signs > 0, 0.0, 0.6))

@@ -9,6 +9,7 @@ from commands import QUICK, run
 from safetensors.torch import load_file
 
 from worstcase import DeviceMapping, Tolerance, load_run
+from worstcase.app import naming
 from worstcase.app.devices import in_numbers
 from worstcase.evaluation.record import Record
 from worstcase.evaluation.settings import NO_MAPPING, of_devices, without_place
@@ -106,6 +107,8 @@ def test_a_job_of_which_no_devices_are_said_is_the_job_that_it_was():
     old = {"thg": 0.03, "seed": 0, "method": {"name": "va"}}
     new = old | {"arrays": [], "sigmas": None, "mapping": NO_MAPPING, "method": {"name": "va", "verified": False}}
     assert without_place(old) == without_place(new) and of_devices(new) == {}
+    turned = [{"thg": {"fc*": 0.01, "*": 0.03}}, {"thg": {"*": 0.03, "fc*": 0.01}}]  # the first that fits counts
+    assert naming._digest(old | turned[0]) != naming._digest(old | turned[1])
     for other in ({"arrays": ["w"]}, {"mapping": NO_MAPPING | {"pair": True}}, {"thg": {"*": 0.03}}):
         assert without_place(new | other) != without_place(new)
 
@@ -126,3 +129,33 @@ def test_the_samplers_of_a_table_are_those_of_its_box(elsewhere):
     sigma = crossbar.sigma()["fc1.weight"] / crossbar.full_scales()["fc1.weight"]
     assert sigma.min() >= 0.004 * 2**0.5 - 1e-9 and sigma.max() == pytest.approx((0.016**2 + 0.004**2) ** 0.5)
     assert torch.equal(crossbar.sigma()["fc3.weight"].unique(), crossbar.sigma()["fc3.weight"].reshape(-1)[:1])
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Parameter(torch.randn(784, 16) / 28)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head((x.flatten(1) @ self.projection).relu())
+"""
+
+
+def test_parameters_that_are_named_are_programmed_in_every_command(tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text(OWN)
+    run("worstcase", "train", "net=own_net:Net", "arrays=[proj*]", "method=vanilla", *QUICK, at=tmp_path)
+    (trained,) = tmp_path.glob("outputs/*/vanilla/*")
+    record = Record.load(trained)
+    assert record.config["arrays"] == ["proj*"] and record.parameters_perturbed == 784 * 16 + 160
+    monkeypatch.syspath_prepend(tmp_path)
+    assert set(load_run(trained, net="own_net:Net").crossbar.programmed()) == {"projection", "head.weight"}
+    words = [f"run={trained}", "net=own_net:Net", "attack=flwc"]
+    run("worstcase", "evaluate", *words, at=tmp_path)
+    run("worstcase", "evaluate", *words, "arrays=[]", at=tmp_path)
+    evaluations = [Record.load(folder) for folder in (trained / "evaluations").iterdir()]
+    assert sorted(one.parameters_perturbed for one in evaluations) == [160, 784 * 16 + 160]

@@ -21,11 +21,15 @@ NO_MAPPING = {"pair": False, "device_bits": None, "cut_off": False}
 def of_devices(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says of devices besides one number as th_g; empty, as in older records, if nothing.
 
+    Patterns of arrays' names are in pairs with their tolerances, as their order counts.
+
     Example:
         >>> of_devices({"thg": {"fc*": 0.01, "*": 0.03}, "arrays": [], "mapping": NO_MAPPING})
-        {'thg': {'fc*': 0.01, '*': 0.03}}
+        {'thg': [['fc*', 0.01], ['*', 0.03]]}
     """
-    said = {"thg": config["thg"]} if isinstance(config.get("thg"), Mapping) else {}
+    said: dict[str, Any] = {}
+    if isinstance(thg := config.get("thg"), Mapping):
+        said["thg"] = thg if "conductance" in thg else [[pattern, one] for pattern, one in thg.items()]
     if config.get("arrays"):
         said["arrays"] = config["arrays"]
     if config.get("mapping") not in (None, NO_MAPPING):

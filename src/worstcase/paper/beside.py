@@ -115,6 +115,6 @@ def _differences(run: Mapping[str, Any], network: str | None) -> list[str]:
         differ.append("th_g in weight units")
     if attacked["layers"] not in (None, ["*"]) or attacked["exclude"]:
         differ.append("some layers exact")
-    if any(key == "arrays" or key.startswith(("thg.", "mapping.")) for key in attacked):
+    if any(key.partition(".")[0] in ("thg", "arrays", "mapping") for key in attacked):
         differ.append("devices of its own")
     return differ
