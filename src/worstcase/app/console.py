@@ -12,6 +12,7 @@ from worstcase.app.doors import DOOR
 COMMANDS = {
     "train": "train a network, attack it, and record the lowest accuracy found",
     "evaluate": "attack what a training left, or weights of your own",
+    "tolerance": "how tight write-verify has to be for an accuracy, and what that costs",
     "report": "one page of your runs, and the paper's figures and tables",
     "status": "what is finished, failed, begun or missing",
     "device": "from write-verify's tolerance to th_g, and its cost in pulses",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +17,11 @@ from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
 from worstcase.app.start import start
 from worstcase.evaluation.record import Record, finished_runs
+
+if TYPE_CHECKING:
+    from worstcase.attacks import Attack
+    from worstcase.chip.crossbar import Crossbar
+    from worstcase.data import ImageDataModule
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
@@ -29,22 +35,52 @@ def main() -> None:
 
 def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     """Attack the network as the settings say, and leave the record, perturbations and figures in the folder."""
+    import worstcase
+    from worstcase.evaluation.measured import read_chip
+
+    if cfg["merge"]:
+        shares.merge(cfg, _siblings(cfg, folder), folder)
+    subject = under_test(cfg)
+    evaluation = worstcase.evaluate(
+        subject.crossbar,
+        subject.datamodule.test_dataloader(),
+        [subject.attack],
+        thgs=schema.bounds(cfg) if isinstance(cfg["thg"], list) else None,
+        chip=read_chip(Path(cfg["chip"])) if cfg["chip"] else None,
+        chip_holds=cfg["chip_holds"],
+        heldout=cfg["heldout"],
+        diagnosis=cfg["diagnosis"],
+        certificate=cfg["certificate"],
+        seed=cfg["seed"],
+        folder=folder,
+    )
+    chip = {"chip_file": os.path.relpath(cfg["chip"], folder) if cfg["chip"] else None}
+    result = evaluation.record(**described("evaluate", cfg, folder, subject), **chip)
+    evaluation.save(folder, flagged(result, cfg, folder))
+    return result
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and what its record says of it."""
+
+    crossbar: Crossbar
+    datamodule: ImageDataModule
+    attack: Attack
+    trained: Record | None
+    dataset: str | None
+
+
+def under_test(cfg: dict[str, Any]) -> Subject:
+    """Build the network, data and attack of conf/under_test.yaml."""
     import torch
 
-    import worstcase
     from worstcase.checkpoints import load_weights
-    from worstcase.data import OwnDataModule
-    from worstcase.evaluation.flags import lower_elsewhere
-    from worstcase.evaluation.measured import read_chip
     from worstcase.runs import CHECKPOINT, check_fit, dataset, make_crossbar, network
 
-    siblings = Path(cfg["run"], "evaluations") if cfg["run"] else folder.parent
-    if cfg["merge"]:
-        shares.merge(cfg, siblings, folder)
-    record = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
-    thgs = schema.bounds(cfg) if isinstance(cfg["thg"], list) else None
-    said = {**cfg, "thg": thgs[-1]} if thgs else cfg
-    crossbar = make_crossbar(network(record.config if record else {}, cfg["net"]), said)
+    trained = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
+    said = {**cfg, "thg": schema.bounds(cfg)[-1]} if isinstance(cfg["thg"], list) else cfg
+    crossbar = make_crossbar(network(trained.config if trained else {}, cfg["net"]), said)
     load_weights(crossbar, Path(cfg["checkpoint"] or Path(cfg["run"], CHECKPOINT)))
     crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     chosen = HydraConfig.get().runtime.choices.get("dataset")
@@ -59,32 +95,37 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
             raise FileNotFoundError(f"model.activation_bits needs training data, to set ranges: {error}") from None
     attack = instantiated(cfg, "attack")
     attack.check_classes(datamodule.num_classes)
-    evaluation = worstcase.evaluate(
-        crossbar,
-        datamodule.test_dataloader(),
-        [attack],
-        thgs=thgs,
-        chip=read_chip(Path(cfg["chip"])) if cfg["chip"] else None,
-        chip_holds=cfg["chip_holds"],
-        heldout=cfg["heldout"],
-        diagnosis=cfg["diagnosis"],
-        certificate=cfg["certificate"],
-        seed=cfg["seed"],
-        folder=folder,
-    )
-    result = evaluation.record(
-        chip_file=os.path.relpath(cfg["chip"], folder) if cfg["chip"] else None,
-        data_digest=datamodule.digest() if isinstance(datamodule, OwnDataModule) else None,
-        source_run=os.path.relpath(cfg["run"], folder) if cfg["run"] else None,
-        command=command("evaluate"),
-        sweep=sweeps.command(),
-        config=cfg,
-        method=record.method if record else None,
-        model=record.model if record else cfg["net"],
-        dataset=chosen or (record.dataset if record else None),
-        epochs=record.epochs if record else None,
-    )
+    return Subject(crossbar, datamodule, attack, trained, chosen or (trained.dataset if trained else None))
+
+
+def described(kind: str, cfg: dict[str, Any], folder: Path, subject: Subject) -> dict[str, Any]:
+    """The fields of a record that only the command knows."""
+    from worstcase.data import OwnDataModule
+
+    trained, datamodule = subject.trained, subject.datamodule
+    return {
+        "data_digest": datamodule.digest() if isinstance(datamodule, OwnDataModule) else None,
+        "source_run": os.path.relpath(cfg["run"], folder) if cfg["run"] else None,
+        "command": command(kind),
+        "sweep": sweeps.command(),
+        "config": cfg,
+        "method": trained.method if trained else None,
+        "model": trained.model if trained else cfg["net"],
+        "dataset": subject.dataset,
+        "epochs": trained.epochs if trained else None,
+    }
+
+
+def flagged(record: Record, cfg: dict[str, Any], folder: Path) -> Record:
+    """The record, with flags where other evaluations of the run found less."""
+    from worstcase.evaluation.flags import lower_elsewhere
+
+    siblings = _siblings(cfg, folder)
     others = [other for _, other in finished_runs([siblings])] if siblings.name == "evaluations" else []
-    result.flags += lower_elsewhere(result, others + ([record] if record else []))
-    evaluation.save(folder, result)
-    return result
+    trained = [Record.load_training(Path(cfg["run"]))] if cfg["run"] else []
+    record.flags += lower_elsewhere(record, others + trained)
+    return record
+
+
+def _siblings(cfg: dict[str, Any], folder: Path) -> Path:
+    return Path(cfg["run"], "evaluations") if cfg["run"] else folder.parent

@@ -27,6 +27,8 @@ LEFT = (  # files that a job writes, besides those in its subfolders
     "layers.png",
     "selective_write_verify.png",
     "accuracy_over_thg.png",
+    "tolerance.json",
+    "tolerance.png",
     "search_for_c*.png",
     "monte_carlo*.png",
 )

@@ -41,7 +41,7 @@ def run_job(kind: str, work: Work, cfg: DictConfig) -> float | None:
     A job that fails ends with a non-zero exit code; why is on screen, in ``run.log`` and in ``job.json``.
 
     Args:
-        kind: ``train`` or ``evaluate``.
+        kind: ``train``, or ``evaluate`` or ``tolerance``, whose records are those of evaluations.
         work: does the job.
         cfg: its configuration.
 
@@ -104,7 +104,7 @@ def _finished(kind: str, settings: dict[str, Any], folder: Path, shown: str) -> 
     if not (folder / RECORD).exists():
         return None
     record = Record.load(folder)
-    if record.kind != kind or without_place(record.config) != without_place(settings):
+    if (record.kind == "train") != (kind == "train") or without_place(record.config) != without_place(settings):
         raise schema.ConfigError(
             f"{shown} holds the record of another configuration; choose another hydra.run.dir"
         )

@@ -98,7 +98,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
     else:
         settings["dataset"] = _of_run(trained["dataset"], dataset, settings["data_dir"])
     settings["weights"] = digest_of_files([Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT))])
-    if cfg.chip:
+    if cfg.get("chip"):
         settings["chip_digest"] = digest_of_files([Path(cfg.chip)])
         if settings["chip_digest"] is None:
             raise FileNotFoundError(f"no chip at {cfg.chip}; say chip=FILE, .safetensors or .npz")
@@ -204,9 +204,19 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
     choice = _root_.hydra.runtime.choices
     thgs = schema.bounds(settings)
     ends = "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
-    name = f"{choice.attack}-thg{ends}-{_digest(settings)}"
+    return _among_evaluations(f"{choice.attack}-thg{ends}-{_digest(settings)}", settings, choice.dataset)
+
+
+def _tolerance_folder(*, _root_: DictConfig) -> str:
+    """The folder of a search for a tolerance, among the evaluations of its training run."""
+    settings = completed(_root_)
+    name = f"tolerance-{settings['accuracy']:g}-{_digest(settings)}"
+    return _among_evaluations(name, settings, _root_.hydra.runtime.choices.dataset)
+
+
+def _among_evaluations(name: str, settings: Mapping[str, Any], dataset: str) -> str:
     run = settings["run"]
-    within = Path(run) if run else Path("outputs", f"{_own(settings['net'])}-{choice.dataset}")
+    within = Path(run) if run else Path("outputs", f"{_own(settings['net'])}-{dataset}")
     return str(within.absolute() / "evaluations" / name)
 
 
@@ -228,3 +238,4 @@ OmegaConf.register_new_resolver(
 OmegaConf.register_new_resolver("door", door, replace=True)
 OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True)
 OmegaConf.register_new_resolver("evaluation_folder", _evaluation_folder, replace=True)
+OmegaConf.register_new_resolver("tolerance_folder", _tolerance_folder, replace=True)

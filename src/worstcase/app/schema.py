@@ -47,15 +47,12 @@ class TrainConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """Top level of conf/evaluate.yaml; null means 'as in the training run'."""
+class UnderTest:
+    """Of conf/under_test.yaml; null means 'as in the training run'."""
 
     run: str | None = None
     checkpoint: str | None = None
     weights: str | None = None
-    chip: str | None = None
-    chip_holds: str = MISSING
-    chip_digest: str | None = None
     net: str | None = None
     thg: Any = None
     sigmas: float | None = None
@@ -64,15 +61,33 @@ class EvaluateConfig:
     layers: list[str] | None = None
     exclude: list[str] | None = None
     arrays: list[str] | None = None
-    heldout: bool = False
-    merge: bool = False
-    diagnosis: str | None = MISSING
-    certificate: str | None = MISSING
     seed: int | None = None
     data_dir: str | None = None
+    certificate: str | None = MISSING
     model: Any = MISSING
     dataset: Any = MISSING
     attack: Any = MISSING
+
+
+@dataclass
+class EvaluateConfig(UnderTest):
+    """Top level of conf/evaluate.yaml."""
+
+    chip: str | None = None
+    chip_holds: str = MISSING
+    chip_digest: str | None = None
+    heldout: bool = False
+    merge: bool = False
+    diagnosis: str | None = MISSING
+
+
+@dataclass
+class ToleranceConfig(UnderTest):
+    """Top level of conf/tolerance.yaml."""
+
+    accuracy: float = MISSING
+    precision: float = MISSING
+    programming: Any = MISSING
 
 
 @dataclass
@@ -97,6 +112,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("evaluate_schema", EvaluateConfig)
+    store.store("tolerance_schema", ToleranceConfig)
     store.store("report_schema", ReportConfig)
     store.store("status_schema", StatusConfig)
 
@@ -184,6 +200,8 @@ def check(settings: Mapping[str, Any]) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
     _check_devices(settings)
+    if "accuracy" in settings:
+        _check_search(settings)
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
@@ -202,6 +220,13 @@ def _numbers(settings: Mapping[str, Any]) -> list[Any]:
     if not thg:
         raise ConfigError("thg={}: must be a number, or patterns of arrays' names with their own")
     return [] if "conductance" in thg else [one for one in thg.values() if not isinstance(one, dict)]
+
+
+def _check_search(settings: Mapping[str, Any]) -> None:
+    if not 0 < settings["accuracy"] <= 1:
+        raise ConfigError(f"accuracy={settings['accuracy']}: must be above 0 and at most 1")
+    if isinstance(settings["thg"], list):
+        raise ConfigError("thg: must be one, where the search begins")
 
 
 def _check_devices(settings: Mapping[str, Any]) -> None:

@@ -35,7 +35,8 @@ def print_summary(record: Record, folder: str) -> None:
         table.add_row(Text(visible(name)), Text(visible(value)))  # not markup: a path or a foreign record's text
 
     add("clean accuracy", f"{record.clean_accuracy:.2%} of {record.samples} {record.reference} samples")
-    several = len({found.thg for found in record.attacks}) > 1
+    attacked = {found.thg for found in record.attacks}
+    several = len(attacked) > 1
     for found in record.attacks:
         at = f" at th_g {found.thg:g}" if several else ""
         add(f"lowest found ({found.attack}){at}", f"{found.accuracy:.2%}")
@@ -47,7 +48,7 @@ def print_summary(record: Record, folder: str) -> None:
         if found.distribution:
             for row in _distribution_rows(found.distribution):
                 add(*row)
-    for proven in record.certified:
+    for proven in (of for of in record.certified if of["thg"] in attacked):
         at = f" at th_g {proven['thg']:g}" if several else ""
         add(f"proven lowest ({proven['method']}){at}", f"{proven['accuracy']:.2%}")
     if record.not_certified:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class ToleranceSearch:
     broken_thg: float | None
     """The smallest at which a chip below was found; None if there was none at any th_g."""
     programming: Programming
+    weights: int
+    """The number of programmed weights."""
     broken_chip: dict[str, Tensor] | None = field(repr=False)
     """A chip in the box of `broken_thg` that is below: by array, in weight units."""
     attacks: list[AttackResult] = field(repr=False)
@@ -49,6 +52,17 @@ class ToleranceSearch:
             "broken": self._pulses(self.broken_thg),
         }
 
+    def seconds(self) -> dict[str, float | None]:
+        """The time that both ends take for all weights; None where it is not known."""
+        return {end: _of_all(self.programming.seconds, p, self.weights) for end, p in self._by_end()}
+
+    def joules(self) -> dict[str, float | None]:
+        """The energy of both ends for all weights; None where it is not known."""
+        return {end: _of_all(self.programming.joules, p, self.weights) for end, p in self._by_end()}
+
+    def _by_end(self) -> Iterator[tuple[str, float | None]]:
+        yield from self.pulses_per_weight().items()
+
     def _pulses(self, thg: float | None) -> float | None:
         return self.programming.pulses(thg).item() if thg else None
 
@@ -60,6 +74,9 @@ class ToleranceSearch:
             "proven_thg": self.proven_thg,
             "broken_thg": self.broken_thg,
             "pulses_per_weight": self.pulses_per_weight(),
+            "seconds": self.seconds(),
+            "joules": self.joules(),
+            "weights": self.weights,
             "programming": vars(self.programming),
             "attacked": [{"thg": a.thg, "accuracy": a.accuracy, "attack": a.attack} for a in self.attacks],
             "certified": [{"thg": c.thg, "accuracy": c.accuracy, "method": c.method} for c in self.certificates],
@@ -143,6 +160,8 @@ def tolerance(
     proven, why_not = None, None if certificate else "it was not asked for"
     if certificate:
         try:
+            with crossbar.bounded_by(max(found.thg for found in attacks.found)):
+                proofs.append(certify(crossbar, loader))
             proven = _proven(crossbar, loader, accuracy, broken or limit, first * SMALLEST, precision, proofs)
         except Unsupported as error:
             why_not = f"not supported: {error}"
@@ -152,11 +171,16 @@ def tolerance(
         proven_thg=proven,
         broken_thg=broken,
         programming=programming or Programming(),
+        weights=crossbar.coverage().weights,
         broken_chip=attacks.chip,
         attacks=sorted(attacks.found, key=lambda found: found.thg),
         certificates=sorted(proofs, key=lambda proof: proof.thg),
         not_certified=why_not,
     )
+
+
+def _of_all(cost: Callable[[float], float | None], pulses: float | None, weights: int) -> float | None:
+    return None if pulses is None else cost(pulses * weights)
 
 
 class _Attacks:

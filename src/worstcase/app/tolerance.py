@@ -1,0 +1,94 @@
+"""Find how tight write-verify has to be for an accuracy: python -m src.tolerance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from worstcase.app import naming
+from worstcase.app.doors import CONF
+from worstcase.app.evaluate import described, flagged, under_test
+from worstcase.app.job import run_job
+from worstcase.app.start import start
+from worstcase.evaluation.record import Record, write_json
+
+ANSWER = "tolerance.json"
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="tolerance")
+def _tolerance(cfg: DictConfig) -> float | None:
+    value = run_job("tolerance", tolerance, cfg)
+    answer = Path(HydraConfig.get().runtime.output_dir, ANSWER)
+    if answer.is_file():
+        print_answer(json.loads(answer.read_text()))
+    return value
+
+
+def main() -> None:
+    start(_tolerance, naming.naming_the_newest_run)
+
+
+def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
+    """Search as the settings say, and leave the answer beside the record, perturbations and figures."""
+    import worstcase
+    from worstcase.evaluation.evaluation import Evaluation
+    from worstcase.evaluation.flags import of_the_network, red_flags
+    from worstcase.verify.cost import Programming
+    from worstcase.verify.figure import answer_over_thg
+
+    subject = under_test(cfg)
+    crossbar = subject.crossbar
+    programming = {**cfg["programming"]}
+    programming["weight_bits"] = programming["weight_bits"] or crossbar.weight_bits or 4
+    found = worstcase.tolerance(
+        crossbar,
+        subject.datamodule.test_dataloader(),
+        cfg["accuracy"],
+        attack=subject.attack,
+        certificate=cfg["certificate"] is not None,
+        programming=Programming(**programming),
+        precision=cfg["precision"],
+        seed=cfg["seed"],
+    )
+    evaluation = Evaluation(
+        crossbar,
+        found.attacks,
+        red_flags(found.attacks, None, None) + of_the_network(crossbar),
+        diagnosis=None,
+        certificates=found.certificates,
+        not_certified=found.not_certified,
+    )
+    answer = found.plain()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / ANSWER, answer)
+    answer_over_thg(answer).savefig(folder / "tolerance.png", dpi=150)
+    with crossbar.bounded_by(evaluation.thg):
+        result = evaluation.record(**described("tolerance", cfg, folder, subject))
+        evaluation.save(folder, flagged(result, cfg, folder))
+    return result
+
+
+def print_answer(answer: dict[str, Any]) -> None:
+    """Show an answer in plain types on standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"to keep {answer['accuracy']:.2%} (as programmed {answer['clean_accuracy']:.2%})"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    costs = {"pulses a weight": "pulses_per_weight", "seconds": "seconds", "joules": "joules"}
+    costs = {name: key for name, key in costs.items() if any(v is not None for v in answer[key].values())}
+    for column in ("write-verify to", "th_g", *costs):
+        table.add_column(column)
+    for end, words in (("proven", "is proven to keep it"), ("broken", "breaks it: an attack found a chip")):
+        thg = answer[f"{end}_thg"]
+        cells = ["-" if (value := answer[key][end]) is None else f"{value:.3g}" for key in costs.values()]
+        table.add_row(words, f"{thg:.3g}" if thg else "none", *cells)
+    Console().print(table)
+    if answer["not_certified"]:
+        print(f"nothing is proven: {answer['not_certified']}")

@@ -1,0 +1,61 @@
+"""python -m src.tolerance, end to end."""
+
+import json
+
+import pytest
+import torch
+from commands import run
+from safetensors.torch import load_file
+
+from worstcase import load_run
+from worstcase.attacks.base import accuracy
+from worstcase.evaluation.record import Record
+
+
+def asked(trained, *words, at, **options):
+    return run("worstcase", "tolerance", f"run={trained}", "attack=flwc", *words, at=at, **options)
+
+
+def test_the_answer_is_left_shown_and_right(trained, tmp_path):
+    clean = Record.load(trained).clean_accuracy
+    target = round(0.8 * clean, 2)
+    words = [f"accuracy={target}", "programming.pulse_seconds=1e-6", "precision=0.2", "hydra.run.dir=answer"]
+    shown = asked(trained, *words, at=tmp_path).stdout
+    answer = json.loads((tmp_path / "answer" / "tolerance.json").read_text())
+    assert answer["accuracy"] == target and answer["clean_accuracy"] == pytest.approx(clean)
+    assert answer["proven_thg"] is not None and answer["proven_thg"] < answer["broken_thg"]
+    pulses = answer["pulses_per_weight"]
+    assert pulses["broken"] > 2 and f"{pulses['broken']:.3g}" in shown and "breaks it" in shown
+    assert answer["seconds"]["broken"] == pytest.approx(pulses["broken"] * answer["weights"] * 1e-6)
+    assert (tmp_path / "answer" / "tolerance.png").stat().st_size > 10_000
+
+    record = Record.load(tmp_path / "answer")
+    assert record.kind == "evaluate" and "tolerance" in record.command
+    assert [found.thg for found in record.attacks] == [point["thg"] for point in answer["attacked"]]
+    mine = load_run(trained)
+    reference = list(mine.datamodule.test_dataloader())
+    for found in record.attacks:
+        chip = load_file(tmp_path / "answer" / found.perturbation)
+        mine.crossbar.thg = found.thg
+        assert mine.crossbar.box.contains(chip)
+        assert accuracy(mine.crossbar, reference, chip) == pytest.approx(found.accuracy)
+    assert torch.isfinite(torch.tensor(answer["broken_thg"]))
+
+    again = asked(trained, *words, at=tmp_path)
+    assert "finished already" in again.stderr and "breaks it" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "accuracy is needed: accuracy=VALUE"),
+        (["accuracy=95"], "accuracy=95.0: must be above 0 and at most 1"),
+        (["accuracy=0.999"], "the network as programmed has"),
+        (["accuracy=0.5", "thg=[0.01,0.02]"], "thg: must be one, where the search begins"),
+        (["accuracy=0.5", "programming.sigma=0"], "sigma=0: must be above 0"),
+        (["accuracy=0.5", "heldout=true"], "heldout"),
+    ],
+)
+def test_what_cannot_be_answered_is_said_in_one_line(words, said, trained, tmp_path):
+    failed = asked(trained, *words, "hydra.run.dir=answer", at=tmp_path, fails=True)
+    assert said in failed.stderr and "Traceback" not in failed.stderr
