@@ -93,7 +93,7 @@ def test_a_name_without_a_docstring_is_found():
     assert undocumented(Module) == ["Thing.method"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/your_network.md", "docs/your_devices.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/your_network.md", "docs/your_devices.md", "docs/tolerance.md"])
 def test_python_in_the_documents_runs(page, trained, short_ensemble, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), flags=re.DOTALL)
@@ -104,7 +104,8 @@ def test_python_in_the_documents_runs(page, trained, short_ensemble, tmp_path, m
     names = {"net": net, "loader": [(images, labels)], "deviations": worstcase.Crossbar(net, 0.03).box.sample()}
     for block in blocks:
         exec(block.replace("outputs/lenet-mnist5k/atrice/FOLDER", str(trained)), names)
-    assert 0 <= names["result"].attacked_accuracy <= names["result"].clean_accuracy
+    if "result" in names:
+        assert 0 <= names["result"].attacked_accuracy <= names["result"].clean_accuracy
 
 
 def test_the_citation_names_this_version():
