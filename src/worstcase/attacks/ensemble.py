@@ -87,12 +87,12 @@ class Ensemble(Attack):
     AutoAttack counts a sample as lost if any member flips it. A chip has one perturbation for all samples, so here
     the lowest accuracy of one perturbation counts, and members go on from what others found.
 
-    The first round tries each member from zero (`MEMBERS`), then pushes everything into one class after another,
-    and that class's own samples out of it (the pattern of the paper's Table III), and lets the best two of
-    these classes exchange samples with others: a chip that merely gives one answer is right on that class, and no
-    gradient leads out of there. The second round finishes on the sigmoid of the margin, which is nearest to the
-    accuracy itself: the lowest three chips make some steps, the lowest two of these more, and the lowest one
-    goes on with steps of large batches (`FINISHES`). Each later round does both again, from a random point of the box.
+    The first round tries each member from zero (`MEMBERS`). The second pushes everything into one class after
+    another, and that class's own samples out of it (the pattern of the paper's Table III), and lets the best two
+    of these classes exchange samples with others: a chip that merely gives one answer is right on that class, and
+    no gradient leads out of there. Then it finishes on the sigmoid of the margin, which is nearest to the accuracy
+    itself: the lowest three chips make some steps, the lowest two of these more, and the lowest one goes on with
+    steps of large batches (`FINISHES`). Each later round does all this again, from a random point of the box.
     Networks of a few weights end with single weights flipped one by one.
 
     Args:
@@ -129,8 +129,8 @@ class Ensemble(Attack):
         if self.budget is not None:
             return self.budget
         team = _Team(run, math.inf, self.share_of_steps)
-        passes = 2 + team.passes_to_explore() + (self.rounds - 1) * team.passes_to_finish()
-        passes += max(0, self.rounds - 2) * (1 + team.passes_to_explore())
+        passes = 2 + max(1, self.rounds - 1) * team.passes_of_members()
+        passes += (self.rounds - 1) * (team.passes_of_classes() + team.passes_of_finish())
         return passes + (FLIPS * run.weights if run.weights <= WEIGHTS else 0)
 
     def search(self, run: Search) -> None:
@@ -141,11 +141,12 @@ class Ensemble(Attack):
         is_small = run.weights <= WEIGHTS
         with suppress(_Spent):
             for round_ in count(1) if self.budget and not is_small else range(1, self.rounds + 1):
-                if round_ == 1:
-                    team.explore(run.box.zero())
-                else:
-                    if round_ > 2:
-                        team.explore(run.box.sample("uniform", team.generator))
+                if round_ > 2:
+                    team.begin_anew()
+                if round_ != 2:
+                    team.try_members()
+                if round_ > 1:
+                    team.push_into_classes()
                     team.finish()
         if is_small:
             flip_weights(run, budget, team.generator)
@@ -162,21 +163,25 @@ class _Team:
         self.run, self.budget, self.share_of_steps = run, budget, share_of_steps
         self.generator = torch.Generator(run.device).manual_seed(run.seed)
         self.batches = MiniBatches(run, self.generator)
+        self.start = Start(run.box, run.box.zero())
         self.lowest: list[tuple[float, Start]] = []
         self.found: dict[str, dict[str, Any]] = {}
 
-    def explore(self, begin: Perturbation) -> None:
-        """Try all members from one point."""
+    def begin_anew(self) -> None:
+        """Members start from a random point of the box; what others found is left alone."""
+        self.start = Start(self.run.box, self.run.box.sample("uniform", self.generator))
         self.lowest.clear()
-        start = Start(self.run.box, begin)
-        del begin  # not to be held beside it
+
+    def try_members(self) -> None:
         for member in (FIRST, *MEMBERS):
-            self.attack(member, start)
-        by_accuracy = sorted((self.attack(INTO_ONE_CLASS, start, target=c), c) for c in self._likely_classes())
-        order = [c for _, c in by_accuracy]
+            self.attack(member, self.start)
+
+    def push_into_classes(self) -> None:
+        tried = [(self.attack(INTO_ONE_CLASS, self.start, target=c), c) for c in self._likely_classes()]
+        order = [c for _, c in sorted(tried)]
         for best in order[:BEST]:
             for other in [c for c in order if c != best][:PARTNERS]:
-                self.attack(TWO_CLASSES, start, target=best, own=other)
+                self.attack(TWO_CLASSES, self.start, target=best, own=other)
 
     def finish(self) -> None:
         """Go on from the lowest chips."""
@@ -210,13 +215,15 @@ class _Team:
         """The passes of a member's steps and its score, at most."""
         return 1 + self._steps(member) * self.batches.passes(member.samples)
 
-    def passes_to_explore(self) -> float:
+    def passes_of_members(self) -> float:
+        return sum(map(self.passes, (FIRST, *MEMBERS)))
+
+    def passes_of_classes(self) -> float:
         classes = min(self.run.classes, CLASSES)
         pairs = min(classes, BEST) * min(classes - 1, PARTNERS)
-        of_classes = classes * self.passes(INTO_ONE_CLASS) + pairs * self.passes(TWO_CLASSES)
-        return sum(map(self.passes, (FIRST, *MEMBERS))) + of_classes
+        return classes * self.passes(INTO_ONE_CLASS) + pairs * self.passes(TWO_CLASSES)
 
-    def passes_to_finish(self) -> float:
+    def passes_of_finish(self) -> float:
         return sum(number_ * self.passes(member) for number_, member in FINISHES)
 
     def _steps(self, member: Member) -> int:
