@@ -69,7 +69,7 @@ def mine(trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def short_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ensembles of a few steps, for tests in which it does not matter how much they find."""
-    monkeypatch.setattr(Ensemble, "schedule", Ensemble.schedule)  # restores it after the test
+    monkeypatch.setattr(Ensemble, "share_of_steps", Ensemble.share_of_steps)  # restores it after the test
     shorten_ensembles()
 
 

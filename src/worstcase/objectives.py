@@ -99,6 +99,34 @@ def into_class(logits: Tensor, labels: Tensor, target: int = 0) -> Tensor:
     return loss * (labels != target)
 
 
+def attract(logits: Tensor, labels: Tensor, target: int, own: int | None = None) -> Tensor:
+    """Pushes all samples into one class, but that class's own out of it: the pattern of the paper's Table III.
+
+    A chip that puts every sample into one class is right on that class. This objective can leave it.
+
+    Args:
+        logits: (samples, classes).
+        labels: (samples,).
+        target: the class, by -log Z_target.
+        own: the class into which its own samples go; None: any other, by the hinge p2.
+
+    Example:
+        >>> attract(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([1, 0]), target=0)
+        tensor([0.1269, 2.0000])
+    """
+    others = F.cross_entropy(logits, torch.full_like(labels, target), reduction="none")
+    if own is None:
+        out = p2(logits, labels)
+    else:
+        out = F.cross_entropy(logits, torch.full_like(labels, own), reduction="none")
+    return torch.where(labels == target, out, others)
+
+
+def mean_distance(margins: Tensor) -> Tensor:
+    """The mean absolute margin, above 0 and without a gradient: the unit of temperatures."""
+    return margins.detach().abs().mean().clamp_min(torch.finfo(margins.dtype).tiny)
+
+
 OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
     for function in (p1, p2, p3, p4, p5, p6, p7, cross_entropy, sigmoid_margin, dlr, into_class)

@@ -35,26 +35,6 @@ class MomentumSignSteps(SignSteps):
         super().__call__(self.momentum, step)
 
 
-class TanhAdam:
-    """Adam on v, where the perturbation is at the place tanh(v) in the box."""
-
-    def __init__(self, box: Box, start: Perturbation) -> None:
-        self.box = box
-        self.v = {name: torch.atanh(0.99 * d.to(start[name].dtype)) for name, d in box.relative(start).items()}
-        self.adam = torch.optim.Adam(self.v.values(), fused=True)
-
-    @property
-    def perturbation(self) -> dict[str, Tensor]:
-        return self.box.at({name: v.tanh() for name, v in self.v.items()})
-
-    def __call__(self, gradient: Perturbation, step: float) -> None:
-        self.adam.param_groups[0]["lr"] = step
-        for name, v in self.v.items():
-            v.grad = _scaled_to_mean_1(gradient[name]).mul_(1 - v.tanh().square_())
-        self.adam.step()
-        self.adam.zero_grad()
-
-
 class FreeAdam:
     """Adam on the perturbation itself, which may leave its box: LWC's steps in the paper's free form."""
 

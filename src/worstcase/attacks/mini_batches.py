@@ -1,0 +1,60 @@
+"""The mini-batches of an attack that goes through the reference set in an order of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks.base import Search
+from worstcase.task import Inputs, form, joined, taken, tensors_in
+
+PIECE = 128  # samples of a mini-batch at most
+BUFFER = 2**28  # bytes of inputs that are shuffled together
+SHARE = 1 / 5  # of the reference set that a step sees at most, if that is a mini-batch or more
+
+
+class MiniBatches:
+    """Shuffled mini-batches of a search, without end.
+
+    A step of so many samples is made of several, since small ones are quicker on a CPU and need less memory. All
+    samples are shuffled together, or as many at a time as the buffer holds.
+    """
+
+    def __init__(self, run: Search, generator: torch.Generator) -> None:
+        self._run, self._generator = run, generator
+        # not more than the user's own, whose size the memory may ask for
+        self._piece = min(PIECE, math.ceil(run.samples / run.mini_batches))
+        self._stream = self._endless()
+
+    def take(self, samples: int) -> list[tuple[Inputs, Tensor]]:
+        """The next, of about so many samples together."""
+        return list(islice(self._stream, self._pieces(samples)))
+
+    def passes(self, samples: int) -> float:
+        """The passes of a forward and a backward over them, at most."""
+        return 2 * self._pieces(samples) * self._piece / self._run.samples
+
+    def _pieces(self, samples: int) -> int:
+        return max(1, int(min(samples, SHARE * self._run.samples) / self._piece))
+
+    def _endless(self) -> Iterator[tuple[Inputs, Tensor]]:
+        while True:
+            held: list[tuple[Inputs, Tensor]] = []
+            for batch in self._run.batches():
+                size = sum(t.numel() * t.element_size() for x, _ in held for t in tensors_in(x))
+                if held and (size >= BUFFER or form(*batch) != form(*held[0])):
+                    yield from self._shuffled(held)
+                    held = []
+                held.append(batch)
+            yield from self._shuffled(held)
+
+    def _shuffled(self, batches: list[tuple[Inputs, Tensor]]) -> Iterator[tuple[Inputs, Tensor]]:
+        inputs, labels = joined(batches)
+        batches.clear()  # frees them
+        order = torch.randperm(len(labels), generator=self._generator, device=self._run.device).to(labels.device)
+        for piece in order.tensor_split(math.ceil(len(labels) / self._piece)):
+            yield taken(inputs, piece), labels[piece]
