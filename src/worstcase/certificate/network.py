@@ -29,6 +29,7 @@ from worstcase.certificate.tables import (
     TRANSPOSED,
     TRANSPOSED_FUNCTIONS,
 )
+from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 
 
@@ -47,6 +48,8 @@ class _Product:
 class Bounds(fx.Interpreter):
     """Bounds of what a crossbar's network computes on any chip in its box.
 
+    They are differentiable in its weights, so that training can raise them.
+
     Raises:
         Unsupported: a part of it has no rule, or it cannot be traced.
     """
@@ -60,16 +63,20 @@ class Bounds(fx.Interpreter):
         check_in_place(traced)
         super().__init__(traced)
         self.extra_traceback = False
-        self._movable = bool(box.movable)
         self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
         leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
             raise Unsupported("quantised outputs of a layer that is traced into parts")
+        self.within(box)
+
+    def within(self, box: Box) -> None:
+        """Take the weights as they are now, and another box of deviations."""
+        self._movable = bool(box.movable)
         self._weights: dict[str, Weight] = {}
         self._values: dict[int, Interval] = {}  # of a parameter's id, where a chip computes with something else
-        for name, weight in weights.items():
-            low, high = ((weight + end[name] if name in end else weight).detach() for end in (box.low, box.high))
-            self._values[id(crossbar.net.get_parameter(name))] = Interval(low, high)
+        for name, weight in self._crossbar.weights().items():
+            low, high = (weight + end[name] if name in end else weight for end in (box.low, box.high))
+            self._values[id(self._crossbar.net.get_parameter(name))] = Interval(low, high)
 
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
         """The least lead of the label's output over each other one on any chip: (N, classes).
@@ -116,7 +123,7 @@ class Bounds(fx.Interpreter):
                 bias = None if module.bias is None else Interval.of(self._of(module.bias))
                 count = terms(weight.low, transposed=kind in TRANSPOSED)
                 self._weights[target] = Weight(weight, bias, count)
-            y = _Product(_product(module), x, self._weights[target])
+            y = _Product(product_of(module), x, self._weights[target])
         elif kind in BATCH_NORMS and module.running_mean is not None and not module.training:
             ones = torch.ones_like(module.running_mean)
             scale, shift = (ones, 0 * ones) if module.weight is None else (module.weight, module.bias)
@@ -173,7 +180,8 @@ class Bounds(fx.Interpreter):
         return self._values.get(id(value), value)
 
 
-def _product(layer: nn.Module) -> Product:
+def product_of(layer: nn.Module) -> Product:
+    """What a layer computes, of any weight and bias."""
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         return functional_call(layer, values, (x,))

@@ -122,9 +122,12 @@ class Method(L.LightningModule):
 
     def training_box(self, factor: float, ramp: float) -> Box:
         """The crossbar's box times a factor that grows from 0 over the first share `ramp` of the training."""
+        return self.crossbar.box.scaled(factor * self.grown(ramp))
+
+    def grown(self, ramp: float) -> float:
+        """What grows from 0 to 1 over the first share `ramp` of the training."""
         done = self.global_step / self._steps if self._steps else 1.0
-        factor *= min(1.0, done / ramp) if ramp else 1.0
-        return self.crossbar.box.scaled(factor)
+        return min(1.0, done / ramp) if ramp else 1.0
 
     def in_weight_units(self, sigma: float) -> dict[str, Tensor]:
         """A standard deviation in units of the full scale, as one in weight units for each array."""
