@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from worstcase.attacks import FLWC
 from worstcase.attacks.base import accuracy, right_answers
 from worstcase.certificate import Unsupported, certify
-from worstcase.certificate.network import Bounds
+from worstcase.certificate.interval import IntervalBounds
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.models import ConvNet, LeNet, ResNet18
@@ -130,7 +130,7 @@ def check_no_chip_is_below(crossbar: Crossbar, images: Tensor, *, chips: int, se
     generator = torch.Generator().manual_seed(seed)
     crossbar.eval()
     labels = crossbar(images).argmax(1).detach()
-    least = Bounds(crossbar).margins(images, labels).detach()
+    least = IntervalBounds(crossbar).margins(images, labels).detach()
     box = crossbar.box
     assert (least <= margins_of(crossbar(images), labels)).all()
     for number in range(chips):
@@ -179,8 +179,8 @@ def test_what_is_not_programmed_does_not_deviate() -> None:
     partly, whole = Crossbar(net, 0.02, layers=["6"]), Crossbar(net, 0.02)
     check_no_chip_is_below(partly, images, chips=20)
     labels = partly(images).argmax(1)
-    assert Bounds(partly).margins(images, labels).sort(1)[0][:, 0].mean() > (
-        Bounds(whole).margins(images, labels).sort(1)[0][:, 0].mean()
+    assert IntervalBounds(partly).margins(images, labels).sort(1)[0][:, 0].mean() > (
+        IntervalBounds(whole).margins(images, labels).sort(1)[0][:, 0].mean()
     )
 
 
@@ -196,7 +196,7 @@ def test_one_linear_layer_is_exact(kind: type[Crossbar]) -> None:
     z = crossbar(x)
     worst = (z + low)[rows, labels][:, None] - (z + high)
     worst[rows, labels] = torch.inf
-    torch.testing.assert_close(Bounds(crossbar).margins(x, labels), worst, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(IntervalBounds(crossbar).margins(x, labels), worst, rtol=1e-12, atol=1e-12)
 
 
 def corner_chips(box: Box) -> list[dict[str, Tensor]]:
@@ -220,7 +220,7 @@ def test_two_layers_against_all_corners(hidden: int) -> None:
         x = torch.randn(5, 2).double()
         labels = crossbar(x).argmax(1)
         found = torch.stack([margins_of(crossbar(x, chip), labels) for chip in corner_chips(crossbar.box)])
-        lowest, least = found.amin(0), Bounds(crossbar).margins(x, labels)
+        lowest, least = found.amin(0), IntervalBounds(crossbar).margins(x, labels)
         assert (least <= lowest).all()
         if hidden == 1:
             torch.testing.assert_close(least, lowest, rtol=1e-9, atol=1e-9)
@@ -233,7 +233,7 @@ def test_sums_in_any_order_stay_above_the_bound() -> None:
     images = torch.randn(20, 2000) * 1000
     crossbar = Crossbar(layer, 1e-9)
     labels = crossbar(images).argmax(1)
-    least = Bounds(crossbar).margins(images, labels)
+    least = IntervalBounds(crossbar).margins(images, labels)
     exact = margins_of(images.double() @ layer.weight.double().T, labels)
     assert (least <= exact).all()
     for _ in range(50):
@@ -299,8 +299,8 @@ def test_the_size_of_batches_does_not_matter(trained_net: tuple) -> None:
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     images = images.abs()  # not negative, but that is no matter of the network
     crossbar = Crossbar(net, 0.03)
-    whole = Bounds(crossbar.eval()).margins(images, labels)
-    single = [Bounds(crossbar).margins(i, j) for i, j in zip(images.split(1), labels.split(1), strict=True)]
+    whole = IntervalBounds(crossbar.eval()).margins(images, labels)
+    single = [IntervalBounds(crossbar).margins(i, j) for i, j in zip(images.split(1), labels.split(1), strict=True)]
     torch.testing.assert_close(torch.cat(single), whole, rtol=1e-4, atol=1e-5)
 
 

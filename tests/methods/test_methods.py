@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
 from worstcase.data.base import ShuffledBatches
-from worstcase.methods import PGDAT, Adversarial, ATrice, Trice, UniversalAT, Vanilla, VariationAware
+from worstcase.methods import IBP, PGDAT, Adversarial, ATrice, Trice, UniversalAT, Vanilla, VariationAware
 from worstcase.runs import load_weights
 from worstcase.seeds import seeded
 
@@ -28,6 +28,7 @@ METHODS = {
     "atrice": ATrice,
     "pgd_at": PGDAT,
     "universal_at": UniversalAT,
+    "ibp": IBP,
 }
 NOISELESS = {  # settings that leave nothing of a method's noise and clipping once th_g is 0
     "va": {"sigma": 0.0},
@@ -35,6 +36,7 @@ NOISELESS = {  # settings that leave nothing of a method's noise and clipping on
     "atrice": {"sigma": 0.0},
     "pgd_at": {"weight_clip": None},
     "universal_at": {"weight_clip": None},
+    "ibp": {"weight_clip": None},
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 QUIET = {
@@ -326,7 +328,7 @@ def test_two_processes_train_the_same_weights_on_the_same_chips(tmp_path):
             assert torch.equal(value, second["parameters"][key]), (name, key)
         assert not torch.equal(first["images"], second["images"])
         assert len(first["perturbations"]) == len(second["perturbations"])
-        assert bool(first["perturbations"]) == (name != "vanilla")
+        assert bool(first["perturbations"]) == (name not in ("vanilla", "ibp"))
         for a, b in zip(first["perturbations"], second["perturbations"], strict=True):
             assert torch.equal(a, b), name
 

@@ -40,28 +40,30 @@ from worstcase.certificate.backward import (
     Sum,
 )
 from worstcase.certificate.in_place import name_of
-from worstcase.certificate.network import Bounds, product_of
+from worstcase.certificate.interval import IntervalBounds, product_of
 from worstcase.certificate.products import Interval, Unsupported, slack, terms
 from worstcase.certificate.rules import FEW
 from worstcase.certificate.tables import AVERAGES, BATCH_NORMS, DROPOUTS
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
 
-MEMORY = 2**27  # bytes that the widest layer may take at a time
+MEMORY = 2**25  # bytes that the widest layer may take at a time
+SUMS = 12  # for a sample on average, to tighten the hidden layers
+HOPELESS = 2  # a margin that is as programmed 1 and by linear bounds less than minus so many: left as it is
 
 RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
 MAX_POOLS = {nn.MaxPool2d, F.max_pool2d, torch.max_pool2d}
-SUMS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 MEANS = AVERAGES | {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
 IN_ORDER = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS, F.dropout, torch.flatten, torch.reshape}
 IN_ORDER |= {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "contiguous"}
 
 
-class LinearBounds(Bounds):
+class LinearBounds(IntervalBounds):
     """Interval bounds, and linear ones of those margins that intervals leave open; the better one counts.
 
     Raises:
-        Unsupported: see `Bounds`; a part of the network may have an interval rule only.
+        Unsupported: see `IntervalBounds`; a part of the network may have an interval rule only.
     """
 
     def __init__(self, crossbar: Crossbar) -> None:
@@ -70,16 +72,41 @@ class LinearBounds(Bounds):
             raise Unsupported("quantised outputs, of which intervals alone are known")
         if not has_float64(next(crossbar.parameters()).device):
             raise Unsupported("a device without float64, of which intervals alone are known")
-        self.garbage_collect_values = False  # the intervals of a batch are kept
-        self._open = torch.empty(0)  # samples of the last batch that intervals leave open
+        self.garbage_collect_values = False  # the intervals of the last run are kept
+        self._tighter: dict[fx.Node, Interval] = {}  # of a batch, for layers where linear bounds are known
+        self._samples = self._open = torch.empty(0)  # those of the batch in the last run, those of them with rules
         self._rules: dict[fx.Node, tuple[Rule, list[fx.Node]]] = {}
 
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
-        least = super().margins(images, labels)
+        self._tighter.clear()
+        least = self._least(images, labels, torch.arange(len(labels), device=labels.device))
+        lead = _margins(self._crossbar(images), labels).amin(1)
+        sums = SUMS * len(labels)
+        for layer in self._hidden_layers() if self._movable else ():
+            worst = least.amin(1)
+            samples = torch.nonzero((worst <= 0) & (worst > -HOPELESS * lead)).squeeze(1)
+            nearest = (worst[samples] / lead[samples]).argsort(descending=True, stable=True)
+            samples, made = self._tighten(layer, images, samples[nearest], sums)
+            if not len(samples):
+                break
+            sums -= made
+            least[samples] = torch.maximum(least[samples], self._least(images, labels, samples))
+        return least
+
+    def run_node(self, n: fx.Node) -> Any:
+        y = super().run_node(n)
+        if n not in self._tighter:
+            return y
+        low, high = (end[self._samples] for end in (self._tighter[n].low, self._tighter[n].high))
+        return Interval(torch.maximum(y.low, low), torch.minimum(y.high, high), y.nonnegative)
+
+    def _least(self, images: Tensor, labels: Tensor, samples: Tensor) -> Tensor:
+        """The margins of some samples of a batch, by intervals or by linear bounds."""
+        self._samples, labels = samples, labels[samples]
+        least = super().margins(images[samples], labels)
         if not self._movable:
             return least
-        right = self._crossbar(images).argmax(1) == labels
-        self._open = torch.nonzero(right & ~(least > 0).all(1)).squeeze(1)
+        self._open = torch.nonzero(~(least > 0).all(1)).squeeze(1)
         self._rules.clear()
         found, labels = least[self._open], labels[self._open]
         rows, hardest = torch.arange(len(found), device=found.device), found.argmin(1)
@@ -89,16 +116,54 @@ class LinearBounds(Bounds):
         self._improve(found, labels, rows[pairs[:, 0]], pairs[:, 1])
         return least.index_copy(0, self._open, found)
 
+    def _hidden_layers(self) -> list[fx.Node]:
+        """The fully connected ones, but for the last, and for the first, which intervals bound exactly."""
+        return [
+            n
+            for n in self.module.graph.nodes
+            if n.op == "call_module"
+            and isinstance(self.fetch_attr(str(n.target)), nn.Linear)
+            and isinstance(y := self.env[n], Interval)
+            and y.low.ndim == 2
+            and not self.env[n.args[0]].is_point
+        ]
+
+    def _tighten(self, layer: fx.Node, images: Tensor, samples: Tensor, sums: int) -> tuple[Tensor, int]:
+        """Bound a layer's outputs whose sign is unsure, for as many samples as so many sums allow.
+
+        Returns:
+            These samples, and the number of sums.
+        """
+        self._samples = samples
+        self.run(Interval.of(self._crossbar.laid_out(images[samples])))
+        y: Interval = self.env[layer]
+        unsure = (y.low < 0) & (y.high > 0)
+        made = 2 * unsure.sum(1).cumsum(0)
+        few = made <= sums
+        samples, made = samples[few], made[few]
+        self._open = torch.nonzero(few).squeeze(1)
+        self._rules.clear()
+        size = (len(images), y.low.shape[1])
+        found = Interval(y.low.new_full(size, -math.inf), y.low.new_full(size, math.inf))
+        rows, outputs = torch.nonzero(unsure[few], as_tuple=True)
+        unit = torch.eye(size[1], dtype=torch.double, device=rows.device)
+        for part in self._parts(len(rows)):
+            row, output = rows[part], outputs[part]
+            found.low[samples[row], output] = _down(self._lower(layer, unit[output], row), y.low)
+            found.high[samples[row], output] = -_down(self._lower(layer, -unit[output], row), y.low)
+        self._tighter[layer] = found
+        return samples, int(made[-1]) if len(made) else 0
+
     def _improve(self, least: Tensor, labels: Tensor, rows: Tensor, others: Tensor) -> None:
         """Bound the margins over some outputs anew."""
         (end,) = next(n for n in self.module.graph.nodes if n.op == "output").all_input_nodes
         unit = torch.eye(least.shape[1], dtype=torch.double, device=least.device)
-        for part in torch.arange(len(rows), device=rows.device).split(self._at_once()):
+        for part in self._parts(len(rows)):
             row, other = rows[part], others[part]
-            found = self.lower(end, unit[labels[row]] - unit[other], row)
-            least[row, other] = torch.maximum(least[row, other], (found - OWN * found.abs()).to(least.dtype))
+            found = _down(self._lower(end, unit[labels[row]] - unit[other], row), least)
+            least[row, other] = torch.maximum(least[row, other], found)
 
-    def lower(self, node: fx.Node, coefficients: Tensor, rows: Tensor) -> Tensor:
+    def _lower(self, node: fx.Node, coefficients: Tensor, rows: Tensor) -> Tensor:
         """The least value of sums over a part's outputs on any chip: (M,).
 
         Args:
@@ -118,6 +183,11 @@ class LinearBounds(Bounds):
             for source in sources:
                 pending[source] = pending[source] + a if source in pending else a
         return total.bound
+
+    def _parts(self, sums: int) -> tuple[Tensor, ...]:
+        """The numbers of so many sums in parts that fit into the memory."""
+        at_once = self._at_once()
+        return torch.arange(sums, device=self._open.device).split(at_once) if sums else ()
 
     def _at_once(self) -> int:
         """How many sums fit into the memory."""
@@ -148,7 +218,7 @@ class LinearBounds(Bounds):
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         kind = n.target if module is None else type(module)
         source: Any = n.args[0]
-        if kind in SUMS and set(n.kwargs) <= {"alpha"} and n.kwargs.get("alpha", 1) == 1:
+        if kind in ADDITIONS and set(n.kwargs) <= {"alpha"} and n.kwargs.get("alpha", 1) == 1:
             return self._sum(n)
         x = self._interval(source)
         rule: Rule
@@ -233,3 +303,13 @@ def _max_pool(
     if ceil_mode or x.low.ndim != 4:
         raise Unsupported("such a max pooling by linear bounds")
     return MaxPool(x, kernel_size, stride or kernel_size, padding, dilation)
+
+
+def _down(x: Tensor, like: Tensor) -> Tensor:
+    """The same or less in another dtype."""
+    return torch.nextafter(x.to(like.dtype), like.new_tensor(-math.inf))
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    column = labels[:, None]
+    return (logits.gather(1, column) - logits).scatter(1, column, math.inf)

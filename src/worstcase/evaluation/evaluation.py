@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.attacks.base import accuracy
-from worstcase.certificate import Certificate, Unsupported, certify
+from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.evaluation.diagnosis import diagnose
@@ -25,6 +25,8 @@ from worstcase.task import Loader
 
 PERTURBATION = "perturbation.safetensors"
 RANDOM_VERTICES = 4  # of the box, that attacks are compared with
+CERTIFICATES = ("auto", "interval", "linear")
+PASSES_OF_LINEAR = 100  # that linear bounds take at most, about
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class Evaluation:
     """One for each th_g, in rising order; empty if nothing is proven."""
     not_certified: str | None = None
     """Why nothing is proven."""
+    certified_up_to: dict[float, float | None] | None = None
+    """See `worstcase.certificate.largest_thgs`; None if it was not asked for, or nothing is proven."""
 
     @property
     def clean_accuracy(self) -> float:
@@ -124,8 +128,11 @@ class Evaluation:
             clean_accuracy=self.clean_accuracy,
             certified_accuracy=self.certified_accuracy,
             certified=[
-                {"method": of.method, "thg": of.thg, "accuracy": of.accuracy, "seconds": of.seconds}
+                {"method": of.method, "thg": of.thg, "accuracy": of.accuracy, "seconds": of.seconds, "note": of.note}
                 for of in self.certificates
+            ],
+            certified_up_to=[
+                {"accuracy": accuracy, "thg": thg} for accuracy, thg in (self.certified_up_to or {}).items()
             ],
             not_certified=self.not_certified,
             samples=self.samples,
@@ -186,6 +193,11 @@ class Evaluation:
             f"{one.method} at th_g {one.thg:g}: at least {one.accuracy:.2%}, {one.seconds:.1f} s"
             for one in self.certificates
         ]
+        lines += [of.note for of in self.certificates[-1:] if of.note]
+        lines += [
+            f"{accuracy:.0%} is proven up to th_g {thg:.3g} (interval)" if thg else f"{accuracy:.0%} is not proven"
+            for accuracy, thg in (self.certified_up_to or {}).items()
+        ]
         if self.not_certified:
             lines.append(f"nothing is proven: {self.not_certified}")
         if self.chip:
@@ -205,7 +217,8 @@ def evaluate(
     chip: Perturbation | None = None,
     heldout: bool = False,
     diagnosis: str | None = "short",
-    certificate: str | None = "interval",
+    certificate: str | None = "auto",
+    up_to: bool = False,
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
@@ -226,9 +239,12 @@ def evaluate(
         heldout: also attack one half of the reference set and score the other.
         diagnosis: of the worst chip at the largest th_g: ``short``, ``full`` (which also attacks some of the
             weights alone), or None.
-        certificate: what proves an accuracy that no chip is below, at each th_g: ``interval``, see
-            `worstcase.certificate.certify`, or None. Where a part of the network has no rule, nothing is proven,
-            and the result's ``not_certified`` names it.
+        certificate: what proves an accuracy that no chip is below, at each th_g: ``interval`` or ``linear``, see
+            `worstcase.certificate.certify`; ``auto``, linear bounds if the attacks at this th_g took 100 passes or
+            more, so that the proof costs no more than they did, else intervals; or None. Where a part of the
+            network has no linear rule intervals prove, and a note says so; where it has none at all nothing is
+            proven, and the result's ``not_certified`` names it.
+        up_to: also search for the largest th_g at which 99, 95 and 90 % are proven, by intervals.
         seed: of what attacks draw.
         folder: where an attack that can be resumed keeps its state.
         progress: a bar on a terminal and in a notebook, a line now and then elsewhere.
@@ -236,7 +252,8 @@ def evaluate(
     Raises:
         ValueError: a setting, the reference set or the network cannot be right; see the attacks.
 
-    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, and 3 to 6 for each certificate.
+    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, 3 to 5 for each certificate by
+    intervals, and up to 100 by linear bounds.
 
     Example:
         >>> import torch
@@ -282,21 +299,28 @@ def evaluate(
         read = None
         if chip is not None:
             read = Chip(accuracy(crossbar, loader, chip), crossbar.box.outside(chip))
-    proven, why_not = _certified(crossbar, loader, bounds) if certificate else ([], "it was not asked for")
+    proven, largest, why_not = [], None, "it was not asked for"
+    if certificate:
+        try:
+            for thg in bounds:
+                spent = sum(one.passes for one in found if one.thg == thg)
+                with crossbar.bounded_by(thg):
+                    proven.append(_certificate(crossbar, loader, certificate, spent))
+            largest, why_not = largest_thgs(crossbar, loader) if up_to else None, None
+        except Unsupported as error:
+            proven, why_not = [], f"not supported: {error}"
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)
-    return Evaluation(crossbar, found, flags, explained, read, proven, why_not)
+    return Evaluation(crossbar, found, flags, explained, read, proven, why_not, largest)
 
 
-def _certified(crossbar: Crossbar, loader: Loader, thgs: Sequence[float]) -> tuple[list[Certificate], str | None]:
-    """At each th_g, or none and why."""
-    proven = []
-    try:
-        for thg in thgs:
-            with crossbar.bounded_by(thg):
-                proven.append(certify(crossbar, loader))
-    except Unsupported as error:
-        return [], f"not supported: {error}"
-    return proven, None
+def _certificate(crossbar: Crossbar, loader: Loader, method: str, spent: float) -> Certificate:
+    """By a method or, where it has no rule, by intervals."""
+    if method == "linear" or (method == "auto" and spent >= PASSES_OF_LINEAR):
+        try:
+            return certify(crossbar, loader, "linear")
+        except Unsupported as error:
+            return replace(certify(crossbar, loader), note=f"linear bounds are not supported: {error}")
+    return certify(crossbar, loader)
 
 
 def check_diagnosis(diagnosis: str | None) -> None:
@@ -310,10 +334,10 @@ def check_diagnosis(diagnosis: str | None) -> None:
 
 
 def check_certificate(certificate: str | None) -> None:
-    """Interval, and None are fine.
+    """Auto, interval, linear, and None are fine.
 
     Raises:
         ValueError: it is anything else.
     """
-    if certificate not in (None, "interval"):
-        raise ValueError(f"certificate={certificate}: must be interval, or None")
+    if certificate is not None and certificate not in CERTIFICATES:
+        raise ValueError(f"certificate={certificate}: must be {', '.join(CERTIFICATES)}, or None")

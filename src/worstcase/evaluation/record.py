@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 
-from worstcase.evaluation.record_parts import Config, Diagnosis, Proven, Training, contradiction
+from worstcase.evaluation.record_parts import Config, Diagnosis, Proven, ProvenUpTo, Training, contradiction
 from worstcase.found import CHECKED, Count, Found, Name, Number, Positive, Seed, Shape, Share
 
 SCHEMA_VERSION = 1
@@ -105,6 +105,8 @@ class Record:
     """The same at each th_g."""
     not_certified: str | None = None
     """Why nothing is proven."""
+    certified_up_to: Annotated[list[dict[str, Any]], Shape(list[ProvenUpTo])] = field(default_factory=list)
+    """The largest th_g at which a share of the decisions is proven; empty if nobody asked."""
     flags: list[str] = field(default_factory=list)
     diagnosis: Annotated[Any, Shape(Diagnosis | None)] = None
     """Of the worst chip at the largest th_g; None if it was not diagnosed."""

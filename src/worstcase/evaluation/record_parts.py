@@ -24,6 +24,13 @@ class Proven(Open):
     seconds: Number
 
 
+class ProvenUpTo(Open):
+    """The largest th_g at which so much is proven by intervals."""
+
+    accuracy: Share
+    thg: Number | None
+
+
 # ---- the worst chip, explained
 
 

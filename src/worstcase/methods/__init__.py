@@ -3,6 +3,7 @@
 from worstcase.methods.adversarial import Adversarial
 from worstcase.methods.atrice import ATrice
 from worstcase.methods.base import Method
+from worstcase.methods.ibp import IBP
 from worstcase.methods.pgd_at import PGDAT
 from worstcase.methods.trice import Trice
 from worstcase.methods.universal_at import UniversalAT
@@ -10,6 +11,7 @@ from worstcase.methods.vanilla import Vanilla
 from worstcase.methods.variation_aware import VariationAware
 
 __all__ = [
+    "IBP",
     "PGDAT",
     "ATrice",
     "Adversarial",

@@ -39,8 +39,8 @@ class Method(L.LightningModule):
         num_classes: of the data.
         optimizer: from parameters to an optimiser.
         scheduler: from that optimiser to a learning rate schedule, stepped once an epoch.
-        monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy`` or
-            ``val/attacked_accuracy``; None: the method's own, ``SELECTED_BY``.
+        monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy``,
+            ``val/attacked_accuracy``, or what the method itself logs; None: the method's own, ``SELECTED_BY``.
         weight_clip: after each optimiser step the weights of each array are clamped to +- so many of their
             standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
             of ``layer_max``. None: they are not.

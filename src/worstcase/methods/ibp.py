@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worstcase.certificate.network import Bounds
+from worstcase.certificate.interval import IntervalBounds
 from worstcase.checks import number
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar, evaluating
@@ -57,21 +57,33 @@ class IBP(Method):
         number("factor", factor, low=0)
         number("ramp", ramp, low=0, high=1)
         self.share, self.factor, self.ramp = share, factor, ramp
-        self._bounds: Bounds | None = None
+        self._bounds: IntervalBounds | None = None
 
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         share = self.share * self.grown(self.ramp)
         loss_c = self.cross_entropy(inputs, labels)
-        margins = self.margins(self.training_box(self.factor, self.ramp), inputs, labels)
-        return (1 - share) * loss_c + share * worst_loss(margins, labels)
+        loss_w = worst_loss(self.margins(self._training_box(), inputs, labels), labels)
+        return (1 - share) * loss_c + share * loss_w
+
+    def _training_box(self) -> Box:
+        """Its ends have a gradient: they grow with each array's largest weight."""
+        box = self.training_box(self.factor, self.ramp)
+        if self.crossbar.full_scale != "layer_max":
+            return box
+        largest = {name: w.abs().amax().clamp_min(1e-30) for name, w in self.crossbar.programmed().items()}
+        ends = (
+            {name: end * (largest[name] / largest[name].detach()) for name, end in of.items()}
+            for of in (box.low, box.high)
+        )
+        return Box(*ends, box.weights)
 
     def margins(self, box: Box, inputs: Inputs, labels: Tensor) -> Tensor:
-        """See `Bounds.margins`; batch norm computes with its running statistics."""
+        """See `IntervalBounds.margins`; batch norm computes with its running statistics."""
         device = labels.device.type
         with evaluating(self.crossbar), torch.autocast(device, enabled=False):
             if self._bounds is None:
                 self.crossbar(inputs)  # which looks whether the network multiplies with its arrays as they are
-                self._bounds = Bounds(self.crossbar)
+                self._bounds = IntervalBounds(self.crossbar)
             self._bounds.within(box)
             return self._bounds.margins(inputs, labels)
 
