@@ -85,6 +85,8 @@ class LinearBounds(IntervalBounds):
         for layer in self._hidden_layers() if self._movable else ():
             worst = least.amin(1)
             samples = torch.nonzero((worst <= 0) & (worst > -HOPELESS * lead)).squeeze(1)
+            if not len(samples):
+                break
             nearest = (worst[samples] / lead[samples]).argsort(descending=True, stable=True)
             samples, made = self._tighten(layer, images, samples[nearest], sums)
             if not len(samples):
@@ -200,7 +202,7 @@ class LinearBounds(IntervalBounds):
                 patches = kernel // layer.out_channels * layer.groups * math.prod(self._interval(n).low.shape[2:])
                 widest = max(widest, 4 * patches + 6 * kernel)
             elif isinstance(y, Interval):
-                widest = max(widest, 8 * y.low[0].numel())
+                widest = max(widest, 8 * math.prod(y.low.shape[1:]))
         return max(1, MEMORY // (8 * widest))
 
     # ---- which rule a part of the network has
@@ -282,7 +284,7 @@ class LinearBounds(IntervalBounds):
         constants = [v for v in values if not isinstance(v, Interval)]
         sources = [t for t, v in zip(n.args, values, strict=True) if isinstance(v, Interval)]
         y = self._interval(n)
-        if any(self.env[t].low.shape != y.low.shape for t in sources):
+        if any(self.env[t].low.shape != self.env[n].low.shape for t in sources):
             raise Unsupported(f"{name_of(n.target)} of different shapes by linear bounds")
         return Rounded(Plus(constants), slack(1, self.env[n].low) * y.magnitude), sources
 

@@ -4,6 +4,7 @@ from worstcase.methods.adversarial import Adversarial
 from worstcase.methods.atrice import ATrice
 from worstcase.methods.base import Method
 from worstcase.methods.ibp import IBP
+from worstcase.methods.mtl_ibp import MTLIBP
 from worstcase.methods.pgd_at import PGDAT
 from worstcase.methods.trice import Trice
 from worstcase.methods.universal_at import UniversalAT
@@ -12,6 +13,7 @@ from worstcase.methods.variation_aware import VariationAware
 
 __all__ = [
     "IBP",
+    "MTLIBP",
     "PGDAT",
     "ATrice",
     "Adversarial",

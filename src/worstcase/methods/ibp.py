@@ -61,11 +61,14 @@ class IBP(Method):
 
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         share = self.share * self.grown(self.ramp)
-        loss_c = self.cross_entropy(inputs, labels)
-        loss_w = worst_loss(self.margins(self._training_box(), inputs, labels), labels)
-        return (1 - share) * loss_c + share * loss_w
+        loss = self.other_loss(inputs, labels)
+        return (1 - share) * loss + share * worst_loss(self.margins(self._box(), inputs, labels), labels)
 
-    def _training_box(self) -> Box:
+    def other_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """What the rest of the loss is: the cross-entropy as programmed."""
+        return self.cross_entropy(inputs, labels)
+
+    def _box(self) -> Box:
         """Its ends have a gradient: they grow with each array's largest weight."""
         box = self.training_box(self.factor, self.ramp)
         if self.crossbar.full_scale != "layer_max":
