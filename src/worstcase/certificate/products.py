@@ -121,8 +121,8 @@ def affine(product: Product, x: Interval, weight: Weight) -> Interval:
     if x.nonnegative and not x.is_point:
         low_positive, low_negative, high_positive, high_negative = weight.signed
         bias_low, bias_high = (weight.bias.low, weight.bias.high) if weight.bias else (None, None)
-        low = product(x.low, low_positive, bias_low) - product(x.high, low_negative, weight.no_bias)
-        high = product(x.high, high_positive, bias_high) - product(x.low, high_negative, weight.no_bias)
+        low = product(x.low, low_positive, bias_low).sub_(product(x.high, low_negative, weight.no_bias))
+        high = product(x.high, high_positive, bias_high).sub_(product(x.low, high_negative, weight.no_bias))
         return Interval(low, high)
     centre, both, radius = weight.around
     bias, bias_radius = weight.bias_around
