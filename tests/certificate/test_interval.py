@@ -156,6 +156,20 @@ def test_a_larger_box_proves_less(trained_net: tuple) -> None:
     assert proven[1].sum() > proven[3].sum() > proven[5].sum()
 
 
+def test_the_largest_th_g_is_where_the_proof_ends(trained_net: tuple) -> None:
+    net, batches = trained_net
+    crossbar = Crossbar(net, 0.2)
+    largest = largest_thgs(crossbar, batches)
+    assert crossbar.thg == 0.2 and list(largest) == [0.99, 0.95, 0.9]
+    assert largest[0.9] > 1e-3
+    for share, thg in largest.items():
+        if thg is None:
+            assert certify(Crossbar(net, 1e-6), batches).accuracy < share
+        else:
+            assert certify(Crossbar(net, thg), batches).accuracy >= share
+            assert certify(Crossbar(net, 1.03 * thg), batches).accuracy < share
+
+
 def test_where_nothing_deviates_what_is_right_is_proven(trained_net: tuple) -> None:
     net, batches = trained_net
     assert certify(Crossbar(net, 0), batches).accuracy == accuracy(Crossbar(net, 0), batches) > 0.9

@@ -48,7 +48,7 @@ from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
 
 MEMORY = 2**25  # bytes that the widest layer may take at a time
-SUMS = 12  # for a sample on average, to tighten the hidden layers
+SUMS = 8  # for a sample on average, to tighten the hidden layers
 HOPELESS = 2  # a margin that is as programmed 1 and by linear bounds less than minus so many: left as it is
 
 RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
