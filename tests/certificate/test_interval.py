@@ -183,7 +183,9 @@ def test_the_size_of_batches_does_not_matter(trained_net: tuple) -> None:
     images = images.abs()  # not negative, but that is no matter of the network
     crossbar = Crossbar(net, 0.03)
     whole = IntervalBounds(crossbar.eval()).margins(images, labels)
-    single = [IntervalBounds(crossbar).margins(i, j) for i, j in zip(images.split(1), labels.split(1), strict=True)]
+    single = [
+        IntervalBounds(crossbar).margins(i, j) for i, j in zip(images.split(1), labels.split(1), strict=True)
+    ]
     torch.testing.assert_close(torch.cat(single), whole, rtol=1e-4, atol=1e-5)
 
 

@@ -81,7 +81,7 @@ def test_intervals_never_prove_more(name: str) -> None:
 
 
 def test_a_kernel_that_all_positions_share_is_bounded_exactly() -> None:
-    """With inputs that are exact the worst kernel of a linear network is known; intervals choose one per position."""
+    """With exact inputs the worst kernel of a linear network is known; intervals choose one for each position."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(32, 3)).double()
     crossbar, images = Crossbar(net, 0.1, exclude=["2"]).eval(), torch.randn(5, 1, 6, 6).double()
@@ -105,7 +105,7 @@ def test_a_kernel_that_all_positions_share_is_bounded_exactly() -> None:
 
 
 def test_one_hidden_layer_is_exact_for_each_margin() -> None:
-    """Found by brute force over all corners: each unit's worst chip, for the first layer's weights and the last's."""
+    """Found by brute force over all corners of both layers' weights."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)).double()
     crossbar, x = Crossbar(net, 0.2).eval(), torch.rand(6, 3).double()
@@ -115,14 +115,18 @@ def test_one_hidden_layer_is_exact_for_each_margin() -> None:
     with torch.no_grad():
         found = torch.stack(
             [
-                margins_of(crossbar(x, box.at({"0.weight": s[:6].view(2, 3), "2.weight": s[6:].view(2, 2)})), labels)
+                margins_of(
+                    crossbar(x, box.at({"0.weight": s[:6].view(2, 3), "2.weight": s[6:].view(2, 2)})), labels
+                )
                 for s in signs
             ]
         ).amin(0)
         torch.testing.assert_close(LinearBounds(crossbar).margins(x, labels), found, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("make", [lambda: MLP(3, 36, [12, 12]), lambda: of(nn.Conv2d(1, 4, 3), nn.ReLU(), inputs=64)])
+@pytest.mark.parametrize(
+    "make", [lambda: MLP(3, 36, [12, 12]), lambda: of(nn.Conv2d(1, 4, 3), nn.ReLU(), inputs=64)]
+)
 def test_no_certified_decision_fails_on_random_and_attacked_chips(make) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(90) % 3
@@ -156,7 +160,7 @@ def test_what_one_batch_proves_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = crossbar(images).argmax(1)
     with torch.no_grad():
         whole = LinearBounds(crossbar).margins(images, labels)
-        monkeypatch.setattr("worstcase.certificate.linear.MEMORY", 1)  # one sum at a time
+        monkeypatch.setattr("worstcase.certificate.backward.MEMORY", 1)  # one sum at a time
         torch.testing.assert_close(LinearBounds(crossbar).margins(images, labels), whole, rtol=1e-5, atol=1e-6)
 
 

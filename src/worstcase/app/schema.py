@@ -114,7 +114,11 @@ COUNTS = {  # whole numbers and the least that each may be
     "model.activation_bits": 1,
 }
 
-CHOICES = {"scale": ("quick", "paper"), "diagnosis": ("short", "full"), "certificate": ("auto", "interval", "linear", "null")}
+CHOICES = {
+    "scale": ("quick", "paper"),
+    "diagnosis": ("short", "full"),
+    "certificate": ("auto", "interval", "linear", "null"),
+}
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:

@@ -1,243 +1,224 @@
-"""Linear bounds of each layer: a sum over its outputs is at least a sum over its inputs.
+"""Linear bounds of a whole network: from a sum back to the data, over weights and activations at once.
 
-Each rule is made from the intervals of B samples, and takes coefficients (M, ...) of the layer's outputs, of which
-each belongs to one of the samples, its row. What does not depend on the inputs is added to a `Sum`. The rules follow
+Zhang et al. (NeurIPS 2018, arXiv 1811.00866: CROWN) bound networks so for inputs that deviate; here weights do. A
+sum over a layer's outputs is at least a sum over its inputs, and so back to the data. What deviates in a layer costs
 
-    A (W h) + A (D h) >= (A W) h - b |A h|    for all |D| <= b
+- after a ReLU, where the inputs h are not negative, |A| b h: linear in h, so that nothing is lost;
+- in a convolution b |sum over positions of A h|, because all positions share the weights: the absolute value is
+  bounded by its chord, which is exact where its sign is certain. So each sum meets its own worst kernel.
 
-where A is a coefficient and b the half width of the box. See `worstcase.certificate.linear`, also for rounding.
+**Floating point.** The bounds are computed in float64. What the network rounds is an error of each layer's output,
+at most `slack` times the sum of the absolute products. That counts the longer of the layer's sums forth and back,
+and twice, so that it covers this layer's arithmetic in float64 too. All else that is added up is taken to be wrong
+by 2^-32 of the sum of its absolute values, which is enough for a million terms.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from worstcase.certificate.products import Interval, Unsupported
+from worstcase.certificate.in_place import name_of
+from worstcase.certificate.interval import IntervalBounds, product_of
+from worstcase.certificate.linear_rules import (
+    Convolution,
+    Fixed,
+    Linear,
+    Map,
+    MaxPool,
+    Plus,
+    ReLU,
+    Reshaped,
+    Rounded,
+    Rule,
+    Scaled,
+    Sum,
+)
+from worstcase.certificate.products import Interval, Unsupported, slack, terms
+from worstcase.certificate.rules import FEW
+from worstcase.certificate.tables import AVERAGES, BATCH_NORMS, DROPOUTS
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.float64 import has_float64
 
-OWN = 2**-32  # of what is added up, for the roundings of the bound itself
+MEMORY = 2**25  # bytes that the widest layer may take at a time
 
-
-class Sum:
-    """The least value of M sums, as far as it is known."""
-
-    def __init__(self, coefficient: Tensor) -> None:
-        self.least = coefficient.new_zeros(len(coefficient))
-        self.absolute = self.least  # of all that was added
-
-    def add(self, parts: Tensor, absolute: Tensor | None = None) -> None:
-        """Add parts (M, ...) up; `absolute` is theirs, if more than their absolute values was rounded."""
-        self.least = self.least + parts.flatten(1).sum(1)
-        absolute = (parts if absolute is None else absolute).detach().abs()
-        self.absolute = self.absolute + absolute.flatten(1).sum(1)
-
-    @property
-    def bound(self) -> Tensor:
-        return self.least - OWN * self.absolute
-
-
-Rule = Callable[[Tensor, Tensor, Sum], Tensor]
-"""From coefficients of the outputs and their rows to those of the inputs."""
-
-
-class Rounded:
-    """Another rule, of a layer whose outputs are off by an error at most, which is of their shape."""
-
-    def __init__(self, rule: Rule, error: Tensor) -> None:
-        self.rule, self.error = rule, error
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        total.add(-a.abs() * self.error[rows])
-        return self.rule(a, rows, total)
+RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
+MAX_POOLS = {nn.MaxPool2d, F.max_pool2d, torch.max_pool2d}
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+MEANS = AVERAGES | {F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"}
+IN_ORDER = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS, F.dropout, torch.flatten, torch.reshape}
+IN_ORDER |= {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "contiguous"}
 
 
-class Fixed:
-    """What does not depend on the chip."""
+class BackwardBounds(IntervalBounds):
+    """Interval bounds of a batch that are kept, and linear bounds of sums over any part's outputs.
 
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        total.add(a * self.value[rows])
-        return a
-
-
-class Linear:
-    """A linear layer: each output has weights of its own, so that b |A h| is |A| b |h|."""
-
-    def __init__(self, x: Interval, weight: Interval, bias: Interval | None) -> None:
-        self.w, self.b = weight.low / 2 + weight.high / 2, (weight.high - weight.low) / 2
-        self.bias = bias
-        self.slope, self.shift = chord(x.low, x.high)
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        _add_bias(a, self.bias, total)
-        deviation = a.abs() @ self.b.expand_as(self.w)
-        total.add(-deviation * self.shift[rows])
-        return a @ self.w - deviation * self.slope[rows]
-
-
-class Convolution:
-    """A convolution of two dimensions, or a linear layer at several positions: they share the weights."""
-
-    def __init__(self, layer: nn.Conv2d, x: Interval, weight: Interval, bias: Interval | None) -> None:
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise Unsupported(f"padding {layer.padding}, {layer.padding_mode}")
-        self.size, self.groups, self.bias = x.low.shape[1:], layer.groups, bias
-        self.patches = {
-            "kernel_size": layer.kernel_size,
-            "dilation": layer.dilation,
-            "padding": layer.padding,
-            "stride": layer.stride,
-        }
-        w, b = weight.low / 2 + weight.high / 2, (weight.high - weight.low) / 2
-        shape = (layer.groups, layer.out_channels // layer.groups, -1)
-        self.w, self.b = w.reshape(shape), b.expand_as(w).reshape(shape)
-        self.centre, self.radius = x.low / 2 + x.high / 2, None if x.is_point else (x.high - x.low) / 2
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        _add_bias(a, self.bias, total)
-        a = a.reshape(len(a), self.groups, self.w.shape[1], math.prod(a.shape[2:]))
-        of_kernel = a @ self._unfolded(self.centre[rows]).mT  # what each weight of the kernel is multiplied with
-        if self.radius is None:
-            total.add(self.w * of_kernel - self.b * of_kernel.abs())
-            return a
-        spread = a.abs() @ self._unfolded(self.radius[rows]).mT
-        slope, shift = chord(of_kernel - spread, of_kernel + spread)
-        total.add(-self.b * shift, self.b * (of_kernel.abs() + spread))
-        patches = ((self.w - self.b * slope).mT @ a).flatten(1, 2)
-        return F.fold(patches, self.size[1:], **self.patches)
-
-    def _unfolded(self, h: Tensor) -> Tensor:
-        patches = F.unfold(h, **self.patches)
-        return patches.reshape(len(h), self.groups, self.w.shape[2], patches.shape[2])
-
-
-class Scaled:
-    """Each channel times a number, and another added, such as batch norm in eval mode."""
-
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
-        self.scale, self.shift = scale, shift
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        total.add(a * self.shift)
-        return a * self.scale
-
-
-class Plus:
-    """A sum of parts, each of which gets the same coefficients, and of constants."""
-
-    def __init__(self, constants: list[Any]) -> None:
-        self.constants = constants
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        for constant in self.constants:
-            total.add(a * constant)
-        return a
-
-
-class ReLU:
-    """Above z and 0, and so above any slope z between; below the chord."""
-
-    def __init__(self, x: Interval) -> None:
-        low, high = x.low, x.high
-        self.unsure = (low < 0) & (high > 0)
-        one = (low >= 0).to(low.dtype)
-        self.upper = torch.where(self.unsure, high / (high - low), one)
-        self.shift = torch.where(self.unsure, -self.upper * low, 0 * low)
-        self.largest = torch.where(self.unsure, torch.maximum(high, -low), 0 * low)
-        self.lower = (high > -low).to(low.dtype)
-        self.chosen: Tensor | None = None
-        """Slopes (M, ...), 0..1, in place of `lower`."""
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        below, above = a.clamp_min(0), a.clamp_max(0)
-        lower = self.lower[rows]
-        if self.chosen is not None:
-            lower = torch.where(self.unsure[rows], self.chosen, lower)
-        total.add(above * self.shift[rows], above * self.largest[rows])
-        return below * lower + above * self.upper[rows]
-
-
-class MaxPool:
-    """Above each of its inputs, such as the one whose interval lies highest.
-
-    Below m + the chord of max(h - m, 0), where h is the input that reaches highest and m what the others reach.
+    Raises:
+        Unsupported: see `IntervalBounds`; a part of the network may have an interval rule only.
     """
 
-    def __init__(self, x: Interval, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> None:
-        self.size = x.low.shape[1:]
-        height, width = self.size[1:]
-        options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
-        p, q = padding if isinstance(padding, tuple) else (padding, padding)
-        places = torch.arange(float(height * width), dtype=torch.double, device=x.low.device)
-        places = F.pad(places.reshape(1, 1, height, width), (q, q, p, p), value=-1.0)
-        places = F.unfold(places, **options)[0].long()  # (window, outputs); -1 is outside
-        self.best, top = (
-            F.max_pool2d(t.contiguous(), padding=padding, return_indices=True, **options)[1].flatten(2)
-            for t in (x.low + x.high, x.high)
+    def __init__(self, crossbar: Crossbar) -> None:
+        super().__init__(crossbar)
+        if self._quantised:
+            raise Unsupported("quantised outputs, of which intervals alone are known")
+        if not has_float64(next(crossbar.parameters()).device):
+            raise Unsupported("a device without float64, of which intervals alone are known")
+        self.garbage_collect_values = False  # the intervals of the last run are kept
+        self._nodes = list(self.graph.nodes)
+        self._open = torch.empty(0)  # the samples of the last run that sums are bounded for
+        self._rules: dict[fx.Node, tuple[Rule, list[fx.Node]]] = {}
+
+    def _opened(self, samples: Tensor) -> None:
+        """Bound sums for these samples of the last run from now on."""
+        self._open = samples
+        self._rules.clear()
+
+    def _lower(self, node: fx.Node, coefficients: Tensor, rows: Tensor) -> Tensor:
+        """The least value of sums over a part's outputs on any chip: (M,).
+
+        Args:
+            node: the part.
+            coefficients: of its outputs, (M, ...).
+            rows: which of the samples that are open each sum is for, (M,).
+        """
+        total = Sum(coefficients)
+        pending = {node: coefficients}
+        for n in reversed(self._nodes):
+            if n not in pending:
+                continue
+            if n not in self._rules:
+                self._rules[n] = self._rule(n)
+            rule, sources = self._rules[n]
+            a = rule(pending.pop(n), rows, total)
+            for source in sources:
+                pending[source] = pending[source] + a if source in pending else a
+        return total.bound
+
+    def _parts(self, sums: int) -> tuple[Tensor, ...]:
+        """The numbers of so many sums in parts that fit into the memory."""
+        at_once = self._at_once()
+        return torch.arange(sums, device=self._open.device).split(at_once) if sums else ()
+
+    def _at_once(self) -> int:
+        """How many sums fit into the memory."""
+        widest = 1
+        for n in self._nodes:
+            y = self.env[n] if n.op == "call_module" else None
+            layer = self.fetch_attr(str(n.target)) if y is not None else None
+            if isinstance(layer, nn.Conv2d):
+                kernel = layer.weight.numel()
+                patches = kernel // layer.out_channels * layer.groups * math.prod(self._interval(n).low.shape[2:])
+                widest = max(widest, 4 * patches + 6 * kernel)
+            elif isinstance(y, Interval):
+                widest = max(widest, 8 * math.prod(y.low.shape[1:]))
+        return max(1, MEMORY // (8 * widest))
+
+    # ---- which rule a part of the network has
+
+    def _interval(self, node: Any) -> Interval:
+        """The node's interval of the samples that are open, in float64."""
+        x = self.env[node]
+        low = x.low[self._open]
+        return _in_float64(Interval(low, low if x.is_point else x.high[self._open], x.nonnegative))
+
+    def _rule(self, n: fx.Node) -> tuple[Rule, list[fx.Node]]:
+        y = self.env[n]
+        if isinstance(y, Interval) and y.is_point:
+            return Fixed(self._interval(n).low), []
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        kind = n.target if module is None else type(module)
+        source: Any = n.args[0]
+        if kind in ADDITIONS and set(n.kwargs) <= {"alpha"} and n.kwargs.get("alpha", 1) == 1:
+            return self._sum(n)
+        x = self._interval(source)
+        rule: Rule
+        if kind in (nn.Linear, nn.Conv2d) and module is not None:
+            rule = self._product(n, module, x)
+        elif kind in BATCH_NORMS and module is not None:
+            rule = self._batch_norm(module, x)
+        elif kind in RELUS:
+            rule = ReLU(x)
+        elif kind in MAX_POOLS:
+            rule = _max_pool(x, module, *n.args[1:], **n.kwargs)  # type: ignore[arg-type]
+        elif kind in MEANS:
+            rule = self._mean(n, module, x)
+        elif kind in IN_ORDER and len(y.low) == len(self.env[source].low):
+            rule = Reshaped(x.low.shape[1:])
+        else:
+            raise Unsupported(f"{name_of(n.target)} by linear bounds")
+        ends = kind is nn.Conv2d and x.is_point  # it adds all up itself
+        return rule, [] if ends else [source]
+
+    def _product(self, n: fx.Node, layer: Any, x: Interval) -> Rule:
+        weight = Interval.of(self._of(layer.weight))
+        bias = None if layer.bias is None else _in_float64(Interval.of(self._of(layer.bias)))
+        count = max(terms(weight.low), terms(weight.low, transposed=True))
+        rounding = slack(count, weight.low)
+        weight = _in_float64(weight)
+        error = rounding * product_of(layer)(
+            x.magnitude, weight.magnitude, None if bias is None else bias.magnitude
         )
-        self.top = top
-        low, high = (end.flatten(2) for end in (x.low, x.high))
-        windows = high[:, :, places.clamp_min(0)]  # (B, C, window, outputs)
-        others = windows.masked_fill((places < 0) | (places == top[:, :, None]), -torch.inf).amax(2)
-        low, high = low.gather(2, top), high.gather(2, top)
-        certain = low >= others
-        others = torch.where(certain, low, others)
-        self.slope = torch.where(certain, 1, (high - others) / torch.where(certain, 1, high - low))
-        self.shift = torch.where(certain, 0, others - self.slope * low)
-        self.largest = torch.where(certain, 0, torch.maximum(low.abs(), high.abs()))
+        if isinstance(layer, nn.Conv2d):
+            return Rounded(Convolution(layer, x, weight, bias), error)
+        if x.low.ndim != 2:
+            raise Unsupported(f"{name_of(n.target)} at several positions by linear bounds")
+        return Rounded(Linear(x, weight, bias), error)
 
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        below, above = a.clamp_min(0).flatten(2), a.clamp_max(0).flatten(2)
-        total.add(above * self.shift[rows], 2 * above * self.largest[rows])
-        found = a.new_zeros(len(a), self.size[0], self.size[1] * self.size[2])
-        found = found.scatter_add(2, self.best[rows], below)
-        found = found.scatter_add(2, self.top[rows], above * self.slope[rows])
-        return found.reshape(len(a), *self.size)
+    def _batch_norm(self, norm: Any, x: Interval) -> Rule:
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.affine:
+            scale = scale * norm.weight.double()
+        move = norm.running_mean.double() * scale
+        shift = norm.bias.double() if norm.affine else torch.zeros_like(scale)
+        shape = (-1, *[1] * (x.low.ndim - 2))
+        rounding = slack(FEW, norm.running_mean)
+        error = rounding * (x.magnitude * scale.abs().reshape(shape) + (move.abs() + shift.abs()).reshape(shape))
+        return Rounded(Scaled(scale.reshape(shape), (shift - move).reshape(shape)), error)
 
+    def _mean(self, n: fx.Node, module: nn.Module | None, x: Interval) -> Rule:
+        def mean(t: Tensor) -> Tensor:
+            if module is not None:
+                return module(t)
+            if n.op == "call_method":
+                return getattr(t, str(n.target))(*n.args[1:], **n.kwargs)
+            return n.target(t, *n.args[1:], **n.kwargs)  # type: ignore[operator]
 
-class Map:
-    """A linear map without weights, such as an average."""
+        count = max(x.low.numel() // self.env[n].low.numel(), math.prod(x.low.shape[2:]))
+        return Rounded(Map(mean, x.low.shape[1:]), slack(count, self.env[n].low) * mean(x.magnitude))
 
-    def __init__(self, f: Callable[[Tensor], Tensor], size: torch.Size) -> None:
-        self.f, self.size = f, size
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        _, transposed = torch.func.vjp(self.f, a.new_zeros(len(a), *self.size))
-        return transposed(a)[0]
-
-
-class Reshaped:
-    """The same values in the same order."""
-
-    def __init__(self, size: torch.Size) -> None:
-        self.size = size
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        return a.reshape(len(a), *self.size)
+    def _sum(self, n: fx.Node) -> tuple[Rule, list[fx.Node]]:
+        values = [self.env[t] if isinstance(t, fx.Node) else t for t in n.args]
+        constants = [v for v in values if not isinstance(v, Interval)]
+        sources = [t for t in n.args if isinstance(t, fx.Node) and isinstance(self.env[t], Interval)]
+        y = self._interval(n)
+        if any(self.env[t].low.shape != self.env[n].low.shape for t in sources):
+            raise Unsupported(f"{name_of(n.target)} of different shapes by linear bounds")
+        return Rounded(Plus(constants), slack(1, self.env[n].low) * y.magnitude), sources
 
 
-def chord(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The line above |x| between two ends, its slope and its value at 0; |x| itself where its sign is certain.
+def _max_pool(
+    x: Interval,
+    module: Any,
+    kernel_size: Any = None,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    **options: Any,
+) -> Rule:
+    if module is not None:
+        kernel_size, stride, padding = module.kernel_size, module.stride, module.padding
+        dilation, ceil_mode = module.dilation, module.ceil_mode
+    if ceil_mode or x.low.ndim != 4:
+        raise Unsupported("such a max pooling by linear bounds")
+    return MaxPool(x, kernel_size, stride or kernel_size, padding, dilation)
 
-    Example:
-        >>> chord(torch.tensor([-1.0, 2.0, -3.0]), torch.tensor([3.0, 4.0, 0.0]))
-        (tensor([ 0.5000,  1.0000, -1.0000]), tensor([1.5000, 0.0000, 0.0000]))
-    """
-    unsure = (low < 0) & (high > 0)
-    width = torch.where(unsure, high - low, 1)
-    slope = torch.where(unsure, (high + low) / width, torch.where(low < 0, -1.0, 1.0).to(low.dtype))
-    return slope, torch.where(unsure, -2 * low * high / width, 0)
 
-
-def _add_bias(a: Tensor, bias: Interval | None, total: Sum) -> None:
-    if bias is None:
-        return
-    a, absolute = (t.flatten(2).sum(2) if t.ndim > 2 else t for t in (a, a.abs()))
-    total.add(a * (bias.low / 2 + bias.high / 2) - absolute * (bias.high - bias.low) / 2)
+def _in_float64(x: Interval) -> Interval:
+    low = x.low.double()
+    return Interval(low, low if x.is_point else x.high.double(), x.nonnegative)

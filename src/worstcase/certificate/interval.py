@@ -182,6 +182,7 @@ class IntervalBounds(fx.Interpreter):
 
 def product_of(layer: nn.Module) -> Product:
     """What a layer computes, of any weight and bias."""
+
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         return functional_call(layer, values, (x,))

@@ -60,9 +60,10 @@ class Interval:
 
     def around(self) -> tuple[Tensor, Tensor]:
         """A centre and a radius that hold the interval, also after rounding."""
+        eps = torch.finfo(self.low.dtype).eps
         centre = self.low / 2 + self.high / 2
-        radius = torch.maximum(self.high - centre, centre - self.low)
-        return centre, radius * (1 + 4 * torch.finfo(radius.dtype).eps)
+        radius = self.high / 2 - self.low / 2 + eps * centre.detach().abs()
+        return centre, radius * (1 + 4 * eps)
 
 
 def slack(terms: int, like: Tensor) -> float:
@@ -82,8 +83,8 @@ class Weight:
 
     def __init__(self, weight: Interval, bias: Interval | None, terms: int) -> None:
         self.slack = slack(terms, weight.low)
-        self.box = weight.widened(self.slack * weight.magnitude)
-        self.bias = bias and bias.widened(self.slack * bias.magnitude)
+        self.box = weight.widened(self.slack * weight.magnitude.detach())
+        self.bias = bias and bias.widened(self.slack * bias.magnitude.detach())
 
     @cached_property
     def signed(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -28,7 +28,9 @@ def batch_norm(x: Interval, mean: Tensor, var: Tensor, scale: Tensor, shift: Ten
     low, high = x.low * scale, x.high * scale
     if not bool((scale >= 0).all()):
         low, high = torch.minimum(low, high), torch.maximum(low, high)
-    factor = slack(FEW, x.low)  # of the largest absolute value, so that rounding is above factor * |low| and |high|
+    factor = slack(
+        FEW, x.low
+    )  # of the largest absolute value, so that rounding is above factor * |low| and |high|
     rounding = torch.maximum(high, -low).mul_(factor).add_(factor * ((mean * scale).abs() + shift.abs()))
     return Interval((low + move).sub_(rounding), (high + move).add_(rounding))
 

@@ -128,7 +128,13 @@ class Evaluation:
             clean_accuracy=self.clean_accuracy,
             certified_accuracy=self.certified_accuracy,
             certified=[
-                {"method": of.method, "thg": of.thg, "accuracy": of.accuracy, "seconds": of.seconds, "note": of.note}
+                {
+                    "method": of.method,
+                    "thg": of.thg,
+                    "accuracy": of.accuracy,
+                    "seconds": of.seconds,
+                    "note": of.note,
+                }
                 for of in self.certificates
             ],
             certified_up_to=[
@@ -299,14 +305,15 @@ def evaluate(
         read = None
         if chip is not None:
             read = Chip(accuracy(crossbar, loader, chip), crossbar.box.outside(chip))
-    proven, largest, why_not = [], None, "it was not asked for"
+    proven: list[Certificate] = []
+    largest, why_not = None, None if certificate else "it was not asked for"
     if certificate:
         try:
             for thg in bounds:
                 spent = sum(one.passes for one in found if one.thg == thg)
                 with crossbar.bounded_by(thg):
                     proven.append(_certificate(crossbar, loader, certificate, spent))
-            largest, why_not = largest_thgs(crossbar, loader) if up_to else None, None
+            largest = largest_thgs(crossbar, loader) if up_to else None
         except Unsupported as error:
             proven, why_not = [], f"not supported: {error}"
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)

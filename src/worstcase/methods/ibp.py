@@ -1,6 +1,6 @@
 """Training for the proof: the worst loss that interval bounds leave possible.
 
-Interval bound propagation (Gowal et al., ICCV 2019, arXiv 1810.12715), for weights that deviate in place of inputs.
+Interval bound propagation (Gowal et al., ICCV 2019, arXiv 1810.12715), where weights deviate in place of inputs.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ class IBP(Method):
         if self.crossbar.full_scale != "layer_max":
             return box
         largest = {name: w.abs().amax().clamp_min(1e-30) for name, w in self.crossbar.programmed().items()}
-        ends = (
-            {name: end * (largest[name] / largest[name].detach()) for name, end in of.items()}
-            for of in (box.low, box.high)
+        low, high = (
+            {name: end * (largest[name] / largest[name].detach()) for name, end in ends.items()}
+            for ends in (box.low, box.high)
         )
-        return Box(*ends, box.weights)
+        return Box(low, high, box.weights)
 
     def margins(self, box: Box, inputs: Inputs, labels: Tensor) -> Tensor:
         """See `IntervalBounds.margins`; batch norm computes with its running statistics."""
@@ -94,7 +94,9 @@ class IBP(Method):
         super().validation_step(batch, batch_idx)
         inputs, labels = inputs_and_labels(batch)
         proven = (self.margins(self.crossbar.box, inputs, labels) > 0).all(1).float().mean()
-        self.log("val/certified_accuracy", proven, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(
+            "val/certified_accuracy", proven, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(labels)
+        )
 
 
 def worst_loss(margins: Tensor, labels: Tensor) -> Tensor:
