@@ -1,7 +1,8 @@
 """Linear bounds of a whole network: from a sum back to the data, over weights and activations at once.
 
 Zhang et al. (NeurIPS 2018, arXiv 1811.00866: CROWN) bound networks so for inputs that deviate; here weights do. A
-sum over a layer's outputs is at least a sum over its inputs, and so back to the data. What deviates in a layer costs
+sum over a layer's outputs is at least a sum over its inputs, and so back to the data. What deviates in a layer
+costs
 
 - after a ReLU, where the inputs h are not negative, |A| b h: linear in h, so that nothing is lost;
 - in a convolution b |sum over positions of A h|, because all positions share the weights: the absolute value is

@@ -45,10 +45,11 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
     """Prove for each decision, if it can be, that it is right on every chip in the box.
 
     By intervals, each layer's outputs are bounded over all weights in their box and all inputs in their interval,
-    the last layer's together with the margin, z_label - z_other. Where nothing is proven the network need not fail:
-    intervals forget that a layer's outputs depend on the same inputs, and all positions of a convolution on the same
-    weights. Linear bounds remember more of both, see `worstcase.certificate.backward`; they are asked where intervals
-    leave a decision open, and so never prove less. Rounding is counted, as `worstcase.certificate.products` tells.
+    the last layer's together with the margin, z_label - z_other. Where nothing is proven the network need not
+    fail: intervals forget that a layer's outputs depend on the same inputs, and all positions of a convolution on
+    the same weights. Linear bounds remember more of both, see `worstcase.certificate.backward`; they are asked
+    where intervals leave a decision open, and so never prove less. Rounding is counted, as
+    `worstcase.certificate.products` tells.
 
     Args:
         crossbar: the network, in float32 or float64; left as it is, and computed in eval mode.

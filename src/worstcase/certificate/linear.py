@@ -20,8 +20,8 @@ class LinearBounds(BackwardBounds):
     """The better of interval and linear bounds.
 
     Linear bounds are asked where intervals leave a margin open, the worst of a decision first. Where that falls
-    short, the hidden fully connected layers are bounded so too, unit by unit where a sign is unsure, and what follows
-    again.
+    short, the hidden fully connected layers are bounded so too, unit by unit where a sign is unsure, and what
+    follows again.
 
     Raises:
         Unsupported: see `BackwardBounds`.
