@@ -93,7 +93,9 @@ def test_a_name_without_a_docstring_is_found():
     assert undocumented(Module) == ["Thing.method"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/your_network.md", "docs/your_devices.md", "docs/tolerance.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/your_network.md", "docs/your_devices.md", "docs/tolerance.md"]
+)
 def test_python_in_the_documents_runs(page, trained, short_ensemble, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), flags=re.DOTALL)

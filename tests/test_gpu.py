@@ -10,9 +10,11 @@ from torch import nn
 
 from worstcase import Crossbar, evaluate
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
-from worstcase.certificate.network import Bounds
+from worstcase.certificate.interval import IntervalBounds
 from worstcase.methods import (
     AWP,
+    IBP,
+    MTLIBP,
     PGDAT,
     SAM,
     Adversarial,
@@ -43,6 +45,8 @@ METHODS = {
     "pgd_at": PGDAT,
     "sam": SAM,
     "awp": AWP,
+    "ibp": IBP,
+    "mtl_ibp": MTLIBP,
     "va": VariationAware,
     "trice": Trice,
     "atrice": ATrice,
@@ -124,7 +128,9 @@ def test_a_training_step_has_the_same_loss_and_gradient(name, net, batches):
 
 def test_a_proof_has_the_same_margins(net, batches):
     images, labels = batches[0]
-    margins = [Bounds(on(d, net).eval()).margins(images.to(d), labels.to(d)).cpu() for d in ("cpu", DEVICE)]
+    margins = [
+        IntervalBounds(on(d, net).eval()).margins(images.to(d), labels.to(d)).cpu() for d in ("cpu", DEVICE)
+    ]
     torch.testing.assert_close(*margins)
 
 

@@ -132,7 +132,7 @@ def test_an_evaluation_names_a_bad_attack_or_setting(trained):
         "thg=[0.1,-1]": "thg=-1: must be a finite number, 0 or more",
         "thg=much": "thg=much: must be a finite number",
         "diagnosis=long": "diagnosis=long: must be short or full",
-        "certificate=linear": "certificate=linear: must be interval or null",
+        "certificate=exact": "certificate=exact: must be auto or interval or linear or null",
         "attack=nope": "Available options in 'attack': ensemble ensemble_short flwc lwc lwc_margin",
         "thg=1.5": "thg=1.5: must be at most 1",
         "dataset.batch_sise=3": "did you mean batch_size?",

@@ -181,6 +181,39 @@ def test_the_worst_case_is_between_what_is_proven_and_what_is_found(small_net, s
     assert list(frame.certified_accuracy) == [small.accuracy, large.accuracy]
 
 
+def test_the_proof_costs_no_more_than_the_attacks_unless_it_is_asked_to(small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.003)
+    methods = {}
+    for name, attack, certificate in (
+        ("cheap", attacks.FLWC(), "auto"),
+        ("asked", attacks.FLWC(), "linear"),
+        ("dear", attacks.Ensemble(rounds=1), "auto"),
+        ("less", attacks.Ensemble(rounds=1), "interval"),
+    ):
+        result = worstcase.evaluate(crossbar, small_batches, [attack], certificate=certificate, progress=False)
+        (methods[name],) = [one.method for one in result.certificates]
+        assert result.certified_accuracy <= result.attacked_accuracy
+    assert methods == {"cheap": "interval", "asked": "linear", "dear": "linear", "less": "interval"}
+
+
+def test_where_linear_bounds_have_no_rule_intervals_prove_and_say_so(small_batches, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.GELU(), nn.Linear(8, 3))
+    images = [(x, net(x).argmax(1)) for x, _ in small_batches]
+    result = worstcase.evaluate(
+        Crossbar(net, 3e-3), images, [attacks.FLWC()], certificate="linear", up_to=True, progress=False
+    )
+    (proven,) = result.certificates
+    assert proven.method == "interval" and proven.accuracy > 0.5
+    assert "linear bounds are not supported: 2 by linear bounds" in str(result)
+    result.save(tmp_path)
+    record = Record.load(tmp_path)
+    assert record.certified[0]["note"] == proven.note
+    assert [of["accuracy"] for of in record.certified_up_to] == [0.99, 0.95, 0.9]
+    thgs = [of["thg"] for of in record.certified_up_to]
+    assert 0 < thgs[0] <= thgs[1] <= thgs[2]
+
+
 def test_where_nothing_is_proven_the_record_says_why(small_net, small_batches):
     class Decides(nn.Sequential):
         def forward(self, x):
@@ -212,7 +245,7 @@ def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
         ({"thgs": []}, "thgs="),
         ({"thgs": [0.1, -1]}, "thg=-1"),
         ({"diagnosis": "long"}, "diagnosis=long: must be short, full, or None"),
-        ({"certificate": "linear"}, "certificate=linear: must be interval, or None"),
+        ({"certificate": "exact"}, "certificate=exact: must be auto, interval, linear, or None"),
     ],
 )
 def test_bad_settings_are_refused(small_batches, options, message):

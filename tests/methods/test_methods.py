@@ -19,6 +19,8 @@ from worstcase.checkpoints import load_weights
 from worstcase.data.base import ShuffledBatches
 from worstcase.methods import (
     AWP,
+    IBP,
+    MTLIBP,
     PGDAT,
     SAM,
     Adversarial,
@@ -42,6 +44,8 @@ METHODS = {
     "sam": SAM,
     "awp": AWP,
     "random_errors": RandomErrors,
+    "ibp": IBP,
+    "mtl_ibp": MTLIBP,
 }
 NOISELESS = {  # settings that leave nothing of a method's noise and clipping once th_g is 0
     "va": {"sigma": 0.0},
@@ -52,6 +56,8 @@ NOISELESS = {  # settings that leave nothing of a method's noise and clipping on
     "sam": {"rho": 0.0},
     "awp": {"gamma": 0.0},
     "random_errors": {"weight_clip": None},
+    "ibp": {"weight_clip": None},
+    "mtl_ibp": {"weight_clip": None},
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 QUIET = {
@@ -206,6 +212,33 @@ def test_random_errors_train_on_a_vertex_and_as_programmed():
     loss_c, gradient_c = cross_entropy_gradient(weight, images, labels)
     torch.testing.assert_close(loss, 0.7 * loss_p + 0.3 * loss_c)
     torch.testing.assert_close(layer.weight.grad, 0.7 * gradient_p + 0.3 * gradient_c)
+
+
+def test_ibp_step_by_hand():
+    """Each row of W deviates by itself, and the bound grows with the largest weight."""
+    layer, weight, images, labels = linear_case()
+    loss = IBP(Crossbar(layer, 0.05), num_classes=3, share=0.4, factor=1.5).training_loss(images, labels)
+    loss.backward()
+    w = weight.requires_grad_()
+    z, spread = images @ w.T, 1.5 * 0.05 * w.abs().max() * images.abs().sum(1, keepdim=True)
+    worst = z + 2 * spread * (torch.arange(3) != labels[:, None])
+    by_hand = 0.6 * F.cross_entropy(z, labels) + 0.4 * F.cross_entropy(worst, labels)
+    torch.testing.assert_close(loss, by_hand)
+    torch.testing.assert_close(layer.weight.grad, *torch.autograd.grad(by_hand, w))
+
+
+def test_mtl_ibp_step_by_hand():
+    layer, weight, images, labels = linear_case()
+    options = {"share": 0.4, "steps": 2, "step": 0.6, "clean": 0.3}
+    loss = MTLIBP(Crossbar(layer, 0.05), num_classes=3, **options).training_loss(images, labels)
+    bound = 0.05 * weight.abs().max()
+    d = torch.zeros_like(weight)
+    for _ in range(2):
+        d = (d + 0.6 * bound * cross_entropy_gradient(weight + d, images, labels)[1].sign()).clamp(-bound, bound)
+    found, clean = (cross_entropy_gradient(w, images, labels)[0] for w in (weight + d, weight))
+    spread = 2 * bound * images.abs().sum(1, keepdim=True) * (torch.arange(3) != labels[:, None])
+    worst = F.cross_entropy(images @ weight.T + spread, labels)
+    torch.testing.assert_close(loss, 0.6 * (0.7 * found + 0.3 * clean) + 0.4 * worst)
 
 
 def test_universal_at_step_by_hand():
@@ -375,7 +408,7 @@ def test_two_processes_train_the_same_weights_on_the_same_chips(tmp_path):
             assert torch.equal(value, second["parameters"][key]), (name, key)
         assert not torch.equal(first["images"], second["images"])
         assert len(first["perturbations"]) == len(second["perturbations"])
-        assert bool(first["perturbations"]) == (name != "vanilla")
+        assert bool(first["perturbations"]) == (name not in ("vanilla", "ibp"))
         for a, b in zip(first["perturbations"], second["perturbations"], strict=True):
             assert torch.equal(a, b), name
 
@@ -406,6 +439,10 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net
         (METHODS["adversarial"], {"clean": 2.0}),
         (PGDAT, {"steps": 0}),
         (PGDAT, {"ramp": 1.5}),
+        (IBP, {"share": 1.5}),
+        (IBP, {"factor": -1.0}),
+        (MTLIBP, {"steps": 0}),
+        (MTLIBP, {"clean": 2.0}),
         (UniversalAT, {"members": 0}),
         (UniversalAT, {"lifetime": 0.5}),
         (UniversalAT, {"momentum": -1.0}),

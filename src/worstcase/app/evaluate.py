@@ -51,6 +51,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         heldout=cfg["heldout"],
         diagnosis=cfg["diagnosis"],
         certificate=cfg["certificate"],
+        up_to=True,
         seed=cfg["seed"],
         folder=folder,
     )

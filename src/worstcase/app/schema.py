@@ -145,7 +145,7 @@ COUNTS = {  # whole numbers and the least that each may be
 CHOICES = {
     "scale": ("quick", "paper"),
     "diagnosis": ("short", "full"),
-    "certificate": ("interval", "null"),
+    "certificate": ("auto", "interval", "linear", "null"),
     "chip_holds": ("deviations", "weights"),
 }
 
@@ -227,6 +227,8 @@ def _check_search(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"accuracy={settings['accuracy']}: must be above 0 and at most 1")
     if isinstance(settings["thg"], list):
         raise ConfigError("thg: must be one, where the search begins")
+    if settings["certificate"] == "auto":
+        raise ConfigError("certificate=auto: must be interval, linear or null, since the search proves many th_g")
 
 
 def _check_devices(settings: Mapping[str, Any]) -> None:

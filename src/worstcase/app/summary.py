@@ -51,6 +51,11 @@ def print_summary(record: Record, folder: str) -> None:
     for proven in (of for of in record.certified if of["thg"] in attacked):
         at = f" at th_g {proven['thg']:g}" if several else ""
         add(f"proven lowest ({proven['method']}){at}", f"{proven['accuracy']:.2%}")
+    for note in dict.fromkeys(proven["note"] for proven in record.certified if proven.get("note")):
+        add("", note)
+    for proven in record.certified_up_to:
+        thg = "nowhere" if proven["thg"] is None else f"up to th_g {proven['thg']:.3g} (interval)"
+        add(f"{proven['accuracy']:.0%} proven", thg)
     if record.not_certified:
         add("proven lowest", f"none: {record.not_certified}")
     if chip := record.chip:

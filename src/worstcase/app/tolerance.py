@@ -50,7 +50,7 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
         subject.datamodule.test_dataloader(),
         cfg["accuracy"],
         attack=subject.attack,
-        certificate=cfg["certificate"] is not None,
+        certificate=cfg["certificate"],
         programming=Programming(**programming),
         precision=cfg["precision"],
         seed=cfg["seed"],

@@ -155,17 +155,19 @@ def _callbacks(cfg: dict[str, Any], method: Method, classes: int) -> tuple[list[
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_tests[0].attacks, *per_epoch]:
         attack.check_classes(classes)
-    _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch))
+    proves = method.SELECTED_BY == "val/certified_accuracy"
+    _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch), certified=proves)
     return callbacks, at_tests[0]
 
 
-def _check_metrics(callbacks: list, monitor: str, *, attacked: bool) -> None:
+def _check_metrics(callbacks: list, monitor: str, *, attacked: bool, certified: bool) -> None:
     """Refuse to watch a metric that nobody logs. Custom callbacks may log any.
 
     Raises:
         ValueError: nobody logs a watched metric.
     """
     known = {"val/accuracy", "train/loss"} | ({"val/attacked_accuracy"} if attacked else set())
+    known |= {"val/certified_accuracy"} if certified else set()
     homes = [type(callback).__module__.split(".")[0] for callback in callbacks]
     watched = [monitor, *(c.monitor for c in callbacks if isinstance(getattr(c, "monitor", None), str))]
     unknown = [name for name in watched if name not in known]

@@ -41,7 +41,7 @@ class WorstCaseAtTest(L.Callback):
         attacks: the attacks, run in this order. Values of a mapping that are None are skipped.
         seed: of the attacks' random draws.
         diagnosis: ``short`` or ``full`` explains the worst chip found; None does not.
-        certificate: ``interval`` proves a bound that no chip is below; None does not.
+        certificate: what proves a bound that no chip is below, or None; see `worstcase.evaluate`.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WorstCaseAtTest(L.Callback):
         attacks: Sequence[Attack] | Mapping[str, Attack | None],
         seed: int = 0,
         diagnosis: str | None = None,
-        certificate: str | None = "interval",
+        certificate: str | None = "auto",
     ) -> None:
         check_diagnosis(diagnosis)
         check_certificate(certificate)

@@ -1,79 +1,233 @@
-"""A bound from below on the worst case, by interval arithmetic: what no chip in the box does worse than."""
+"""Interval bounds of a whole network: its graph by torch.fx, and the rule of each part."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+import copy
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 
-from worstcase.attacks.base import on_its_device
-from worstcase.certificate.network import Bounds, Unsupported
-from worstcase.chip.crossbar import Crossbar, evaluating
-from worstcase.task import Loader
+from worstcase.certificate.in_place import check_in_place, name_of
+from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
+from worstcase.certificate.rules import batch_norm, corners, monotone, normalised, of_type, scaled
+from worstcase.certificate.tables import (
+    BATCH_NORMS,
+    DROPOUTS,
+    FUNCTIONS,
+    IN_PLACE,
+    LINEAR,
+    LINEAR_FUNCTIONS,
+    METHODS,
+    MODULES,
+    QUERIES,
+    TRANSPOSED,
+    TRANSPOSED_FUNCTIONS,
+)
+from worstcase.chip.box import Box
+from worstcase.chip.crossbar import Crossbar
 
 
-@dataclass(frozen=True, kw_only=True)
-class Certificate:
-    """The proof for one network, reference set and th_g."""
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A linear layer or convolution that was not computed yet: with a margin it is tighter if it is the last."""
 
-    method: str
-    thg: float
-    certified: Tensor = field(repr=False)
-    """For each decision, in the order of the reference set, whether it is proven right on every chip."""
-    seconds: float
+    product: Product
+    x: Interval
+    weight: Weight
 
-    @property
-    def accuracy(self) -> float:
-        """The share of them, 0..1: no chip in the box is below."""
-        return self.certified.double().mean().item()
+    def bounds(self) -> Interval:
+        return affine(self.product, self.x, self.weight)
 
 
-@torch.no_grad()
-def certify(crossbar: Crossbar, loader: Loader) -> Certificate:
-    """Prove for each decision, if it can be, that it is right on every chip in the box.
+class IntervalBounds(fx.Interpreter):
+    """IntervalBounds of what a crossbar's network computes on any chip in its box.
 
-    Each layer's outputs are bounded over all weights in their box and all inputs in their interval. The last
-    layer's is bounded together with the margin, z_label - z_other. Rounding is counted, as
-    `worstcase.certificate.products` tells. Where nothing is proven the network need not fail: the bounds forget
-    that a layer's outputs depend on the same inputs, and all positions of a convolution on the same weights.
-
-    Args:
-        crossbar: the network, in float32 or float64; left as it is, and computed in eval mode.
-        loader: batches (inputs, labels); each decision is proven by itself.
+    They are differentiable in its weights, so that training can raise them.
 
     Raises:
-        Unsupported: a part of the network has no rule; the message names it.
-        ValueError: there are no samples.
-
-    Cost: 3 to 5 forward passes. Memory: a few times that of one batch.
-
-    Example:
-        >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.25)
-        >>> with torch.no_grad():
-        ...     _ = crossbar.net.weight.copy_(torch.eye(2))
-        >>> images, labels = torch.tensor([[1.0, 0.9], [5.0, 0.0]]), torch.tensor([0, 0])
-        >>> certificate = certify(crossbar, [(images, labels)])
-        >>> certificate.certified, certificate.accuracy
-        (tensor([False,  True]), 0.5)
+        Unsupported: a part of it has no rule, or it cannot be traced.
     """
-    started = time.perf_counter()
-    certified = []
-    bounds = None
-    with evaluating(crossbar):
-        for images, labels in on_its_device(crossbar, loader):
-            if bounds is None:
-                crossbar(images)  # which looks whether the network multiplies with its arrays as they are
-                bounds = Bounds(crossbar)
-            if labels.ndim != 1 or labels.is_floating_point() or not isinstance(images, Tensor):
-                raise Unsupported("decisions other than one of several classes for each input tensor")
-            certified.append((bounds.margins(images, labels.long()) > 0).all(1).cpu())
-    if not certified:
-        raise ValueError("the reference set has no samples")
-    return Certificate(
-        method="interval",
-        thg=crossbar.thg,
-        certified=torch.cat(certified),
-        seconds=time.perf_counter() - started,
-    )
+
+    def __init__(self, crossbar: Crossbar) -> None:
+        self._crossbar, weights, box = crossbar, crossbar.weights(), crossbar.box
+        _check(crossbar.net, weights)
+        if computed := sorted(box.low.keys() - weights.keys()):
+            raise Unsupported(f"{computed[0]}, which its layer computes in each pass")
+        traced = _traced(crossbar.net)
+        check_in_place(traced)
+        super().__init__(traced)
+        self.extra_traceback = False
+        self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
+        leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
+        if not self._quantised.keys() <= leaves:
+            raise Unsupported("quantised outputs of a layer that is traced into parts")
+        self.within(box)
+
+    def within(self, box: Box) -> None:
+        """Take the weights as they are now, and another box of deviations."""
+        self._movable = bool(box.movable)
+        self._weights: dict[str, Weight] = {}
+        self._values: dict[int, Interval] = {}  # of a parameter's id, where a chip computes with something else
+        for name, weight in self._crossbar.weights().items():
+            low, high = (weight + end[name] if name in end else weight for end in (box.low, box.high))
+            self._values[id(self._crossbar.net.get_parameter(name))] = Interval(low, high)
+
+    def margins(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The least lead of the label's output over each other one on any chip: (N, classes).
+
+        Its own is infinite. The answer is right on every chip where all others are above 0.
+        """
+        if self._movable:
+            y = self.run(Interval.of(self._crossbar.laid_out(images)))
+        else:  # there is one chip
+            y = Interval.of(self._crossbar(images))
+        last = y if isinstance(y, _Product) and y.x.low.ndim == y.weight.box.low.ndim == 2 else None
+        if last and len(last.weight.box.low) > 1:
+            return margins(last.x, last.weight, labels)
+        y = y.bounds() if isinstance(y, _Product) else y
+        if not isinstance(y, Interval):
+            raise Unsupported(f"an output that is a {type(y).__name__}")
+        if y.low.ndim != 2 or y.low.shape[1] < 2:
+            raise Unsupported(f"outputs of shape {tuple(y.low.shape)}: (N, classes) of two or more are needed")
+        column = labels[:, None]
+        return (y.low.gather(1, column) - y.high).scatter(1, column, math.inf)
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            y = super().run_node(n)
+            is_last = all(user.op == "output" for user in n.users)
+            return y.bounds() if isinstance(y, _Product) and not is_last else y
+        except Unsupported:
+            raise
+        except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
+            raise Unsupported(f"{name_of(n.target)}: {_first_line(error)}") from error
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._of(super().get_attr(target, args, kwargs))
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        kind, x = type(module), Interval.of(args[0])
+        y: Any
+        if len(args) > 1 or kwargs:
+            raise Unsupported(f"{name_of(target)} ({kind.__name__}) with several arguments")
+        if kind in LINEAR or kind in TRANSPOSED:
+            if target not in self._weights:
+                weight = Interval.of(self._of(module.weight))
+                bias = None if module.bias is None else Interval.of(self._of(module.bias))
+                count = terms(weight.low, transposed=kind in TRANSPOSED)
+                self._weights[target] = Weight(weight, bias, count)
+            y = _Product(product_of(module), x, self._weights[target])
+        elif kind in BATCH_NORMS and module.running_mean is not None and not module.training:
+            ones = torch.ones_like(module.running_mean)
+            scale, shift = (ones, 0 * ones) if module.weight is None else (module.weight, module.bias)
+            y = batch_norm(x, module.running_mean, module.running_var, scale, shift, module.eps)
+        elif kind is nn.GroupNorm:
+            grouped = monotone(lambda t: t.reshape(len(t), module.num_groups, -1), x)
+            y = monotone(lambda t: t.reshape(x.low.shape), normalised(grouped, module.eps))
+            ends = [
+                p if p is None else p.reshape(-1, *[1] * (x.low.ndim - 2)) for p in (module.weight, module.bias)
+            ]
+            y = scaled(y, *ends)
+        elif kind is nn.LayerNorm:
+            flat = monotone(lambda t: t.flatten(-len(module.normalized_shape)), x)
+            y = monotone(lambda t: t.reshape(x.low.shape), normalised(flat, module.eps))
+            y = scaled(y, module.weight, module.bias)
+        elif kind is nn.Embedding and x.is_point and id(module.weight) not in self._values:
+            y = Interval.of(module(x.low))
+        elif kind in MODULES and not (kind in DROPOUTS and module.training):
+            y = MODULES[kind](_not_in_place(module), x)
+        else:
+            raise Unsupported(f"{name_of(target)} ({kind.__name__})")
+        if module in self._quantised:
+            y = monotone(self._quantised[module], y.bounds() if isinstance(y, _Product) else y)
+        return y
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
+        if target in LINEAR_FUNCTIONS or target in TRANSPOSED_FUNCTIONS:
+            return _function(target, *args, **kwargs)
+        if not list(of_type(Interval, [*args, *kwargs.values()])):
+            return super().call_function(target, args, kwargs)
+        if target is getattr and args[1] in QUERIES:
+            return getattr(args[0].low, args[1])
+        target = IN_PLACE.get(target, target)
+        if target is operator.truediv and not isinstance(args[1], Interval):
+            return corners(target, *args)
+        if kwargs.get("training"):
+            raise Unsupported(f"{name_of(target)} in training mode")
+        if target not in FUNCTIONS:
+            raise Unsupported(name_of(target))
+        return FUNCTIONS[target](target, *args, **kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if not list(of_type(Interval, [*args, *kwargs.values()])):
+            return super().call_method(target, args, kwargs)
+        if target in QUERIES:
+            return getattr(args[0].low, target)(*args[1:], **kwargs)
+        name = {"view": "reshape"}.get(target, target).rstrip("_")  # a view may not fit how these lie in memory
+        if name not in METHODS:
+            raise Unsupported(f"Tensor.{target}")
+        return METHODS[name](lambda t, *rest, **options: getattr(t, name)(*rest, **options), *args, **kwargs)
+
+    def _of(self, value: Any) -> Any:
+        return self._values.get(id(value), value)
+
+
+def product_of(layer: nn.Module) -> Product:
+    """What a layer computes, of any weight and bias."""
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        values = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        return functional_call(layer, values, (x,))
+
+    return product
+
+
+def _function(f: Any, input: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> _Product:
+    weight, bias = Interval.of(weight), None if bias is None else Interval.of(bias)
+    count = terms(weight.low, transposed=f in TRANSPOSED_FUNCTIONS)
+    return _Product(lambda x, w, b: f(x, w, b, *rest, **options), Interval.of(input), Weight(weight, bias, count))
+
+
+def _not_in_place(module: nn.Module) -> nn.Module:
+    if getattr(module, "inplace", False):
+        module = copy.copy(module)
+        module.inplace = False  # type: ignore[assignment]
+    return module
+
+
+# ---- what is refused
+
+
+def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    kinds = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32", "float64"}
+    if kinds or torch.is_autocast_enabled():
+        raise Unsupported(f"weights of {', '.join(kinds) or 'autocast'}: float32 or float64 is needed")
+    if torch.get_float32_matmul_precision() == "medium":
+        raise Unsupported("torch.set_float32_matmul_precision('medium'): high or highest is needed")
+    for name, module in net.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unsupported(f"{name or 'the network'} ({type(module).__name__}) with a hook")
+    for name in weights:
+        try:
+            net.get_parameter(name)
+        except AttributeError:
+            raise Unsupported(f"{name}, an array that is no parameter") from None
+
+
+def _traced(net: nn.Module) -> fx.GraphModule:
+    try:
+        return fx.symbolic_trace(nn.Sequential(net))  # so that a network of one layer is a layer too
+    except Exception as error:
+        raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

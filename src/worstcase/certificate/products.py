@@ -60,9 +60,10 @@ class Interval:
 
     def around(self) -> tuple[Tensor, Tensor]:
         """A centre and a radius that hold the interval, also after rounding."""
+        eps = torch.finfo(self.low.dtype).eps
         centre = self.low / 2 + self.high / 2
-        radius = torch.maximum(self.high - centre, centre - self.low)
-        return centre, radius * (1 + 4 * torch.finfo(radius.dtype).eps)
+        radius = self.high / 2 - self.low / 2 + eps * centre.detach().abs()
+        return centre, radius * (1 + 4 * eps)
 
 
 def slack(terms: int, like: Tensor) -> float:
@@ -82,8 +83,8 @@ class Weight:
 
     def __init__(self, weight: Interval, bias: Interval | None, terms: int) -> None:
         self.slack = slack(terms, weight.low)
-        self.box = weight.widened(self.slack * weight.magnitude)
-        self.bias = bias and bias.widened(self.slack * bias.magnitude)
+        self.box = weight.widened(self.slack * weight.magnitude.detach())
+        self.bias = bias and bias.widened(self.slack * bias.magnitude.detach())
 
     @cached_property
     def signed(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -121,8 +122,8 @@ def affine(product: Product, x: Interval, weight: Weight) -> Interval:
     if x.nonnegative and not x.is_point:
         low_positive, low_negative, high_positive, high_negative = weight.signed
         bias_low, bias_high = (weight.bias.low, weight.bias.high) if weight.bias else (None, None)
-        low = product(x.low, low_positive, bias_low) - product(x.high, low_negative, weight.no_bias)
-        high = product(x.high, high_positive, bias_high) - product(x.low, high_negative, weight.no_bias)
+        low = product(x.low, low_positive, bias_low).sub_(product(x.high, low_negative, weight.no_bias))
+        high = product(x.high, high_positive, bias_high).sub_(product(x.low, high_negative, weight.no_bias))
         return Interval(low, high)
     centre, both, radius = weight.around
     bias, bias_radius = weight.bias_around

@@ -24,11 +24,15 @@ def batch_norm(x: Interval, mean: Tensor, var: Tensor, scale: Tensor, shift: Ten
     """Bounds of a batch norm in eval mode, with its fixed statistics."""
     mean, var, scale, shift = (t.reshape(-1, *[1] * (x.low.ndim - 2)) for t in (mean, var, scale, shift))
     scale = scale / torch.sqrt(var + eps)
-    ends = Interval(x.low * scale, x.high * scale)
-    ends = Interval(torch.minimum(ends.low, ends.high), torch.maximum(ends.low, ends.high))
-    rounding = slack(FEW, x.low) * (ends.magnitude + (mean * scale).abs() + shift.abs())
     move = shift - mean * scale
-    return Interval(ends.low + move, ends.high + move).widened(rounding)
+    low, high = x.low * scale, x.high * scale
+    if not bool((scale >= 0).all()):
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
+    factor = slack(
+        FEW, x.low
+    )  # of the largest absolute value, so that rounding is above factor * |low| and |high|
+    rounding = torch.maximum(high, -low).mul_(factor).add_(factor * ((mean * scale).abs() + shift.abs()))
+    return Interval((low + move).sub_(rounding), (high + move).add_(rounding))
 
 
 def normalised(x: Interval, eps: float) -> Interval:

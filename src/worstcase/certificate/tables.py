@@ -31,8 +31,8 @@ DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 SHAPES = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS}
 _MAX_POOLS: set[type] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d}
 _MAX_POOLS |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
-_AVERAGES = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}
-_AVERAGES |= {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
+AVERAGES = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}
+AVERAGES |= {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
 _GELU = valley(-0.7517915246935646, -0.7524614220710163)  # exact, and by tanh
 _SILU, _MISH, _HARDSWISH = valley(-1.278464542761074), valley(-1.1924312145154954), valley(-1.5)
 
@@ -41,7 +41,7 @@ Rule = Callable[..., Any]
 
 MODULES: dict[type, Rule] = {
     **dict.fromkeys([*SHAPES, *_MAX_POOLS, nn.PixelShuffle, nn.ChannelShuffle, nn.ZeroPad2d], monotone),
-    **dict.fromkeys(_AVERAGES, average),
+    **dict.fromkeys(AVERAGES, average),
     **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardsigmoid], positive),
     **dict.fromkeys([nn.LeakyReLU, nn.ELU, nn.CELU], rising),
     **dict.fromkeys([nn.Tanh, nn.SELU, nn.LogSigmoid, nn.Softsign], smooth),

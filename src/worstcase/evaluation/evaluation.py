@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
-from worstcase.certificate import Certificate, Unsupported, certify
+from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import plain
@@ -28,6 +28,8 @@ from worstcase.task import Loader
 PERTURBATION = "perturbation.safetensors"
 WORST_CHIP = "worst_chip.safetensors"
 RANDOM_VERTICES = 4  # of the box, that attacks are compared with
+CERTIFICATES = ("auto", "interval", "linear")
+PASSES_OF_LINEAR = 100  # that linear bounds take at most, about
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Evaluation:
     """One for each th_g, in rising order; empty if nothing is proven."""
     not_certified: str | None = None
     """Why nothing is proven."""
+    certified_up_to: dict[float, float | None] | None = None
+    """See `worstcase.certificate.largest_thgs`; None if it was not asked for, or nothing is proven."""
 
     @property
     def clean_accuracy(self) -> float:
@@ -121,8 +125,17 @@ class Evaluation:
             clean_accuracy=self.clean_accuracy,
             certified_accuracy=self.certified_accuracy,
             certified=[
-                {"method": of.method, "thg": of.thg, "accuracy": of.accuracy, "seconds": of.seconds}
+                {
+                    "method": of.method,
+                    "thg": of.thg,
+                    "accuracy": of.accuracy,
+                    "seconds": of.seconds,
+                    "note": of.note,
+                }
                 for of in self.certificates
+            ],
+            certified_up_to=[
+                {"accuracy": accuracy, "thg": thg} for accuracy, thg in (self.certified_up_to or {}).items()
             ],
             not_certified=self.not_certified,
             chip=self.chip
@@ -198,6 +211,11 @@ class Evaluation:
             f"{one.method} at th_g {one.thg:g}: at least {one.accuracy:.2%}, {one.seconds:.1f} s"
             for one in self.certificates
         ]
+        lines += [of.note for of in self.certificates[-1:] if of.note]
+        lines += [
+            f"{accuracy:.0%} is proven up to th_g {thg:.3g} (interval)" if thg else f"{accuracy:.0%} is not proven"
+            for accuracy, thg in (self.certified_up_to or {}).items()
+        ]
         if self.not_certified:
             lines.append(f"nothing is proven: {self.not_certified}")
         if self.chip:
@@ -219,7 +237,8 @@ def evaluate(
     chip_holds: str = "deviations",
     heldout: bool = False,
     diagnosis: str | None = "short",
-    certificate: str | None = "interval",
+    certificate: str | None = "auto",
+    up_to: bool = False,
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
@@ -242,9 +261,12 @@ def evaluate(
         heldout: also attack one half of the reference set and score the other.
         diagnosis: of the worst chip at the largest th_g: ``short``, ``full`` (which also attacks some of the
             weights alone), or None.
-        certificate: what proves an accuracy that no chip is below, at each th_g: ``interval``, see
-            `worstcase.certificate.certify`, or None. Where a part of the network has no rule, nothing is proven,
-            and the result's ``not_certified`` names it.
+        certificate: what proves an accuracy that no chip is below, at each th_g: ``interval`` or ``linear``, see
+            `worstcase.certificate.certify`; ``auto``, linear bounds if the attacks at this th_g took 100 passes or
+            more, so that the proof costs no more than they did, else intervals; or None. Where a part of the
+            network has no linear rule intervals prove, and a note says so; where it has none at all nothing is
+            proven, and the result's ``not_certified`` names it.
+        up_to: also search for the largest th_g at which 99, 95 and 90 % are proven, by intervals.
         seed: of what attacks draw.
         folder: where an attack that can be resumed keeps its state.
         progress: a bar on a terminal and in a notebook, a line now and then elsewhere.
@@ -252,8 +274,8 @@ def evaluate(
     Raises:
         ValueError: a setting, the reference set, the network or the chip cannot be right; see the attacks.
 
-    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, 3 to 6 for each certificate, and one
-    for a chip.
+    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, 3 to 5 for each certificate by
+    intervals, up to 100 by linear bounds, and one for a chip.
 
     Example:
         >>> import torch
@@ -300,11 +322,21 @@ def evaluate(
             worst = min((one for one in found if one.thg == bounds[-1]), key=lambda one: one.accuracy)
             full = diagnosis == "full"
             explained = diagnose(crossbar, loader, worst.perturbation, full=full, progress=progress)
-    proven, why_not = _certified(crossbar, loader, bounds) if certificate else ([], "it was not asked for")
+    proven: list[Certificate] = []
+    largest, why_not = None, None if certificate else "it was not asked for"
+    if certificate:
+        try:
+            for thg in bounds:
+                spent = sum(one.passes for one in found if one.thg == thg)
+                with crossbar.bounded_by(thg):
+                    proven.append(_certificate(crossbar, loader, certificate, spent))
+            largest = largest_thgs(crossbar, loader) if up_to else None
+        except Unsupported as error:
+            proven, why_not = [], f"not supported: {error}"
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)
     if read:
         flags += of_a_chip(read.accuracy, read.failed, found)
-    return Evaluation(crossbar, found, flags, explained, read, proven, why_not)
+    return Evaluation(crossbar, found, flags, explained, read, proven, why_not, largest)
 
 
 def _of_devices(crossbar: Crossbar) -> dict[str, Any]:
@@ -314,16 +346,14 @@ def _of_devices(crossbar: Crossbar) -> dict[str, Any]:
     return mapping | ({"stuck": stuck} if stuck else {})
 
 
-def _certified(crossbar: Crossbar, loader: Loader, thgs: Sequence[float]) -> tuple[list[Certificate], str | None]:
-    """At each th_g, or none and why."""
-    proven = []
-    try:
-        for thg in thgs:
-            with crossbar.bounded_by(thg):
-                proven.append(certify(crossbar, loader))
-    except Unsupported as error:
-        return [], f"not supported: {error}"
-    return proven, None
+def _certificate(crossbar: Crossbar, loader: Loader, method: str, spent: float) -> Certificate:
+    """By a method or, where it has no rule, by intervals."""
+    if method == "linear" or (method == "auto" and spent >= PASSES_OF_LINEAR):
+        try:
+            return certify(crossbar, loader, "linear")
+        except Unsupported as error:
+            return replace(certify(crossbar, loader), note=f"linear bounds are not supported: {error}")
+    return certify(crossbar, loader)
 
 
 def check_diagnosis(diagnosis: str | None) -> None:
@@ -337,10 +367,10 @@ def check_diagnosis(diagnosis: str | None) -> None:
 
 
 def check_certificate(certificate: str | None) -> None:
-    """Interval, and None are fine.
+    """Auto, interval, linear, and None are fine.
 
     Raises:
         ValueError: it is anything else.
     """
-    if certificate not in (None, "interval"):
-        raise ValueError(f"certificate={certificate}: must be interval, or None")
+    if certificate is not None and certificate not in CERTIFICATES:
+        raise ValueError(f"certificate={certificate}: must be {', '.join(CERTIFICATES)}, or None")

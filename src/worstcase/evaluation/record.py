@@ -25,6 +25,7 @@ from worstcase.evaluation.record_parts import (
     Diagnosis,
     Measured,
     Proven,
+    ProvenUpTo,
     Tolerances,
     Training,
     contradiction,
@@ -117,6 +118,8 @@ class Record:
     """The same at each th_g."""
     not_certified: str | None = None
     """Why nothing is proven."""
+    certified_up_to: Annotated[list[dict[str, Any]], Shape(list[ProvenUpTo])] = field(default_factory=list)
+    """The largest th_g at which a share of the decisions is proven; empty if nobody asked."""
     chip: Annotated[Any, Shape(Measured | None)] = None
     """A chip that was read back; None if none was given."""
     flags: list[str] = field(default_factory=list)

@@ -25,6 +25,13 @@ class Proven(Open):
     seconds: Number
 
 
+class ProvenUpTo(Open):
+    """The largest th_g at which so much is proven by intervals."""
+
+    accuracy: Share
+    thg: Number | None
+
+
 # ---- a chip that was read back
 
 

@@ -4,6 +4,8 @@ from worstcase.methods.adversarial import Adversarial
 from worstcase.methods.atrice import ATrice
 from worstcase.methods.awp import AWP
 from worstcase.methods.base import Method
+from worstcase.methods.ibp import IBP
+from worstcase.methods.mtl_ibp import MTLIBP
 from worstcase.methods.pgd_at import PGDAT
 from worstcase.methods.random_errors import RandomErrors
 from worstcase.methods.sam import SAM
@@ -14,6 +16,8 @@ from worstcase.methods.variation_aware import VariationAware
 
 __all__ = [
     "AWP",
+    "IBP",
+    "MTLIBP",
     "PGDAT",
     "SAM",
     "ATrice",

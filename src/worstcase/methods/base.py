@@ -39,8 +39,8 @@ class Method(L.LightningModule):
         num_classes: of the data.
         optimizer: from parameters to an optimiser.
         scheduler: from that optimiser to a learning rate schedule, stepped once an epoch.
-        monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy`` or
-            ``val/attacked_accuracy``; None: the method's own, ``SELECTED_BY``.
+        monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy``,
+            ``val/attacked_accuracy``, or what the method itself logs; None: the method's own, ``SELECTED_BY``.
         weight_clip: after each optimiser step the weights of each array are clamped to +- so many of their
             standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
             of ``layer_max``. None: they are not.
@@ -122,9 +122,12 @@ class Method(L.LightningModule):
 
     def training_box(self, factor: float, ramp: float) -> Box:
         """The crossbar's box times a factor that grows from 0 over the first share `ramp` of the training."""
+        return self.crossbar.box.scaled(factor * self.grown(ramp))
+
+    def grown(self, ramp: float) -> float:
+        """What grows from 0 to 1 over the first share `ramp` of the training."""
         done = self.global_step / self._steps if self._steps else 1.0
-        factor *= min(1.0, done / ramp) if ramp else 1.0
-        return self.crossbar.box.scaled(factor)
+        return min(1.0, done / ramp) if ramp else 1.0
 
     def in_weight_units(self, sigma: float | None) -> dict[str, Tensor]:
         """A standard deviation in units of the full scale as one in weight units; None: that of the devices."""

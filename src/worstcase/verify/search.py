@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -107,7 +108,7 @@ def tolerance(
     accuracy: float,
     *,
     attack: Attack | None = None,
-    certificate: bool = True,
+    certificate: str | None = "interval",
     programming: Programming | None = None,
     precision: float = 0.05,
     seed: int = 0,
@@ -124,7 +125,8 @@ def tolerance(
         loader: the reference set, see `worstcase.evaluate`.
         accuracy: that each chip has to keep, above 0 and at most 1.
         attack: breaks it; None: the ensemble.
-        certificate: whether to prove a th_g that keeps it.
+        certificate: what proves a th_g that keeps it, ``interval`` or ``linear``, see `worstcase.certificate.certify`;
+            or None.
         programming: what a th_g costs; None: that of the paper's example.
         precision: the relative width to which each end is found, above 0.
         seed: of what the attack draws.
@@ -161,8 +163,9 @@ def tolerance(
     if certificate:
         try:
             with crossbar.bounded_by(max(found.thg for found in attacks.found)):
-                proofs.append(certify(crossbar, loader))
-            proven = _proven(crossbar, loader, accuracy, broken or limit, first * SMALLEST, precision, proofs)
+                proofs.append(certify(crossbar, loader, certificate))
+            prove = partial(certify, crossbar, loader, certificate)
+            proven = _proven(crossbar, prove, accuracy, broken or limit, first * SMALLEST, precision, proofs)
         except Unsupported as error:
             why_not = f"not supported: {error}"
     return ToleranceSearch(
@@ -238,7 +241,7 @@ class _Attacks:
 
 def _proven(
     crossbar: Crossbar,
-    loader: Loader,
+    prove: Callable[[], Certificate],
     accuracy: float,
     broken: float,
     smallest: float,
@@ -250,7 +253,7 @@ def _proven(
     while broken > proven * (1 + precision) and broken > smallest:
         thg = math.sqrt(proven * broken) if proven else broken / STEP
         with crossbar.bounded_by(thg):
-            proofs.append(certify(crossbar, loader))
+            proofs.append(prove())
         if proofs[-1].accuracy >= accuracy:
             proven = thg
         else:

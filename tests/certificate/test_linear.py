@@ -1,0 +1,182 @@
+"""Linear bounds: no chip is below them, intervals are never above them, and they see what intervals forget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import LARGE, NETWORKS, Skewed, check_no_chip_is_below, margins_of, of, used
+from torch import Tensor, nn
+
+from worstcase.attacks import FLWC
+from worstcase.attacks.base import right_answers
+from worstcase.certificate import Unsupported, certify
+from worstcase.certificate.interval import IntervalBounds
+from worstcase.certificate.linear import LinearBounds
+from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.models import MLP, LeNet
+
+
+class Residual(nn.Module):
+    """A shortcut, a sum with an exact number, and a mean over positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3, padding=1), used(nn.BatchNorm2d(4))
+        self.second, self.out = nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        return self.out((F.relu(self.second(x)) + x + 0.1).mean((2, 3)))
+
+
+OWN = {
+    "mlp": lambda: of(nn.Flatten(), nn.Linear(36, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), inputs=9),
+    "both signs": lambda: of(nn.Flatten(), nn.Linear(36, 9), nn.Linear(9, 9), nn.ReLU(), inputs=9),
+    "narrow": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), inputs=5),
+    "dilation": lambda: of(nn.Conv2d(1, 3, 2, dilation=2), nn.ReLU(), nn.Conv2d(3, 2, 2), inputs=18),
+    "overlapping": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 3, 2), inputs=3),
+    "average": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.ReLU(), inputs=27),
+    "residual": Residual,
+}
+SUPPORTED = ["linear", "no bias", "no activation", "stride", "two", "groups", "batch norm", "max pool", "dropout"]
+ALL = {name: (make, (1, 6, 6)) for name, make in OWN.items()}
+ALL |= {name: NETWORKS[name] for name in [*SUPPORTED, "squeezed", *LARGE]}
+del ALL["torchvision's resnet18"]  # its kernels are wide, and the narrow one is alike
+
+
+@pytest.mark.parametrize("thg", [1e-6, 0.01, 0.2])
+@pytest.mark.parametrize("kind", [Crossbar, Skewed])
+@pytest.mark.parametrize("name", ALL)
+def test_no_chip_is_below_the_bound(name: str, kind: type[Crossbar], thg: float) -> None:
+    make, shape = ALL[name]
+    for seed in range(1 if name in LARGE else 3):
+        torch.manual_seed(seed)
+        crossbar, images = kind(make(), thg), torch.randn(6, *shape)
+        chips = 4 if name in LARGE else 12
+        check_no_chip_is_below(crossbar, images, chips=chips, seed=seed, method=LinearBounds)
+
+
+@pytest.mark.parametrize("name", ["two", "mlp", "residual", "max pool"])
+def test_quantised_weights_and_float64(name: str) -> None:
+    make, shape = ALL[name]
+    torch.manual_seed(0)
+    images = torch.randn(6, *shape)
+    check_no_chip_is_below(Crossbar(make(), 0.02, weight_bits=4), images, chips=12, method=LinearBounds)
+    check_no_chip_is_below(Crossbar(make().double(), 0.02), images.double(), chips=12, method=LinearBounds)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_intervals_never_prove_more(name: str) -> None:
+    make, shape = ALL[name]
+    torch.manual_seed(0)
+    crossbar, images = Crossbar(make(), 0.01).eval(), torch.randn(20, *shape)
+    labels = crossbar(images).argmax(1)
+    labels[::3] = 0  # some are wrong
+    with torch.no_grad():
+        linear, interval = (method(crossbar).margins(images, labels) for method in (LinearBounds, IntervalBounds))
+    assert (linear >= interval).all()
+    if name in ("two", "mlp", "narrow", "residual", "lenet", "three layers"):
+        assert (linear > interval).any()
+
+
+def test_a_kernel_that_all_positions_share_is_bounded_exactly() -> None:
+    """With exact inputs the worst kernel of a linear network is known; intervals choose one for each position."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(32, 3)).double()
+    crossbar, images = Crossbar(net, 0.1, exclude=["2"]).eval(), torch.randn(5, 1, 6, 6).double()
+    labels = crossbar(images).argmax(1)
+    bound = crossbar.bound()["0.weight"]
+    zero = torch.zeros_like(net[0].weight).requires_grad_()
+    worst = torch.full((5, 3), torch.inf).double()
+    z = crossbar(images, {"0.weight": zero})
+    for n in range(5):
+        for other in set(range(3)) - {int(labels[n])}:
+            margin = z[n, labels[n]] - z[n, other]
+            (slope,) = torch.autograd.grad(margin, zero, retain_graph=True)
+            worst[n, other] = (margin - bound * slope.abs().sum()).detach()
+    with torch.no_grad():
+        found = LinearBounds(crossbar).margins(images, labels)
+        interval = IntervalBounds(crossbar).margins(images, labels)
+    asked = torch.arange(5)[interval.amin(1) <= 0], interval.argmin(1)[interval.amin(1) <= 0]
+    assert len(asked[0])
+    torch.testing.assert_close(found[asked], worst[asked], rtol=1e-6, atol=1e-6)
+    assert (worst[asked] - interval[asked]).mean() > 0.05
+
+
+def test_one_hidden_layer_is_exact_for_each_margin() -> None:
+    """Found by brute force over all corners of both layers' weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+    crossbar, x = Crossbar(net, 0.2).eval(), torch.rand(6, 3).double()
+    labels = crossbar(x).argmax(1)
+    box = crossbar.box
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 10)
+    with torch.no_grad():
+        found = torch.stack(
+            [
+                margins_of(
+                    crossbar(x, box.at({"0.weight": s[:6].view(2, 3), "2.weight": s[6:].view(2, 2)})), labels
+                )
+                for s in signs
+            ]
+        ).amin(0)
+        torch.testing.assert_close(LinearBounds(crossbar).margins(x, labels), found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: MLP(3, 36, [12, 12]), lambda: of(nn.Conv2d(1, 4, 3), nn.ReLU(), inputs=64)]
+)
+def test_no_certified_decision_fails_on_random_and_attacked_chips(make) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    images = torch.rand(90, 1, 6, 6, generator=generator)
+    images[range(90), 0, 2 * labels] += 1
+    torch.manual_seed(0)
+    net = make()
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    batches = list(zip(images.split(32), labels.split(32), strict=True))
+    crossbar = Crossbar(net, 0.05)
+    proven, intervals = certify(crossbar, batches, "linear"), certify(crossbar, batches)
+    assert intervals.accuracy < proven.accuracy < 1
+    assert (intervals.certified <= proven.certified).all()
+    chips = [crossbar.box.sample(("uniform", "vertex")[i % 2], generator) for i in range(200)]
+    for seed in range(3):
+        attacked = FLWC()(crossbar, batches, seed=seed, progress=False)
+        assert proven.accuracy <= attacked.accuracy <= attacked.clean_accuracy
+        chips.append(attacked.perturbation)
+    with torch.no_grad(), evaluating(crossbar):
+        for chip in chips:
+            assert not (proven.certified & ~right_answers(crossbar(images, chip), labels)).any()
+
+
+def test_what_one_batch_proves_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    crossbar, images = Crossbar(LeNet(), 0.003).eval(), torch.rand(6, 1, 28, 28)
+    labels = crossbar(images).argmax(1)
+    with torch.no_grad():
+        whole = LinearBounds(crossbar).margins(images, labels)
+        monkeypatch.setattr("worstcase.certificate.backward.MEMORY", 1)  # one sum at a time
+        torch.testing.assert_close(LinearBounds(crossbar).margins(images, labels), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("net", "named"),
+    [
+        (of(nn.Flatten(), nn.Linear(36, 4), nn.GELU(), inputs=4), "2 by linear bounds"),
+        (of(nn.ConvTranspose2d(1, 2, 3), nn.ReLU(), inputs=128), "0 by linear bounds"),
+        (of(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU(), inputs=72), "reflect"),
+        (of(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, ceil_mode=True), inputs=8), "such a max pooling"),
+        (of(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Linear(2, 2), inputs=8), "2 at several positions"),
+    ],
+)
+def test_what_has_no_linear_rule_is_named(net: nn.Module, named: str) -> None:
+    torch.manual_seed(0)
+    crossbar = Crossbar(net, 0.3).eval()
+    images = torch.randn(4, 1, 6, 6)
+    with pytest.raises(Unsupported, match=named):
+        certify(crossbar, [(images, crossbar(images).argmax(1))], "linear")
