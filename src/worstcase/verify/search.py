@@ -125,7 +125,7 @@ def tolerance(
         loader: the reference set, see `worstcase.evaluate`.
         accuracy: that each chip has to keep, above 0 and at most 1.
         attack: breaks it; None: the ensemble.
-        certificate: what proves a th_g that keeps it: ``interval``, ``linear``, see `worstcase.certificate.certify`,
+        certificate: proves a th_g that keeps it: ``interval`` or ``linear``, see `worstcase.certificate.certify`;
             or None.
         programming: what a th_g costs; None: that of the paper's example.
         precision: the relative width to which each end is found, above 0.
