@@ -50,7 +50,7 @@ def test_summary_names_the_attack_and_the_unit(trained):
         "clean accuracy",
         "lowest found (lwc)",
         "lowest found (ensemble)",
-        "proven lowest (linear)",
+        "proven lowest (interval)",
         "of each layer's largest weight",
         "seconds",
         "results.json",
