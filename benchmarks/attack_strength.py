@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of trainings, whose names name the networks")
     parser.add_argument("--to", type=Path, default=Path("attack_strength"), help="FILE, without an ending")
-    parser.add_argument("--budget", type=float, default=118, help="passes of the ensemble, at most")
+    parser.add_argument("--budget", type=float, help="passes of the ensemble, at most; else two rounds")
     parser.add_argument("--seeds", type=int, default=3, help="of the ensemble")
     parser.add_argument("--before", type=Path, help="csv of another version; its ensemble is drawn too")
     arguments = parser.parse_args()
