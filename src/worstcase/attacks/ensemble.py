@@ -90,9 +90,9 @@ class Ensemble(Attack):
     another, and that class's own samples out of it (the pattern of the paper's Table III), and lets the best two
     of these classes exchange samples with others: a chip that merely gives one answer is right on that class, and
     no gradient leads out of there. Then it finishes on the sigmoid of the margin, which is nearest to the accuracy
-    itself: the lowest three chips make some steps, the lowest two of these more (`FINISHES`). Each later round does
-    all this again, from a random point of the box. Networks of a few weights end with single weights flipped one by
-    one.
+    itself: the lowest three chips make some steps, the lowest two of these more (`FINISHES`). Each later round
+    does all this again, from a random point of the box. Networks of a few weights end with single weights flipped
+    one by one.
 
     Args:
         rounds: how many, 1 or more, if there is no budget.
