@@ -23,6 +23,7 @@ from worstcase.attacks import FLWC, LWC, PGD, Ensemble
 from worstcase.attacks.base import Attack
 
 SINGLE = {"flwc": FLWC, "lwc": LWC, "pgd": PGD}
+SHOWN = 15  # points above the lowest
 COLOURS = {"ensemble before": "tab:grey", "flwc": "tab:green", "lwc": "tab:orange", "pgd": "tab:red"}
 
 
@@ -61,7 +62,8 @@ def picture(numbers: pd.DataFrame, file: Path) -> None:
         1, len(networks), figsize=(3.2 * len(networks), 3), squeeze=False, layout="constrained"
     )
     for axis, network in zip(axes[0], networks, strict=True):
-        for (attack, seed), rows in numbers[numbers["network"] == network].groupby(["attack", "seed"]):
+        of_network = numbers[numbers["network"] == network]
+        for (attack, seed), rows in of_network.groupby(["attack", "seed"]):
             axis.step(
                 rows["passes"],
                 100 * rows["accuracy"],
@@ -69,9 +71,14 @@ def picture(numbers: pd.DataFrame, file: Path) -> None:
                 color=COLOURS.get(str(attack), "tab:blue"),
                 label=str(attack) if seed == 0 else None,
             )
-        axis.set(title=network, xlabel="passes", xscale="log", ylim=(0, None))
+        lowest, clean = 100 * of_network["accuracy"].min(), 100 * of_network["accuracy"].max()
+        shown = min(clean, lowest + SHOWN)
+        axis.set(title=network, xlabel="passes", xscale="log", ylim=(lowest - 0.05 * (shown - lowest), shown))
     axes[0][0].set_ylabel("lowest accuracy found, %")
-    axes[0][0].legend()
+    handles = {
+        label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
     plt.rcParams["svg.hashsalt"] = "attack_strength"  # the same file from the same numbers
     figure.savefig(file, metadata={"Date": None})
 
@@ -80,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders of trainings, whose names name the networks")
     parser.add_argument("--to", type=Path, default=Path("attack_strength"), help="FILE, without an ending")
-    parser.add_argument("--budget", type=float, default=118, help="passes of the ensemble, at most")
+    parser.add_argument("--budget", type=float, help="passes of the ensemble, at most; else two rounds")
     parser.add_argument("--seeds", type=int, default=3, help="of the ensemble")
     parser.add_argument("--before", type=Path, help="csv of another version; its ensemble is drawn too")
     arguments = parser.parse_args()

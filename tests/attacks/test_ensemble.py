@@ -72,7 +72,7 @@ def test_it_finds_the_lowest_of_all_vertices_on_tiny_networks(monkeypatch):
         with suppress(Reached):
             found = Ensemble()(crossbar, batches, progress=False)
             missed.append((seed, round(12 * found.accuracy) - lowest))
-    assert len(missed) <= 2 and all(difference == 1 for _, difference in missed), missed
+    assert len(missed) <= 1 and all(difference == 1 for _, difference in missed), missed
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worstcase.attacks.base import Attack, Search
 from worstcase.attacks.flips import WEIGHTS, flip_weights
-from worstcase.attacks.mini_batches import MiniBatches
+from worstcase.attacks.mini_batches import MiniBatches, passes_of_step
 from worstcase.attacks.updates import MomentumSignSteps
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
@@ -75,7 +75,6 @@ TWO_CLASSES = Member("into two classes, exchanged", _fixed(attract), steps=48, s
 FINISHES = (
     (3, Member("finish of the best three", _sigmoid, steps=40, samples=512, step=0.4)),
     (2, Member("finish of the best two", _sigmoid, steps=120, samples=512, step=0.4)),
-    (1, Member("large batches", _sigmoid, steps=30, samples=2048, step=0.2)),
 )
 """How many of the lowest chips go on, and how."""
 KEPT = max(number for number, _ in FINISHES)
@@ -91,9 +90,9 @@ class Ensemble(Attack):
     another, and that class's own samples out of it (the pattern of the paper's Table III), and lets the best two
     of these classes exchange samples with others: a chip that merely gives one answer is right on that class, and
     no gradient leads out of there. Then it finishes on the sigmoid of the margin, which is nearest to the accuracy
-    itself: the lowest three chips make some steps, the lowest two of these more, and the lowest one goes on with
-    steps of large batches (`FINISHES`). Each later round does all this again, from a random point of the box.
-    Networks of a few weights end with single weights flipped one by one.
+    itself: the lowest three chips make some steps, the lowest two of these more (`FINISHES`). Each later round
+    does all this again, from a random point of the box. Networks of a few weights end with single weights flipped
+    one by one.
 
     Args:
         rounds: how many, 1 or more, if there is no budget.
@@ -128,15 +127,18 @@ class Ensemble(Attack):
     def expected_passes(self, run: Search) -> float:
         if self.budget is not None:
             return self.budget
-        team = _Team(run, math.inf, self.share_of_steps)
-        passes = 2 + max(1, self.rounds - 1) * team.passes_of_members()
-        passes += (self.rounds - 1) * (team.passes_of_classes() + team.passes_of_finish())
+        classes = min(run.classes, CLASSES)
+        exchanges = min(classes, BEST) * min(classes - 1, PARTNERS)
+        members = sum(_passes(run, member) for member in (FIRST, *MEMBERS))
+        later = classes * _passes(run, INTO_ONE_CLASS) + exchanges * _passes(run, TWO_CLASSES)
+        later += sum(number_ * _passes(run, member) for number_, member in FINISHES)
+        passes = 2 + max(1, self.rounds - 1) * members + (self.rounds - 1) * later
         return passes + (FLIPS * run.weights if run.weights <= WEIGHTS else 0)
 
     def search(self, run: Search) -> None:
         budget = self.expected_passes(run)
-        team = _Team(run, budget, self.share_of_steps)
-        if (least := run.passes + team.passes(FIRST)) > budget:
+        team = _Team(run, budget)
+        if (least := run.passes + _passes(run, FIRST)) > budget:
             raise ValueError(f"budget={budget:g}: the first member needs {math.ceil(least)} passes here")
         is_small = run.weights <= WEIGHTS
         with suppress(_Spent):
@@ -159,8 +161,8 @@ class _Spent(Exception):  # noqa: N818 (no error)
 class _Team:
     """The members at work on one network: what each found, and the chips from which a finish starts."""
 
-    def __init__(self, run: Search, budget: float, share_of_steps: float) -> None:
-        self.run, self.budget, self.share_of_steps = run, budget, share_of_steps
+    def __init__(self, run: Search, budget: float) -> None:
+        self.run, self.budget = run, budget
         self.generator = torch.Generator(run.device).manual_seed(run.seed)
         self.batches = MiniBatches(run, self.generator)
         self.start = Start(run.box, run.box.zero())
@@ -194,10 +196,10 @@ class _Team:
     def attack(self, member: Member, start: Start, **classes: int) -> float:
         """The accuracy to which a member's steps from a start come."""
         run, before = self.run, self.run.passes
-        if run.worst_accuracy == 0 or before + self.passes(member) > self.budget:
+        if run.worst_accuracy == 0 or before + _passes(run, member) > self.budget:
             raise _Spent
         update = MomentumSignSteps(run.box, start.perturbation(run.box))
-        steps = self._steps(member)
+        steps = _steps(member)
         for step in range(steps):
             left = 1 - step / steps
             objective = member.objective(left, **classes)
@@ -210,24 +212,6 @@ class _Team:
         del self.lowest[KEPT:]
         self._record(member, accuracy, run.passes - before)
         return accuracy
-
-    def passes(self, member: Member) -> float:
-        """The passes of a member's steps and its score, at most."""
-        return 1 + self._steps(member) * self.batches.passes(member.samples)
-
-    def passes_of_members(self) -> float:
-        return sum(map(self.passes, (FIRST, *MEMBERS)))
-
-    def passes_of_classes(self) -> float:
-        classes = min(self.run.classes, CLASSES)
-        pairs = min(classes, BEST) * min(classes - 1, PARTNERS)
-        return classes * self.passes(INTO_ONE_CLASS) + pairs * self.passes(TWO_CLASSES)
-
-    def passes_of_finish(self) -> float:
-        return sum(number_ * self.passes(member) for number_, member in FINISHES)
-
-    def _steps(self, member: Member) -> int:
-        return max(1, round(self.share_of_steps * member.steps))
 
     def _record(self, member: Member, accuracy: float, passes: float) -> None:
         if member.name not in self.found:
@@ -250,6 +234,15 @@ class _Team:
             logits, _ = decisions(run.crossbar(inputs), labels)
         run.count(len(labels))
         return logits.mean(0).topk(CLASSES).indices.tolist()
+
+
+def _steps(member: Member) -> int:
+    return max(1, round(Ensemble.share_of_steps * member.steps))
+
+
+def _passes(run: Search, member: Member) -> float:
+    """The passes of a member's steps and its score, at most."""
+    return 1 + _steps(member) * passes_of_step(run, member.samples)
 
 
 class Start:

@@ -26,20 +26,11 @@ class MiniBatches:
 
     def __init__(self, run: Search, generator: torch.Generator) -> None:
         self._run, self._generator = run, generator
-        # not more than the user's own, whose size the memory may ask for
-        self._piece = min(PIECE, math.ceil(run.samples / run.mini_batches))
         self._stream = self._endless()
 
     def take(self, samples: int) -> list[tuple[Inputs, Tensor]]:
         """The next, of about so many samples together."""
-        return list(islice(self._stream, self._pieces(samples)))
-
-    def passes(self, samples: int) -> float:
-        """The passes of a forward and a backward over them, at most."""
-        return 2 * self._pieces(samples) * self._piece / self._run.samples
-
-    def _pieces(self, samples: int) -> int:
-        return max(1, int(min(samples, SHARE * self._run.samples) / self._piece))
+        return list(islice(self._stream, _pieces(self._run, samples)))
 
     def _endless(self) -> Iterator[tuple[Inputs, Tensor]]:
         while True:
@@ -56,5 +47,19 @@ class MiniBatches:
         inputs, labels = joined(batches)
         batches.clear()  # frees them
         order = torch.randperm(len(labels), generator=self._generator, device=self._run.device).to(labels.device)
-        for piece in order.tensor_split(math.ceil(len(labels) / self._piece)):
+        for piece in order.tensor_split(math.ceil(len(labels) / _piece(self._run))):
             yield taken(inputs, piece), labels[piece]
+
+
+def passes_of_step(run: Search, samples: int) -> float:
+    """The passes of a forward and a backward over mini-batches of about so many samples together, at most."""
+    return 2 * _pieces(run, samples) * _piece(run) / run.samples
+
+
+def _piece(run: Search) -> int:
+    """Samples of a mini-batch: not more than the user's own, whose size the memory may ask for."""
+    return min(PIECE, math.ceil(run.samples / run.mini_batches))
+
+
+def _pieces(run: Search, samples: int) -> int:
+    return max(1, int(min(samples, SHARE * run.samples) / _piece(run)))
