@@ -81,13 +81,15 @@ def waits(work: Callable[[], object], device: str) -> int:
     return counted.get(WAITS[0], 0) + counted.get(WAITS[1], 0) if device == "cuda" else counted.get(WAITS[2], 0)
 
 
-def measured(name: str, kind: str, device: str, batches: int, batch: int | None) -> Iterator[dict[str, Any]]:
-    """One row for each job, in units of its plain passes."""
+def measured(name: str, kind: str, device: str) -> Iterator[dict[str, Any]]:
+    """One row for each job, in units of its plain passes; on the CPU few of them, to try."""
     make, shape, images = NETWORKS[name]
     torch.manual_seed(0)
     net = make().to(device)
     crossbar = Crossbar(net, 0.01).eval()
-    size = (batch or images, *shape)
+    size = (images if device == "cuda" else 16, *shape)
+    batches = BATCHES if device == "cuda" else 2
+    methods = METHODS if device == "cuda" else {name: METHODS[name] for name in ("vanilla", "universal_at")}
     data = [(torch.randn(size, device=device), torch.randint(10, size[:1], device=device)) for _ in range(batches)]
 
     def forward() -> None:
@@ -140,7 +142,7 @@ def measured(name: str, kind: str, device: str, batches: int, batch: int | None)
             print(f"{name}: nothing is proven: {error}")
 
     step_of_vanilla = None
-    for method, kind_of in METHODS.items():
+    for method, kind_of in methods.items():
         _reset(device)
         module = kind_of(crossbar, num_classes=10).to(device)
         module.draws = torch.Generator(device).manual_seed(0)
@@ -193,9 +195,7 @@ def main() -> None:
     for name in networks:
         for kind in kinds:
             with precision(kind, device):
-                rows += measured(
-                    name, kind, device, 2 if arguments.dry_run else BATCHES, 16 if arguments.dry_run else None
-                )
+                rows += measured(name, kind, device)
     card = "CPU, dry run" if arguments.dry_run else torch.cuda.get_device_name()
     machine = f"{card}, torch {torch.__version__}, tests {arguments.tests}"
     arguments.folder.mkdir(parents=True, exist_ok=True)
