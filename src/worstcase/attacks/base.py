@@ -202,12 +202,15 @@ class Search:
             found, logits, answers = gradient(self.crossbar, objective, perturbation, inputs, labels)
             self._forwards += len(labels)
             self._backwards += len(labels)
-            right = int(right_answers(logits, answers).sum())
-            finite = all(bool(g.isfinite().all()) for g in found.values())
+            looked_at = [right_answers(logits, answers).sum()]
+            looked_at += [look for g in found.values() for look in (g.isfinite().all(), g.any())]
+            right, *looks = torch.stack([look.to(logits.device, torch.long) for look in looked_at]).tolist()
+            finite = all(looks[::2])  # the host waits for the device once
+            moved = {name for name, moves in zip(found, looks[1::2], strict=True) if moves}
             if right:
                 self._gradients += 1
-                self._vanished += not (finite and any(bool(found[name].any()) for name in self.box.movable))
-            self._unmoved -= {name for name in self._unmoved if bool(found[name].any())}
+                self._vanished += not (finite and moved & self.box.movable)
+            self._unmoved -= moved
             for name, g in found.items():
                 if not finite:
                     g = g.nan_to_num(0, 0, 0)
