@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
+from worstcase.certificate import certify
 from worstcase.checkpoints import load_weights
 from worstcase.data.base import ShuffledBatches
 from worstcase.methods import (
@@ -225,6 +226,15 @@ def test_ibp_step_by_hand():
     by_hand = 0.6 * F.cross_entropy(z, labels) + 0.4 * F.cross_entropy(worst, labels)
     torch.testing.assert_close(loss, by_hand)
     torch.testing.assert_close(layer.weight.grad, *torch.autograd.grad(by_hand, w))
+
+
+def test_ibp_selects_by_what_intervals_certify(small_net, small_batches, small_loader):
+    module = IBP(Crossbar(small_net, 0.001), num_classes=3)
+    trainer = L.Trainer(max_epochs=3, **QUIET)
+    trainer.fit(module, small_loader, small_loader)
+    proven = certify(module.crossbar, small_batches).accuracy
+    assert 0 < proven < 1 and module.monitor == "val/certified_accuracy"
+    assert trainer.callback_metrics[module.monitor].item() == pytest.approx(proven)
 
 
 def test_mtl_ibp_step_by_hand():

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from worstcase.certificate.in_place import name_of
-from worstcase.certificate.interval import IntervalBounds, product_of
+from worstcase.certificate.interval import IntervalBounds, first_line, product_of
 from worstcase.certificate.linear_rules import (
     Convolution,
     Fixed,
@@ -92,10 +92,15 @@ class BackwardBounds(IntervalBounds):
         for n in reversed(self._nodes):
             if n not in pending:
                 continue
-            if n not in self._rules:
-                self._rules[n] = self._rule(n)
-            rule, sources = self._rules[n]
-            a = rule(pending.pop(n), rows, total)
+            try:
+                if n not in self._rules:
+                    self._rules[n] = self._rule(n)
+                rule, sources = self._rules[n]
+                a = rule(pending.pop(n), rows, total)
+            except Unsupported:
+                raise
+            except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
+                raise Unsupported(f"{name_of(n.target)} by linear bounds: {first_line(error)}") from error
             for source in sources:
                 pending[source] = pending[source] + a if source in pending else a
         return total.bound

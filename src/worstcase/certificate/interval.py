@@ -46,7 +46,7 @@ class _Product:
 
 
 class IntervalBounds(fx.Interpreter):
-    """IntervalBounds of what a crossbar's network computes on any chip in its box.
+    """Bounds of what a crossbar's network computes on any chip in its box.
 
     They are differentiable in its weights, so that training can raise them.
 
@@ -106,7 +106,7 @@ class IntervalBounds(fx.Interpreter):
         except Unsupported:
             raise
         except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
-            raise Unsupported(f"{name_of(n.target)}: {_first_line(error)}") from error
+            raise Unsupported(f"{name_of(n.target)}: {first_line(error)}") from error
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._of(super().get_attr(target, args, kwargs))
@@ -226,8 +226,8 @@ def _traced(net: nn.Module) -> fx.GraphModule:
     try:
         return fx.symbolic_trace(nn.Sequential(net))  # so that a network of one layer is a layer too
     except Exception as error:
-        raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({_first_line(error)})") from error
+        raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({first_line(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -133,7 +133,8 @@ def affine(product: Product, x: Interval, weight: Weight) -> Interval:
         c, r = x.around()
         middle = product(c, centre, bias)
         spread = product(c.abs(), radius, bias_radius) + product(r, both, weight.no_bias)
-    return Interval(middle - spread, middle + spread)
+    low = middle - spread
+    return Interval(low, middle.add_(spread))
 
 
 def margins(x: Interval, weight: Weight, labels: Tensor) -> Tensor:
