@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -86,7 +86,8 @@ class Ensemble(Attack):
     AutoAttack counts a sample as lost if any member flips it. A chip has one perturbation for all samples, so here
     the lowest accuracy of one perturbation counts, and members go on from what others found.
 
-    The first round tries each member from zero (`MEMBERS`). The second pushes everything into one class after
+    The first round tries each member from zero (`MEMBERS`), and the lowest three chips make some more steps on the
+    sigmoid of the margin. The second pushes everything into one class after
     another, and that class's own samples out of it (the pattern of the paper's Table III), and lets the best two
     of these classes exchange samples with others: a chip that merely gives one answer is right on that class, and
     no gradient leads out of there. Then it finishes on the sigmoid of the margin, which is nearest to the accuracy
@@ -129,10 +130,10 @@ class Ensemble(Attack):
             return self.budget
         classes = min(run.classes, CLASSES)
         exchanges = min(classes, BEST) * min(classes - 1, PARTNERS)
-        members = sum(_passes(run, member) for member in (FIRST, *MEMBERS))
+        first = sum(_passes(run, member) for member in (FIRST, *MEMBERS)) + _passes_of(run, FINISHES[:1])
         later = classes * _passes(run, INTO_ONE_CLASS) + exchanges * _passes(run, TWO_CLASSES)
-        later += sum(number_ * _passes(run, member) for number_, member in FINISHES)
-        passes = 2 + max(1, self.rounds - 1) * members + (self.rounds - 1) * later
+        later += _passes_of(run, FINISHES)
+        passes = 2 + max(1, self.rounds - 1) * first + (self.rounds - 1) * later
         return passes + (FLIPS * run.weights if run.weights <= WEIGHTS else 0)
 
     def search(self, run: Search) -> None:
@@ -147,9 +148,10 @@ class Ensemble(Attack):
                     team.begin_anew()
                 if round_ != 2:
                     team.try_members()
+                    team.finish(FINISHES[:1])
                 if round_ > 1:
                     team.push_into_classes()
-                    team.finish()
+                    team.finish(FINISHES)
         if is_small:
             flip_weights(run, budget, team.generator)
 
@@ -185,9 +187,9 @@ class _Team:
             for other in [c for c in order if c != best][:PARTNERS]:
                 self.attack(TWO_CLASSES, self.start, target=best, own=other)
 
-    def finish(self) -> None:
+    def finish(self, finishes: Sequence[tuple[int, Member]]) -> None:
         """Go on from the lowest chips."""
-        for number_, member in FINISHES:
+        for number_, member in finishes:
             starts = [start for _, start in self.lowest[:number_]]
             self.lowest.clear()
             while starts:
@@ -243,6 +245,10 @@ def _steps(member: Member) -> int:
 def _passes(run: Search, member: Member) -> float:
     """The passes of a member's steps and its score, at most."""
     return 1 + _steps(member) * passes_of_step(run, member.samples)
+
+
+def _passes_of(run: Search, finishes: Sequence[tuple[int, Member]]) -> float:
+    return sum(number_ * _passes(run, member) for number_, member in finishes)
 
 
 class Start:
