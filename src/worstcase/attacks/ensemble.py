@@ -33,6 +33,7 @@ from worstcase.task import decisions
 CLASSES = 10  # into which everything is pushed, at most
 BEST = 2  # of these, which exchange their samples with others
 PARTNERS = 3  # of each of these
+COLLAPSED = 0.5  # an accuracy below which a chip may give one answer to everything
 FLIPS = 50  # tries a weight, for networks of few weights
 
 
@@ -86,8 +87,8 @@ class Ensemble(Attack):
     AutoAttack counts a sample as lost if any member flips it. A chip has one perturbation for all samples, so here
     the lowest accuracy of one perturbation counts, and members go on from what others found.
 
-    The first round tries each member from zero (`MEMBERS`), and the lowest three chips make some more steps on the
-    sigmoid of the margin. The second pushes everything into one class after
+    The first round tries each member from zero (`MEMBERS`); where more than half of the decisions are still right,
+    the lowest three chips make some more steps. The second pushes everything into one class after
     another, and that class's own samples out of it (the pattern of the paper's Table III), and lets the best two
     of these classes exchange samples with others: a chip that merely gives one answer is right on that class, and
     no gradient leads out of there. Then it finishes on the sigmoid of the margin, which is nearest to the accuracy
@@ -148,7 +149,8 @@ class Ensemble(Attack):
                     team.begin_anew()
                 if round_ != 2:
                     team.try_members()
-                    team.finish(FINISHES[:1])
+                    if run.worst_accuracy > COLLAPSED:
+                        team.finish(FINISHES[:1])
                 if round_ > 1:
                     team.push_into_classes()
                     team.finish(FINISHES)
