@@ -204,7 +204,7 @@ class Search:
             self._backwards += len(labels)
             looked_at = [right_answers(logits, answers).sum()]
             looked_at += [look for g in found.values() for look in (g.isfinite().all(), g.any())]
-            right, *looks = torch.stack([look.to(logits.device, torch.long) for look in looked_at]).tolist()
+            right, *looks = torch.stack([look.to(logits.device, torch.long) for look in looked_at]).cpu().tolist()
             finite = all(looks[::2])  # the host waits for the device once
             moved = {name for name, moves in zip(found, looks[1::2], strict=True) if moves}
             if right:
