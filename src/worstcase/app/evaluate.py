@@ -57,7 +57,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     )
     chip = {"chip_file": os.path.relpath(cfg["chip"], folder) if cfg["chip"] else None}
     result = evaluation.record(**described("evaluate", cfg, folder, subject), **chip)
-    evaluation.save(folder, flagged(result, cfg, folder))
+    evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
 
 
@@ -117,13 +117,13 @@ def described(kind: str, cfg: dict[str, Any], folder: Path, subject: Subject) ->
     }
 
 
-def flagged(record: Record, cfg: dict[str, Any], folder: Path) -> Record:
+def flagged(record: Record, cfg: dict[str, Any], folder: Path, subject: Subject) -> Record:
     """The record, with flags where other evaluations of the run found less."""
     from worstcase.evaluation.flags import lower_elsewhere
 
     siblings = _siblings(cfg, folder)
     others = [other for _, other in finished_runs([siblings])] if siblings.name == "evaluations" else []
-    trained = [Record.load_training(Path(cfg["run"]))] if cfg["run"] else []
+    trained = [subject.trained] if subject.trained else []
     record.flags += lower_elsewhere(record, others + trained)
     return record
 

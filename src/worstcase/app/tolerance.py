@@ -69,7 +69,7 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     answer_over_thg(answer).savefig(folder / "tolerance.png", dpi=150)
     with crossbar.bounded_by(evaluation.thg):
         result = evaluation.record(**described("tolerance", cfg, folder, subject))
-        evaluation.save(folder, flagged(result, cfg, folder))
+        evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
 
 
