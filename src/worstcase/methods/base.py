@@ -20,7 +20,7 @@ from worstcase.checks import check_seed, number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.chip.noise import right_censored_gaussian
-from worstcase.objectives import Objective
+from worstcase.objectives import Objective, cross_entropy
 from worstcase.seeds import derived_seed, seeded
 from worstcase.task import Inputs, decisions, inputs_and_labels, tensors_in
 
@@ -119,6 +119,17 @@ class Method(L.LightningModule):
         with evaluating(self.crossbar):
             loss_p = self.cross_entropy(inputs, labels, adversary)
         return (1 - clean) * loss_p + clean * loss_c
+
+    def found_by_steps(self, box: Box, inputs: Inputs, labels: Tensor, *, steps: int, step: float) -> Perturbation:
+        """The perturbation in a box that some sign steps up the cross-entropy of the batch find, from zero.
+
+        A step is in units of the box's farther end, see `Box.reach`. The passes are made in eval mode.
+        """
+        found, size = box.zero(), box.scaled(step).reach
+        with evaluating(self.crossbar):
+            for _ in range(steps):
+                box.step_(found, self.gradient(cross_entropy, found, inputs, labels), size)
+        return found
 
     def training_box(self, factor: float, ramp: float) -> Box:
         """The crossbar's box times a factor that grows from 0 over the first share `ramp` of the training."""

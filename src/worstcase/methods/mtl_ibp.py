@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from worstcase.checks import number, whole
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.ibp import IBP
-from worstcase.objectives import cross_entropy
 from worstcase.task import Inputs
 
 
@@ -26,7 +25,7 @@ class MTLIBP(IBP):
         crossbar: the network with its th_g.
         share: of the worst loss that intervals leave possible, once it has grown, 0..1.
         steps: sign steps up the cross-entropy of the batch, from zero.
-        step: their size in units of the training box's half width.
+        step: their size in units of the training box's farther end.
         clean: share of the other loss as programmed, 0..1.
         factor, ramp, weight_clip: see `IBP`.
         options: see `Method`.
@@ -56,8 +55,5 @@ class MTLIBP(IBP):
 
     def other_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         box = self.training_box(self.factor, self.ramp)
-        adversary, size = box.zero(), box.scaled(self.step).half_width
-        with evaluating(self.crossbar):
-            for _ in range(self.steps):
-                box.step_(adversary, self.gradient(cross_entropy, adversary, inputs, labels), size)
+        adversary = self.found_by_steps(box, inputs, labels, steps=self.steps, step=self.step)
         return self.loss_at(adversary, inputs, labels, clean=self.clean)

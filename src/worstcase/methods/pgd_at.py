@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from worstcase.checks import number, whole
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method
-from worstcase.objectives import cross_entropy
 from worstcase.task import Inputs
 
 
@@ -55,8 +54,5 @@ class PGDAT(Method):
 
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         box = self.training_box(self.factor, self.ramp)
-        adversary, size = box.zero(), box.scaled(self.step).reach
-        with evaluating(self.crossbar):
-            for _ in range(self.steps):
-                box.step_(adversary, self.gradient(cross_entropy, adversary, inputs, labels), size)
+        adversary = self.found_by_steps(box, inputs, labels, steps=self.steps, step=self.step)
         return self.loss_at(adversary, inputs, labels, clean=self.clean)
