@@ -11,7 +11,7 @@ from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
 from worstcase.attacks.base import accuracy
 from worstcase.certificate import certify
 from worstcase.evaluation.sensitivity import importance
-from worstcase.methods import PGDAT, ATrice, Trice, UniversalAT, VariationAware
+from worstcase.methods import MTLIBP, PGDAT, ATrice, Trice, UniversalAT, VariationAware
 
 FALLING = Tolerance([0, 0.4, 1], [0, -0.1, -0.6], [0.3, 0.05, 0])
 """Small weights may only grow, large ones only shrink."""
@@ -79,6 +79,16 @@ def test_the_ensemble_finds_the_worst_vertex_of_tiny_networks(table, mapping, se
     net, batches = tiny(seed)
     crossbar = Crossbar(net, table.scaled(0.6), mapping=mapping)
     assert Ensemble()(crossbar, batches, progress=False).accuracy <= worst_vertex(crossbar, batches)
+
+
+@every_table
+@pytest.mark.parametrize("method", [PGDAT, MTLIBP])
+def test_one_whole_step_in_training_reaches_an_end(table, method):
+    torch.manual_seed(0)
+    module = method(Crossbar(nn.Linear(6, 3, bias=False), table), num_classes=3)
+    box, inputs, labels = module.crossbar.box, torch.randn(5, 6), torch.tensor([0, 1, 2, 0, 1])
+    found = module.found_by_steps(box, inputs, labels, steps=1, step=1.0)["weight"]
+    assert ((found == box.low["weight"]) | (found == box.high["weight"])).all()
 
 
 ONE_BY_ONE = [FLWC(), FLWC(update="epoch"), LWC(), LWC(project="end", lr=0.1), PGD()]
