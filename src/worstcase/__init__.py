@@ -4,7 +4,7 @@
 the `DeviceMapping` of real devices. `evaluate` searches for the worst chip, and the `Evaluation` that it returns
 says what was found and how far to trust it. `worstcase.attacks` has the attacks, `worstcase.methods` the training
 methods, `worstcase.data` and `worstcase.models` the paper's data sets and networks. `load_run` loads what a
-training left, and `results_frame` returns all records as a table.
+training left, `load` a published network, and `results_frame` returns all records as a table.
 """
 
 # Names are imported on first use, so that the parts that need no PyTorch start fast.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worstcase.evaluation.evaluation import evaluate as evaluate
     from worstcase.report.frame import results_frame as results_frame
     from worstcase.runs import load_run as load_run
+    from worstcase.zoo import load as load
 
 _MODULE_OF = {
     "Crossbar": "worstcase.chip.crossbar",
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "AttackResult": "worstcase.attacks",
     "Evaluation": "worstcase.evaluation.evaluation",
     "evaluate": "worstcase.evaluation.evaluation",
+    "load": "worstcase.zoo",
     "load_run": "worstcase.runs",
     "results_frame": "worstcase.report.frame",
     "tolerance": "worstcase.verify.search",
@@ -43,6 +45,7 @@ __all__ = [
     "Tolerance",
     "attacks",
     "evaluate",
+    "load",
     "load_run",
     "results_frame",
     "tolerance",
