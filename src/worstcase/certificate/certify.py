@@ -84,7 +84,9 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
             if bounds is None:
                 crossbar(images)  # which looks whether the network multiplies with its arrays as they are
                 bounds = METHODS[method](crossbar)
-            certified.append((bounds.margins(images, labels.long()) > 0).all(1).cpu())
+                bounds.margins(images[:1], labels[:1].long())  # which tells how wide the network is
+            for part in torch.arange(len(labels), device=labels.device).split(bounds.at_once):
+                certified.append((bounds.margins(images[part], labels[part].long()) > 0).all(1).cpu())
     if not certified:
         raise ValueError("the reference set has no samples")
     return Certificate(

@@ -32,6 +32,8 @@ from worstcase.certificate.tables import (
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 
+IN_CACHE = 2**20  # values of the widest layer that are bounded at a time: memory that is new at each layer is slow
+
 
 @dataclass(frozen=True, eq=False)
 class _Product:
@@ -63,6 +65,7 @@ class IntervalBounds(fx.Interpreter):
         check_in_place(traced)
         super().__init__(traced)
         self.extra_traceback = False
+        self._widest = 1  # values of one sample in a layer, so far
         self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
         leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
@@ -77,6 +80,11 @@ class IntervalBounds(fx.Interpreter):
         for name, weight in self._crossbar.weights().items():
             low, high = (weight + end[name] if name in end else weight for end in (box.low, box.high))
             self._values[id(self._crossbar.net.get_parameter(name))] = Interval(low, high)
+
+    @property
+    def at_once(self) -> int:
+        """How many samples are best bounded together, by what was bounded so far."""
+        return max(1, IN_CACHE // self._widest)
 
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
         """The least lead of the label's output over each other one on any chip: (N, classes).
@@ -102,7 +110,10 @@ class IntervalBounds(fx.Interpreter):
         try:
             y = super().run_node(n)
             is_last = all(user.op == "output" for user in n.users)
-            return y.bounds() if isinstance(y, _Product) and not is_last else y
+            y = y.bounds() if isinstance(y, _Product) and not is_last else y
+            if isinstance(y, Interval):
+                self._widest = max(self._widest, y.low.numel() // max(1, len(y.low)))
+            return y
         except Unsupported:
             raise
         except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
