@@ -14,7 +14,7 @@ from torch import Tensor, nn
 SIDE = 6
 ACTIVATIONS = [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.Tanh, nn.Hardtanh, nn.Softplus]
 ACTIVATIONS += [nn.Softsign, nn.LogSigmoid, nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.GELU, nn.SiLU, nn.Mish]
-FUNCTIONS: list[Callable[[Tensor], Any]] = [
+ACTIVATION_FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
     *[F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.tanh, F.hardtanh, F.softplus, F.softsign],
     *[F.logsigmoid, F.sigmoid, F.hardsigmoid, F.hardswish, F.gelu, F.silu, F.mish],
     *[torch.relu, torch.tanh, torch.sigmoid],
@@ -119,7 +119,7 @@ class Random:
 
     def activation(self, x: Tensor) -> nn.Module:
         if self.draw.random() < 0.4:
-            function = self.draw.choice(FUNCTIONS)
+            function = self.draw.choice(ACTIVATION_FUNCTIONS)
             return Applied(function.__name__, function)
         return self.draw.choice(ACTIVATIONS)()
 

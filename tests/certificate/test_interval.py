@@ -9,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import IMAGES, LARGE, NETWORKS, Skewed, check_no_chip_is_below, margins_of, of
+from random_networks import ACTIVATION_FUNCTIONS, ACTIVATIONS
 from torch import Tensor, nn
 
 from worstcase.attacks import FLWC
 from worstcase.attacks.base import accuracy, right_answers
 from worstcase.certificate import Unsupported, certify, largest_thgs
 from worstcase.certificate.interval import IntervalBounds
+from worstcase.certificate.products import Interval
+from worstcase.certificate.tables import FUNCTIONS, MODULES
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar, evaluating
 
@@ -39,6 +42,20 @@ def test_no_chip_is_below_the_bound_of_quantised_weights_and_outputs(name: str, 
     images = torch.randn(6, *shape)
     crossbar.calibrate([(images, images)])
     check_no_chip_is_below(crossbar, images, chips=20)
+
+
+@pytest.mark.parametrize("rules", [MODULES, FUNCTIONS], ids=["layers", "functions"])
+def test_an_activation_leaves_its_bounds_nowhere(rules: dict) -> None:
+    """At points of many intervals, close to each other, such as where GELU is lowest."""
+    torch.manual_seed(0)
+    low = 4 * torch.randn(400)
+    x = Interval(low, low + 3 * torch.rand(400))
+    within = x.low + torch.linspace(0, 1, 301)[:, None] * (x.high - x.low)
+    activations = [kind() for kind in ACTIVATIONS] if rules is MODULES else ACTIVATION_FUNCTIONS
+    for f in activations:
+        y, values = rules[type(f) if rules is MODULES else f](f, x), f(within.clamp(x.low, x.high))
+        assert ((y.low <= values) & (values <= y.high)).all(), f
+        assert (y.high - y.low <= values.amax(0) - values.amin(0) + 1e-3).all(), f  # and they are tight
 
 
 def test_what_is_not_programmed_does_not_deviate() -> None:
