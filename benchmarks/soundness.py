@@ -1,8 +1,9 @@
 """Tries to refute a certificate: many chips against the certified decisions of a trained network.
 
-Of 10,000 chips, nine in ten are drawn, half of them uniform and half of them corners of the box; the others are steps
-of PGD against one decision after another, those of the least margins first. Each chip answers all decisions that are
-looked at, in the network's own float32. The command ends with 1 if one fails, or if a margin is below its bound.
+Of 10,000 chips, nine in ten are drawn, half of them uniform and half of them corners of the box; the others are
+steps of PGD against one decision after another, those of the least margins first. Each chip answers all decisions
+that are looked at, in the network's own float32. The command ends with 1 if one fails, or if a margin is below its
+bound.
 
 python benchmarks/soundness.py FOLDER --decisions 1000    # of a training; those with the least margins; 0: all
 """
