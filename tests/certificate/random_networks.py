@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from networks import used
+from networks import Recurrent, used
 from torch import Tensor, nn
 
 SIDE = 6
@@ -103,6 +103,8 @@ class Random:
         draw, channels, dims = self.draw, x.shape[1], x.ndim - 2
         if dims == 0 or draw.random() < 0.1:
             return nn.Linear(x.shape[-1], draw.randint(2, 9), bias=draw.random() < 0.8)
+        if dims == 1 and draw.random() < 0.3:
+            return Recurrent(self.recurrent(x))
         groups = draw.choice([1, 1, channels])
         transposed = draw.random() < 0.25
         return getattr(nn, f"Conv{'Transpose' * transposed}{dims}d")(
@@ -116,6 +118,11 @@ class Random:
             bias=draw.random() < 0.8,
             padding_mode="zeros" if transposed else draw.choice(["zeros", "zeros", "reflect", "circular"]),
         )
+
+    def recurrent(self, x: Tensor) -> nn.RNNBase:
+        kind, size = self.draw.choice([nn.RNN, nn.LSTM, nn.GRU]), self.draw.randint(2, 5)
+        both = self.draw.random() < 0.3
+        return kind(x.shape[2], size, self.draw.randint(1, 2), batch_first=True, bidirectional=both)
 
     def activation(self, x: Tensor) -> nn.Module:
         if self.draw.random() < 0.4:

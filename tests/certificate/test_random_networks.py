@@ -10,6 +10,7 @@ from torch import nn
 
 from worstcase.certificate import Unsupported
 from worstcase.certificate.linear import LinearBounds
+from worstcase.certificate.recurrent import STEPS
 from worstcase.certificate.tables import BATCH_NORMS, LINEAR, MODULES, TRANSPOSED
 from worstcase.chip.crossbar import Crossbar
 
@@ -45,5 +46,5 @@ def test_no_chip_is_below_the_bound(first: int) -> None:
 
 def test_they_have_every_layer() -> None:
     seen = {type(layer) for seed in range(NETWORKS) for layer in Random(seed).network().modules()}
-    every = {*MODULES, *LINEAR, *TRANSPOSED, *BATCH_NORMS, nn.GroupNorm, nn.LayerNorm}
+    every = {*MODULES, *LINEAR, *TRANSPOSED, *BATCH_NORMS, *STEPS, nn.GroupNorm, nn.LayerNorm}
     assert every <= seen

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from worstcase.certificate.in_place import check_in_place, name_of
 from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
+from worstcase.certificate.recurrent import STEPS, recurrent
 from worstcase.certificate.rules import batch_norm, corners, monotone, normalised, of_type, scaled
 from worstcase.certificate.tables import (
     BATCH_NORMS,
@@ -152,6 +153,8 @@ class IntervalBounds(fx.Interpreter):
             y = scaled(y, module.weight, module.bias)
         elif kind is nn.Embedding and x.is_point and id(module.weight) not in self._values:
             y = Interval.of(module(x.low))
+        elif kind in STEPS:
+            y = recurrent(module, x, self._of)
         elif kind in MODULES and not (kind in DROPOUTS and module.training):
             y = MODULES[kind](_not_in_place(module), x)
         else:
