@@ -153,6 +153,8 @@ CHOICES = {
 def bounds(settings: Mapping[str, Any]) -> list[float]:
     """All th_g of a configuration, the smallest first; of tolerances the largest deviation of a device."""
     thg = settings.get("thg")
+    if isinstance(thg, dict) and "digest" in thg:
+        return [thg["largest"]]
     if isinstance(thg, dict):
         return [largest(from_plain(thg))]
     if isinstance(thg, list):
@@ -219,7 +221,9 @@ def _numbers(settings: Mapping[str, Any]) -> list[Any]:
         return bounds(settings)
     if not thg:
         raise ConfigError("thg={}: must be a number, or patterns of arrays' names with their own")
-    return [] if "conductance" in thg else [one for one in thg.values() if not isinstance(one, dict)]
+    if "conductance" in thg or "digest" in thg:
+        return []
+    return [one for one in thg.values() if not isinstance(one, dict)]
 
 
 def _check_search(settings: Mapping[str, Any]) -> None:
