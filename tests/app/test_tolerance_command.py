@@ -7,9 +7,10 @@ import torch
 from commands import run
 from safetensors.torch import load_file
 
-from worstcase import load_run
+from worstcase import attacks, load_run, load_tolerances
 from worstcase.attacks.base import accuracy
 from worstcase.evaluation.record import Record
+from worstcase.verify.cost import Programming
 
 
 def asked(trained, *words, at, **options):
@@ -28,6 +29,20 @@ def test_the_answer_is_left_shown_and_right(trained, tmp_path):
     assert pulses["broken"] > 2 and f"{pulses['broken']:.3g}" in shown and "breaks it" in shown
     assert answer["seconds"]["broken"] == pytest.approx(pulses["broken"] * answer["weights"] * 1e-6)
     assert (tmp_path / "answer" / "tolerance.png").stat().st_size > 10_000
+
+    assert set(answer["tolerances"]) == set(load_run(trained).crossbar.programmed())
+    assert 2 < pulses["weight"] <= 1.02 * pulses["array"] and f"{pulses['weight']:.3g}" in shown
+    by_weight = load_tolerances(tmp_path / "answer" / "tolerances_by_weight.safetensors")
+    for by, thg in (("array", answer["tolerances"]), ("weight", by_weight)):
+        said = answer["shared"][by]
+        crossbar = load_run(trained).crossbar
+        crossbar.thg = thg
+        spent = {n: torch.as_tensor(thg[n]).expand(w.shape).flatten() for n, w in crossbar.programmed().items()}
+        mean = Programming().pulses(torch.cat(list(spent.values()))).mean().item()
+        assert mean == pytest.approx(pulses[by], rel=1e-3) and pulses[by] < pulses["broken"]
+        data = list(load_run(trained).datamodule.test_dataloader())
+        found = attacks.FLWC()(crossbar, data, seed=said["seed"], progress=False)
+        assert found.accuracy == pytest.approx(said["accuracy"]) and said["accuracy"] >= target
 
     record = Record.load(tmp_path / "answer")
     assert record.kind == "evaluate" and "tolerance" in record.command

@@ -87,6 +87,7 @@ class ToleranceConfig(UnderTest):
 
     accuracy: float = MISSING
     precision: float = MISSING
+    share: bool = MISSING
     programming: Any = MISSING
 
 

@@ -18,6 +18,7 @@ from worstcase.app.start import start
 from worstcase.evaluation.record import Record, write_json
 
 ANSWER = "tolerance.json"
+BY_WEIGHT = "tolerances_by_weight.safetensors"
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="tolerance")
@@ -53,6 +54,8 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
         certificate=cfg["certificate"],
         programming=Programming(**programming),
         precision=cfg["precision"],
+        share=cfg["share"],
+        training=subject.datamodule.val_dataloader() if cfg["share"] else None,
         seed=cfg["seed"],
     )
     evaluation = Evaluation(
@@ -65,6 +68,8 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     )
     answer = found.plain()
     folder.mkdir(parents=True, exist_ok=True)
+    if by_weight := found.shared.get("weight"):
+        worstcase.save_tolerances(folder / BY_WEIGHT, by_weight.thg)
     write_json(folder / ANSWER, answer)
     answer_over_thg(answer).savefig(folder / "tolerance.png", dpi=150)
     with crossbar.bounded_by(evaluation.thg):
@@ -89,6 +94,14 @@ def print_answer(answer: dict[str, Any]) -> None:
         thg = answer[f"{end}_thg"]
         cells = ["-" if (value := answer[key][end]) is None else f"{value:.3g}" for key in costs.values()]
         table.add_row(words, f"{thg:.3g}" if thg else "none", *cells)
+    for by in answer["shared"]:
+        cells = ["-" if (value := answer[key][by]) is None else f"{value:.3g}" for key in costs.values()]
+        table.add_row(f"no attack breaks it: th_g of each {by}", "see below", *cells)
     Console().print(table)
+    if answer["tolerances"]:
+        each = ", ".join(f"{name} {thg:.3g}" for name, thg in answer["tolerances"].items())
+        print(f"th_g of each array: {each}")
+    if "weight" in answer["shared"]:
+        print(f"th_g of each weight: thg={BY_WEIGHT}, in the same folder")
     if answer["not_certified"]:
         print(f"nothing is proven: {answer['not_certified']}")

@@ -192,10 +192,15 @@ class Crossbar(nn.Module):
         return self._manners is not None and self._manners.depends_on_the_batch
 
     @contextmanager
-    def bounded_by(self, thg: float) -> Iterator[None]:
-        """Within the block the largest deviation is another: all tolerances are scaled by one factor."""
+    def bounded_by(self, thg: Said) -> Iterator[None]:
+        """Within the block another tolerance holds.
+
+        Args:
+            thg: a number is the largest deviation, to which all tolerances are scaled by one factor; anything else
+                takes their place.
+        """
         before = self._devices
-        if self.has_one_bound:
+        if self.has_one_bound or not isinstance(thg, int | float):
             self.thg = thg
         elif thg != self.thg:
             self._devices = self._devices.scaled_to(thg)
