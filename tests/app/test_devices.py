@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from commands import QUICK, run
+from commands import QUICK, run, shorten_ensembles
 from safetensors.torch import load_file
 
-from worstcase import Crossbar, DeviceMapping, Tolerance, load_run, save_tolerances
+from worstcase import Crossbar, DeviceMapping, Tolerance, load_run, load_tolerances, save_tolerances
 from worstcase.app import naming
 from worstcase.app.devices import in_numbers
 from worstcase.chip.tolerance_file import digest_of
@@ -189,6 +189,41 @@ def test_the_device_tool_shows_what_a_file_costs(in_a_file):
     pulses = Programming(sigma=0.1, weight_bits=4, device_bits=2).pulses(thg["fc1.weight"]).mean().item()
     assert line.split()[-1] == f"{pulses:.3g}"
     assert float(line.split()[3]) == pytest.approx(0.01, rel=0.02)
+
+
+# ---- pulses shared out
+
+
+def test_pulses_are_shared_out_before_an_attack(trained, tmp_path):
+    words = ["src.evaluate", f"run={trained}", "attack=flwc", "dataset.limit=100", "certificate=null"]
+    for share in ("same", "swim", "array"):
+        at = [f"share={share}", "pulses=4", f"hydra.run.dir={tmp_path / share}"]
+        run(*words, *at, before=(shorten_ensembles,))
+    same, swim, array = (Record.load(tmp_path / share) for share in ("same", "swim", "array"))
+    assert same.thg == pytest.approx(Programming().bound_of(4.0), rel=1e-4)
+    thg = load_tolerances(tmp_path / "swim" / "tolerances.safetensors")
+    pulses = Programming().pulses(torch.cat([one.flatten() for one in thg.values()])).mean().item()
+    assert pulses == pytest.approx(4, rel=1e-3) and swim.tolerance["digest"] == digest_of(thg)
+    assert set(array.tolerance) == set(thg) and array.thg == max(array.tolerance.values())
+    ids = [without_place(record.config) for record in (same, swim, array)]
+    assert ids[0]["share"] == "same" and len({json.dumps(one) for one in ids}) == 3
+    nothing = {**same.config, "pulses": None}
+    assert not {"pulses", "share", "programming"} & without_place(nothing).keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pulses=1"], "pulses=1.0: must be above 2, a weight"),
+        (["pulses=4", "share=best"], "share=best: must be same or random"),
+        (["pulses=4", "thg=[0.01,0.02]"], "with pulses= th_g follows from them"),
+        (["pulses=4", "mapping.pair=true"], "pulses cannot be shared out: only where each weight has a number"),
+    ],
+)
+def test_pulses_that_cannot_be_shared_out_are_one_line(words, said, trained, tmp_path):
+    words = ["src.evaluate", f"run={trained}", "attack=flwc", *words, f"hydra.run.dir={tmp_path / 'e'}"]
+    error = run(*words, fails=True).stderr
+    assert said in error.splitlines()[-1] and "Traceback" not in error
 
 
 # ---- what identifies a job

@@ -69,7 +69,7 @@ def test_the_network_must_have_the_accuracy_to_begin_with():
 def test_pulses_are_shared_out_where_it_is_asked_for():
     images = [[1.0, 0.1], [2.0, 0.2]]
     options = {"attack": EXACT, "precision": 0.02, "programming": Programming(sigma=1.0), "progress": False}
-    found = tolerance(*linear(images), 1.0, share=True, **options)
+    found = tolerance(*linear(images), 1.0, where=True, **options)
     pulses = found.pulses_per_weight()
     assert pulses["weight"] < 0.97 * pulses["broken"] and pulses["array"] <= 1.05 * pulses["broken"]
     assert set(found.plain()["tolerances"]) == {"weight"} and "each weight" in str(found)
@@ -77,7 +77,7 @@ def test_pulses_are_shared_out_where_it_is_asked_for():
     on_pairs = Crossbar(nn.Linear(2, 2, bias=False), 0.1, mapping=DeviceMapping(pair=True))
     with torch.no_grad():
         on_pairs.net.weight.copy_(torch.eye(2))
-    refused = tolerance(on_pairs, linear(images)[1], 1.0, share=True, **options)
+    refused = tolerance(on_pairs, linear(images)[1], 1.0, where=True, **options)
     assert "a digital sign" in refused.not_shared and not refused.shared
-    cheap = tolerance(*linear(images), 1.0, share=True, **options | {"programming": Programming(sigma=0.01)})
+    cheap = tolerance(*linear(images), 1.0, where=True, **options | {"programming": Programming(sigma=0.01)})
     assert cheap.not_shared.startswith("about one pulse a device is enough")

@@ -209,8 +209,10 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
     thgs = schema.bounds(settings)
-    ends = "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
-    return _among_evaluations(f"{choice.attack}-thg{ends}-{_digest(settings)}", settings, choice.dataset)
+    at = "thg" + "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
+    if settings["pulses"] is not None:
+        at = f"pulses{settings['pulses']:g}-{settings['share']}"
+    return _among_evaluations(f"{choice.attack}-{at}-{_digest(settings)}", settings, choice.dataset)
 
 
 def _tolerance_folder(*, _root_: DictConfig) -> str:

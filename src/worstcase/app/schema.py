@@ -76,6 +76,9 @@ class EvaluateConfig(UnderTest):
     chip: str | None = None
     chip_holds: str = MISSING
     chip_digest: str | None = None
+    pulses: float | None = None
+    share: str = MISSING
+    programming: Any = MISSING
     heldout: bool = False
     merge: bool = False
     diagnosis: str | None = MISSING
@@ -87,7 +90,7 @@ class ToleranceConfig(UnderTest):
 
     accuracy: float = MISSING
     precision: float = MISSING
-    share: bool = MISSING
+    where: bool = MISSING
     programming: Any = MISSING
 
 
@@ -148,6 +151,7 @@ CHOICES = {
     "diagnosis": ("short", "full"),
     "certificate": ("auto", "interval", "linear", "null"),
     "chip_holds": ("deviations", "weights"),
+    "share": ("same", "random", "first_and_last", "magnitude", "swim", "array", "weight"),
 }
 
 
@@ -205,6 +209,8 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_devices(settings)
     if "accuracy" in settings:
         _check_search(settings)
+    if settings.get("pulses") is not None and isinstance(settings["thg"], list):
+        raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming
 from worstcase.app.doors import CONF
-from worstcase.app.evaluate import described, flagged, under_test
+from worstcase.app.evaluate import described, flagged, programming, under_test
 from worstcase.app.job import run_job
 from worstcase.app.start import start
 from worstcase.evaluation.record import Record, write_json
@@ -39,23 +39,20 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     import worstcase
     from worstcase.evaluation.evaluation import Evaluation
     from worstcase.evaluation.flags import of_the_network, red_flags
-    from worstcase.verify.cost import Programming
     from worstcase.verify.figure import answer_over_thg
 
     subject = under_test(cfg)
     crossbar = subject.crossbar
-    programming = {**cfg["programming"]}
-    programming["weight_bits"] = programming["weight_bits"] or crossbar.weight_bits or 4
     found = worstcase.tolerance(
         crossbar,
         subject.datamodule.test_dataloader(),
         cfg["accuracy"],
         attack=subject.attack,
         certificate=cfg["certificate"],
-        programming=Programming(**programming),
+        programming=programming(cfg, crossbar),
         precision=cfg["precision"],
-        share=cfg["share"],
-        training=subject.datamodule.val_dataloader() if cfg["share"] else None,
+        where=cfg["where"],
+        training=subject.datamodule.val_dataloader() if cfg["where"] else None,
         seed=cfg["seed"],
     )
     evaluation = Evaluation(

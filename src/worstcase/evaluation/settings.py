@@ -17,6 +17,8 @@ DATA_FILES = ("file", "test", "train")
 """Settings that name a data set's files, where it has a digest of their content."""
 
 
+SHARED = ("pulses", "share", "programming")
+"""What th_g follows from where pulses are shared out."""
 NO_MAPPING = {"pair": False, "device_bits": None, "cut_off": False}
 """The settings of one device a weight, with a digital sign."""
 
@@ -40,6 +42,8 @@ def of_devices(config: Mapping[str, Any]) -> dict[str, Any]:
         said["arrays"] = config["arrays"]
     if config.get("mapping") not in (None, NO_MAPPING):
         said["mapping"] = config["mapping"]
+    if config.get("pulses") is not None:
+        said |= {key: config.get(key) for key in SHARED}
     return said
 
 
@@ -88,6 +92,8 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         places += ["run", "checkpoint"]
     if config.get("chip_digest"):
         places.append("chip")
+    if "share" in config:
+        places += SHARED
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if (config.get("method") or {}).get("verified") is False:
         kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}

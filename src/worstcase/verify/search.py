@@ -122,7 +122,7 @@ def tolerance(
     certificate: str | None = "interval",
     programming: Programming | None = None,
     precision: float = 0.05,
-    share: bool = False,
+    where: bool = False,
     training: Loader | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -142,7 +142,7 @@ def tolerance(
             or None.
         programming: what a th_g costs; None: that of the paper's example.
         precision: the relative width to which each end is found, above 0.
-        share: also share out pulses among arrays and among weights, see `worstcase.verify.sharing.cheapest`.
+        where: also share out pulses among arrays and among weights, see `worstcase.verify.sharing.cheapest`.
         training: the batches by which they are shared out; None: the reference set.
         seed: of what the attack draws.
         progress: see `worstcase.evaluate`.
@@ -196,7 +196,7 @@ def tolerance(
             why_not = f"not supported: {error}"
     programming = programming or Programming()
     shared: dict[str, Shared] = {}
-    not_shared = "it was not asked for" if not share else not_countable(crossbar)
+    not_shared = "it was not asked for" if not where else not_countable(crossbar)
     most = programming.pulses(broken / (1 + precision)).item() if broken else 0.0
     if not not_shared and most < (1 + precision) * programming.devices:
         not_shared = "about one pulse a device is enough for the same th_g everywhere"
