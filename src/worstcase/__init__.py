@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worstcase.evaluation.evaluation import evaluate as evaluate
     from worstcase.report.frame import results_frame as results_frame
     from worstcase.runs import load_run as load_run
+    from worstcase.verify.reprogram import reprogram as reprogram
     from worstcase.verify.search import tolerance as tolerance
 
 _MODULE_OF = {
@@ -37,6 +38,7 @@ _MODULE_OF = {
     "evaluate": "worstcase.evaluation.evaluation",
     "load_run": "worstcase.runs",
     "results_frame": "worstcase.report.frame",
+    "reprogram": "worstcase.verify.reprogram",
     "tolerance": "worstcase.verify.search",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "load_tolerances",
+    "reprogram",
     "results_frame",
     "save_tolerances",
     "tolerance",
