@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worstcase.attacks import Attack
     from worstcase.chip.crossbar import Crossbar
     from worstcase.data import ImageDataModule
+    from worstcase.verify.cost import Programming
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
@@ -41,6 +42,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     if cfg["merge"]:
         shares.merge(cfg, _siblings(cfg, folder), folder)
     subject = under_test(cfg)
+    if cfg["pulses"] is not None:
+        subject.crossbar.thg = _shared_out(cfg, subject)
     evaluation = worstcase.evaluate(
         subject.crossbar,
         subject.datamodule.test_dataloader(),
@@ -59,6 +62,22 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     result = evaluation.record(**described("evaluate", cfg, folder, subject), **chip)
     evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
+
+
+def _shared_out(cfg: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """Tolerances for so many pulses, which validation images tell: they never see the test set."""
+    from worstcase.verify.sharing import tightened
+
+    options = {"by": cfg["share"], "programming": programming(cfg, subject.crossbar), "seed": cfg["seed"]}
+    return tightened(subject.crossbar, list(subject.datamodule.val_dataloader()), cfg["pulses"], **options)
+
+
+def programming(cfg: dict[str, Any], crossbar: Crossbar) -> Programming:
+    """How weights are programmed, by conf/programming.yaml."""
+    from worstcase.verify.cost import Programming
+
+    said = {**cfg["programming"]}
+    return Programming(**{**said, "weight_bits": said["weight_bits"] or crossbar.weight_bits or 4})
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,9 @@ class EvaluateConfig(UnderTest):
     chip: str | None = None
     chip_holds: str = MISSING
     chip_digest: str | None = None
+    pulses: float | None = None
+    share: str = MISSING
+    programming: Any = MISSING
     heldout: bool = False
     merge: bool = False
     diagnosis: str | None = MISSING
@@ -87,6 +90,7 @@ class ToleranceConfig(UnderTest):
 
     accuracy: float = MISSING
     precision: float = MISSING
+    where: bool = MISSING
     programming: Any = MISSING
 
 
@@ -147,12 +151,15 @@ CHOICES = {
     "diagnosis": ("short", "full"),
     "certificate": ("auto", "interval", "linear", "null"),
     "chip_holds": ("deviations", "weights"),
+    "share": ("same", "random", "first_and_last", "magnitude", "swim", "array", "weight"),
 }
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:
     """All th_g of a configuration, the smallest first; of tolerances the largest deviation of a device."""
     thg = settings.get("thg")
+    if isinstance(thg, dict) and "digest" in thg:
+        return [thg["largest"]]
     if isinstance(thg, dict):
         return [largest(from_plain(thg))]
     if isinstance(thg, list):
@@ -202,6 +209,8 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_devices(settings)
     if "accuracy" in settings:
         _check_search(settings)
+    if settings.get("pulses") is not None and isinstance(settings["thg"], list):
+        raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
@@ -219,7 +228,9 @@ def _numbers(settings: Mapping[str, Any]) -> list[Any]:
         return bounds(settings)
     if not thg:
         raise ConfigError("thg={}: must be a number, or patterns of arrays' names with their own")
-    return [] if "conductance" in thg else [one for one in thg.values() if not isinstance(one, dict)]
+    if "conductance" in thg or "digest" in thg:
+        return []
+    return [one for one in thg.values() if not isinstance(one, dict)]
 
 
 def _check_search(settings: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
-from worstcase.chip.tolerance import plain
+from worstcase.chip.tolerance import NAME, has_weights, plain
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.flags import of_a_chip, of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
@@ -162,6 +162,7 @@ class Evaluation:
         """Leave the perturbations, the worst chip, the figures, and at last the record in a folder.
 
         The worst chip is a state dict, ``worst_chip.safetensors``; where no state dict holds it, the log says why.
+        Where weights have tolerances of their own, these are left too: ``tolerances.safetensors``.
 
         Args:
             folder: made if it is not there.
@@ -169,10 +170,14 @@ class Evaluation:
         """
         from safetensors.torch import save_file
 
+        from worstcase.chip.tolerance_file import save_tolerances
         from worstcase.evaluation.figures import evaluation_figures
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        with self.crossbar.bounded_by(self.thg):
+            if has_weights(tolerances := self.crossbar.tolerance):
+                save_tolerances(folder / NAME, tolerances)  # type: ignore[arg-type]
         record = record or self.record()
         for found, file in zip(self.attacks, self._files(), strict=True):
             save_file({key: d.contiguous() for key, d in found.perturbation.items()}, folder / file)
