@@ -52,6 +52,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         heldout=cfg["heldout"],
         diagnosis=cfg["diagnosis"],
         certificate=cfg["certificate"],
+        search_dtype=cfg["search_dtype"],
         up_to=True,
         seed=cfg["seed"],
         folder=folder,

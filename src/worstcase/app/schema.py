@@ -81,6 +81,7 @@ class EvaluateConfig(UnderTest):
     heldout: bool = False
     merge: bool = False
     diagnosis: str | None = MISSING
+    search_dtype: str | None = None
 
 
 @dataclass
@@ -149,6 +150,7 @@ CHOICES = {
     "diagnosis": ("short", "full"),
     "certificate": ("auto", "interval", "linear", "null"),
     "chip_holds": ("deviations", "weights"),
+    "search_dtype": ("bfloat16", "null"),
 }
 
 

@@ -69,6 +69,8 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         places += ["run", "checkpoint"]
     if config.get("chip_digest"):
         places.append("chip")
+    if config.get("search_dtype") is None:
+        places.append("search_dtype")
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if (config.get("method") or {}).get("verified") is False:
         kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}
