@@ -16,6 +16,7 @@ from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
 from worstcase.app.start import start
+from worstcase.app.threads import use_threads
 from worstcase.evaluation.record import Record, finished_runs
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         heldout=cfg["heldout"],
         diagnosis=cfg["diagnosis"],
         certificate=cfg["certificate"],
+        search_dtype=cfg["search_dtype"],
         up_to=True,
         seed=cfg["seed"],
         folder=folder,
@@ -108,6 +110,7 @@ def under_test(cfg: dict[str, Any]) -> Subject:
     datamodule = instantiated(cfg, "dataset") if chosen else dataset(cfg["dataset"])
     datamodule.prepare_data()
     check_fit(crossbar, datamodule)
+    use_threads(cfg, crossbar, datamodule)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         try:
             crossbar.calibrate(datamodule.val_dataloader())  # of the training data

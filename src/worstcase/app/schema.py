@@ -29,6 +29,7 @@ class TrainConfig:
     exclude: list[str] = MISSING
     arrays: list[str] = MISSING
     seed: int = MISSING
+    threads: Any = MISSING
     data_dir: str = MISSING
     net: str | None = None
     init_from: str | None = None
@@ -62,6 +63,7 @@ class UnderTest:
     exclude: list[str] | None = None
     arrays: list[str] | None = None
     seed: int | None = None
+    threads: Any = MISSING
     data_dir: str | None = None
     certificate: str | None = MISSING
     model: Any = MISSING
@@ -82,6 +84,7 @@ class EvaluateConfig(UnderTest):
     heldout: bool = False
     merge: bool = False
     diagnosis: str | None = MISSING
+    search_dtype: str | None = None
 
 
 @dataclass
@@ -152,6 +155,7 @@ CHOICES = {
     "certificate": ("auto", "interval", "linear", "null"),
     "chip_holds": ("deviations", "weights"),
     "share": ("same", "random", "first_and_last", "magnitude", "swim", "array", "weight"),
+    "search_dtype": ("bfloat16", "null"),
 }
 
 
@@ -204,8 +208,11 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"seed={seed}: must be 0 to 4294967295")
     for key, least in COUNTS.items():
         value = flat.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and not _is_whole(value, least):
             raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
+    threads = settings.get("threads", "auto")
+    if threads != "auto" and not _is_whole(threads, 1):
+        raise ConfigError(f"threads={threads}: must be auto, or a whole number, 1 or more")
     _check_devices(settings)
     if "accuracy" in settings:
         _check_search(settings)
@@ -269,6 +276,10 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     every = trainer.get("check_val_every_n_epoch")
     if every is not None and not (_is_number(every) and 1 <= every <= epochs):
         raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: Any) -> bool:

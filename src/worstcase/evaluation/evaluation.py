@@ -247,6 +247,7 @@ def evaluate(
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
+    search_dtype: str | None = None,
 ) -> Evaluation:
     """Find how low the accuracy of a network can be on a chip that passed write-verify, from both sides.
 
@@ -275,6 +276,8 @@ def evaluate(
         seed: of what attacks draw.
         folder: where an attack that can be resumed keeps its state.
         progress: a bar on a terminal and in a notebook, a line now and then elsewhere.
+        search_dtype: ``bfloat16``, in which attacks then follow gradients; see `worstcase.attacks.Attack`.
+            Accuracies are counted, and proofs made, in the network's own.
 
     Raises:
         ValueError: a setting, the reference set, the network or the chip cannot be right; see the attacks.
@@ -305,15 +308,16 @@ def evaluate(
         with crossbar.bounded_by(bounds[-1]):
             read = measure(crossbar, loader, chip, chip_holds)
     found: list[AttackResult] = []
+    options: dict[str, Any] = {"seed": seed, "progress": progress, "search_dtype": search_dtype}
     for number, attack in enumerate(attacks, 1):
         state = folder / f"{number}-{attack.name}" if folder and len(attacks) > 1 else folder
         start = None
         for thg in bounds:
             with crossbar.bounded_by(thg):
                 place = state / f"thg{thg:g}" if state and len(bounds) > 1 else state
-                one = attack(crossbar, loader, start=start, seed=seed, folder=place, progress=progress)
+                one = attack(crossbar, loader, start=start, folder=place, **options)
                 if heldout:
-                    halves = attack_one_half(attack, crossbar, loader, seed=seed, progress=progress)
+                    halves = attack_one_half(attack, crossbar, loader, **options)
                     one.attacked_half_accuracy, one.heldout_accuracy = halves
             found.append(one)
             start = one.perturbation

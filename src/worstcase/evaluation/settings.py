@@ -73,7 +73,7 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
 
 
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that identifies a job: without the folders of its data and its run.
+    """The configuration that identifies a job: without its threads, and the folders of its data and its run.
 
     Data sets that only their folder identifies keep it. Digests identify the weights of an evaluation, a chip that
     was read back, and data in files. Devices of which nothing is said are left out: a job is the same as before
@@ -87,13 +87,15 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     dataset = config.get("dataset") or {}
     place: tuple[str, ...] = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
     place += DATA_FILES if dataset.get("digest") else ()
-    places = ["data_dir", "arrays", "mapping", "sigmas"]  # sigmas are in the table of thg
+    places = ["data_dir", "threads", "arrays", "mapping", "sigmas"]  # sigmas are in the table of thg
     if config.get("weights"):
         places += ["run", "checkpoint"]
     if config.get("chip_digest"):
         places.append("chip")
     if "share" in config:
         places += SHARED
+    if config.get("search_dtype") is None:
+        places.append("search_dtype")
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if (config.get("method") or {}).get("verified") is False:
         kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}
