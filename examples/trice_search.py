@@ -17,8 +17,7 @@ import torch
 
 from worstcase import load_run
 from worstcase.chip.noise import gaussian
-from worstcase.evaluation.record import finished_runs
-from worstcase.runs import CHECKPOINT
+from worstcase.evaluation.record import CHECKPOINT, finished_runs
 from worstcase.seeds import seeded
 
 

@@ -4,7 +4,7 @@
 the `DeviceMapping` of real devices. `evaluate` searches for the worst chip, and the `Evaluation` that it returns
 says what was found and how far to trust it. `worstcase.attacks` has the attacks, `worstcase.methods` the training
 methods, `worstcase.data` and `worstcase.models` the paper's data sets and networks. `load_run` loads what a
-training left, and `results_frame` returns all records as a table.
+training left, `load` a published network, and `results_frame` returns all records as a table.
 """
 
 # Names are imported on first use, so that the parts that need no PyTorch start fast.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from worstcase.runs import load_run as load_run
     from worstcase.verify.reprogram import reprogram as reprogram
     from worstcase.verify.search import tolerance as tolerance
+    from worstcase.zoo import load as load
 
 _MODULE_OF = {
     "Crossbar": "worstcase.chip.crossbar",
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "AttackResult": "worstcase.attacks",
     "Evaluation": "worstcase.evaluation.evaluation",
     "evaluate": "worstcase.evaluation.evaluation",
+    "load": "worstcase.zoo",
     "load_run": "worstcase.runs",
     "results_frame": "worstcase.report.frame",
     "reprogram": "worstcase.verify.reprogram",
@@ -50,6 +52,7 @@ __all__ = [
     "Tolerance",
     "attacks",
     "evaluate",
+    "load",
     "load_run",
     "load_tolerances",
     "reprogram",

@@ -107,7 +107,8 @@ def _prefixes(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[
 
 def _ranges(content: dict[str, Any]) -> Any:
     state = content.get("state_dict")
-    return (state if isinstance(state, dict) else content).get("crossbar.outputs.ranges")
+    state = state if isinstance(state, dict) else content
+    return state.get("crossbar.outputs.ranges", state.get("outputs.ranges"))  # of a method, of a crossbar
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

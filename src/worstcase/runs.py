@@ -20,7 +20,7 @@ from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.substitution import run
 from worstcase.chip.tolerance import from_plain
 from worstcase.data import ImageDataModule, OwnDataModule
-from worstcase.evaluation.record import CHECKPOINT, Record
+from worstcase.evaluation.record import Record, weights_of
 from worstcase.evaluation.settings import OWN_DATA, with_tolerances_in, without_download
 from worstcase.task import check, decisions, inputs_and_labels, of_each, taken, tensors_in
 
@@ -35,7 +35,12 @@ class Run:
 
 
 def load_run(
-    folder: str | Path, *, checkpoint: str | Path | None = None, net: str | None = None, of: str | None = None
+    folder: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    net: str | None = None,
+    of: str | None = None,
+    data_dir: str | Path | None = None,
 ) -> Run:
     """Load what a finished run trained.
 
@@ -46,6 +51,7 @@ def load_run(
         checkpoint: weights to use instead of the run's best.
         net: ``module:callable`` of the network, needed if the run used a custom one; see `user_net`.
         of: ``module:callable`` of the data, needed if the run used ``dataset=own``.
+        data_dir: the folder of its data set now; None: where it was.
 
     Raises:
         FileNotFoundError: no run finished there, or the checkpoint or its file of tolerances is missing.
@@ -56,11 +62,14 @@ def load_run(
     folder = Path(folder)
     record = Record.load_training(folder)
     crossbar = make_crossbar(network(record.config, net), with_tolerances_in(folder, record.config))
-    file = Path(checkpoint) if checkpoint else folder / CHECKPOINT
+    file = Path(checkpoint) if checkpoint else weights_of(folder)
     load_weights(crossbar, file)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         raise ValueError(f"the checkpoint {file} holds no ranges of this network's outputs")
-    return Run(crossbar.eval(), dataset(record.config["dataset"], of), record)
+    data = record.config["dataset"]
+    if data_dir is not None and "data_dir" in data:
+        data = {**data, "data_dir": str(data_dir)}
+    return Run(crossbar.eval(), dataset(data, of), record)
 
 
 def network(config: Mapping[str, Any], own: str | None = None) -> nn.Module:

@@ -17,7 +17,7 @@ from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
-from worstcase.evaluation.record import Record, finished_runs
+from worstcase.evaluation.record import Record, finished_runs, weights_of
 
 if TYPE_CHECKING:
     from worstcase.attacks import Attack
@@ -98,12 +98,12 @@ def under_test(cfg: dict[str, Any]) -> Subject:
     import torch
 
     from worstcase.checkpoints import load_weights
-    from worstcase.runs import CHECKPOINT, check_fit, dataset, make_crossbar, network
+    from worstcase.runs import check_fit, dataset, make_crossbar, network
 
     trained = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
     said = {**cfg, "thg": schema.bounds(cfg)[-1]} if isinstance(cfg["thg"], list) else cfg
     crossbar = make_crossbar(network(trained.config if trained else {}, cfg["net"]), said)
-    load_weights(crossbar, Path(cfg["checkpoint"] or Path(cfg["run"], CHECKPOINT)))
+    load_weights(crossbar, Path(cfg["checkpoint"] or weights_of(Path(cfg["run"]))))
     crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
     chosen = HydraConfig.get().runtime.choices.get("dataset")
     # Hydra builds nothing that comes from a record

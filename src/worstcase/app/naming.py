@@ -17,7 +17,7 @@ from worstcase.app.devices import in_numbers
 from worstcase.app.doors import door
 from worstcase.app.state import Begun
 from worstcase.digests import digest_of_files
-from worstcase.evaluation.record import CHECKPOINT, Record, finished_runs
+from worstcase.evaluation.record import Record, finished_runs, weights_of
 from worstcase.evaluation.settings import (
     DATA_FILES,
     NO_MAPPING,
@@ -103,7 +103,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
         settings["dataset"] = {k: v for k, v in _identified(settings["dataset"]).items() if v is not None}
     else:
         settings["dataset"] = _of_run(trained["dataset"], dataset, settings["data_dir"])
-    settings["weights"] = digest_of_files([Path(cfg.checkpoint or Path(cfg.run, CHECKPOINT))])
+    settings["weights"] = digest_of_files([Path(cfg.checkpoint or weights_of(Path(cfg.run)))])
     if cfg.get("chip"):
         settings["chip_digest"] = digest_of_files([Path(cfg.chip)])
         if settings["chip_digest"] is None:

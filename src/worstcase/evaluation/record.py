@@ -35,6 +35,8 @@ from worstcase.found import CHECKED, Count, Found, Name, Number, Positive, Seed,
 SCHEMA_VERSION = 1
 RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
+WEIGHTS = "weights.safetensors"
+"""What a published run holds in place of the checkpoint: the state dict of its crossbar."""
 LAST = Path("checkpoints", "last.ckpt")
 """Checkpoint of the newest epoch, from which a killed run resumes."""
 
@@ -55,6 +57,12 @@ def git_commit() -> str | None:
         return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of the weights that a training run kept."""
+    published = folder / WEIGHTS
+    return published if published.is_file() else folder / CHECKPOINT
 
 
 @dataclass(kw_only=True)

@@ -37,6 +37,7 @@ COLUMNS = {
     "heldout_accuracy": "accuracy on the half that a separate attack did not see; missing if not measured",
     "reference": "split that was attacked and scored",
     "samples": "number of samples in the reference set",
+    "weights_perturbed": "number of weights in devices",
     "passes": "passes (one forward or one backward over the reference set) of the attack",
     "seconds": "time of the attack",
     "train_seconds": "time of the training",
@@ -59,6 +60,7 @@ SETTINGS = ["network_settings", "method_settings", "reference_settings", "attack
 
 _FLOATS = [name for name in COLUMNS if name.endswith(("accuracy", "thg", "seconds"))] + ["passes"]
 _INTEGERS = ["seed", "attack_seed", "weight_bits", "activation_bits", "samples", "epochs", "flags"]
+_INTEGERS += ["weights_perturbed"]
 _LARGEST = 2**63 - 1  # that a column can hold; a foreign record may have a larger number
 
 
@@ -104,6 +106,7 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
         "clean_accuracy": record.clean_accuracy,
         "reference": record.reference,
         "samples": record.samples,
+        "weights_perturbed": record.parameters_perturbed,
         "train_seconds": training.train_seconds if training else None,
         "epochs": training.epochs if training else record.epochs,
         "flags": len(record.flags),

@@ -1,0 +1,200 @@
+"""Published networks: python -m worstcase.zoo.
+
+A network of the zoo is the folder of a training run without what only the training needed: the record, the weights
+that were kept, and the worst chips that its attacks found, so that every number can be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worstcase.evaluation.record import WEIGHTS, Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from worstcase.runs import Run
+
+PACKAGE = Path(__file__).parent
+ZOO = next((place for place in (PACKAGE / "networks", PACKAGE.parents[1] / "zoo") if place.is_dir()), Path("zoo"))
+"""The folder of the networks: of the installed package, or of the repository."""
+JUDGE = "ensemble"
+"""The attack whose accuracies are compared."""
+
+
+def names() -> list[str]:
+    """The networks that `load` knows.
+
+    Example:
+        >>> "lenet-mnist5k-universal_at-0.03" in names()
+        True
+    """
+    return sorted(file.parent.name for file in ZOO.glob(f"*/{WEIGHTS}"))
+
+
+def load(name: str, *, data_dir: str | Path | None = None) -> Run:
+    """Load a published network with its th_g, its data and its record.
+
+    Args:
+        name: one of `names`: the network, its data, the training method, th_g.
+        data_dir: the folder of its data set; None: ``data``.
+
+    Raises:
+        ValueError: there is no such network.
+
+    Example:
+        >>> run = load("lenet-mnist5k-universal_at-0.03")
+        >>> run.crossbar.thg, run.record.method
+        (0.03, 'universal_at')
+    """
+    from worstcase.runs import load_run
+
+    if name not in names():
+        raise ValueError(f"no network {name!r} in the zoo; it has {', '.join(names())}")
+    return load_run(ZOO / name, data_dir=data_dir)
+
+
+def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
+    """Add a training run to the zoo.
+
+    Args:
+        run: its folder.
+        name: of the network in the zoo.
+        zoo: the folder of the networks.
+
+    Returns:
+        The folder of the network.
+
+    Raises:
+        FileExistsError: the zoo has a network of that name.
+        FileNotFoundError: no training finished there, or a file of it is missing.
+        ValueError: the run was not attacked by the ensemble, or its network is the user's own.
+    """
+    from safetensors.torch import save_file
+
+    from worstcase.runs import load_run
+
+    record = Record.load_training(run)
+    if all(found.attack != JUDGE for found in record.attacks):
+        raise ValueError(f"{run} was not attacked by the ensemble; train it with attack@test_attack={JUDGE}")
+    folder = zoo / name
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another name, or delete it")
+    weights = {key: t.contiguous() for key, t in load_run(run).crossbar.state_dict().items()}
+    folder.mkdir(parents=True)
+    save_file(weights, folder / WEIGHTS)
+    for chip in {found.perturbation for found in record.attacks}:
+        shutil.copy(run / chip, folder / chip)
+    for place in (record.config, record.config["dataset"]):
+        if "data_dir" in place:
+            place["data_dir"] = "data"  # not a folder of the machine that it was trained on
+    record.save(folder)
+    return folder
+
+
+def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> str:
+    """Markdown: a table for each network, data set and th_g, the best method first, means over the seeds.
+
+    Args:
+        folders: searched for records.
+        seen_from: the folder of the page; links to the records are relative to it. None: there are no links.
+    """
+    from worstcase.report.frame import SETTINGS, results_frame
+
+    frame = results_frame(folders)
+    frame = frame[(frame["attack"] == JUDGE) & frame["as_trained"].fillna(False)]
+    same = ["dataset", "network", "weights_perturbed", "weight_bits", "samples", "thg"]
+    parts = []
+    for key, rows in frame.groupby(same, dropna=False, sort=True):
+        trained = [_row(runs, seen_from) for _, runs in rows.groupby(["method", *SETTINGS], dropna=False)]
+        trained.sort(key=lambda row: -row[0])
+        parts.append(_heading(*key) + HEAD + "".join(text for _, text in trained))
+    return "\n".join(parts)
+
+
+HEAD = """
+| method | epochs | seeds | clean | proven | attacked | commit | networks |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def _heading(dataset: str, network: str, weights: int, bits: int | None, samples: int, thg: float) -> str:
+    import pandas as pd
+
+    of_bits = "float" if pd.isna(bits) else f"{bits} bits"
+    return f"## {network} on {dataset}, th_g {thg:g}\n\n{weights:,} weights, {of_bits}; {samples:,} test images.\n"
+
+
+def _row(runs: pd.DataFrame, seen_from: Path | None) -> tuple[float, str]:
+    """A row of the table, and what it is sorted by."""
+    runs = runs.sort_values("seed")
+    first = runs.iloc[0]
+    cells = [
+        f"`{first['method']}`",
+        str(first["epochs"]),
+        str(len(runs)),
+        *(_percent(runs[name]) for name in ("clean_accuracy", "certified_accuracy", "attacked_accuracy")),
+        (first["commit"] or "")[:7],
+        ", ".join(_link(Path(folder), seen_from) for folder in runs["folder"]),
+    ]
+    return float(runs["attacked_accuracy"].mean()), f"| {' | '.join(cells)} |\n"
+
+
+def _percent(shares: pd.Series) -> str:
+    """The mean, and over several seeds the standard deviation."""
+    if shares.isna().any():
+        return "-"
+    spread = f" ± {100 * shares.std():.2f}" if len(shares) > 1 else ""
+    return f"{100 * shares.mean():.2f}{spread}"
+
+
+def _link(folder: Path, seen_from: Path | None) -> str:
+    if seen_from is None:
+        return folder.name
+    where = os.path.relpath(folder, seen_from)
+    return f"[{folder.name}]({Path(where).as_posix()})"
+
+
+PAGE = """# Leaderboard
+
+How well networks hold: those of [zoo/](../zoo), attacked by `attack=ensemble` on the whole test set. Percent, mean
+± standard deviation over the seeds of the training. No chip within th_g is below *proven* (see
+[certificate](certificate.md)), and *attacked* is the lowest that was found: the worst chip is between the two.
+
+To load one, and to attack it again with another seed:
+
+    run = worstcase.load("lenet-mnist5k-universal_at-0.03")
+    python -m src.evaluate run=zoo/lenet-mnist5k-universal_at-0.03 seed=1
+
+**Your network in this table.** Train it with `python -m src.train suite=single attack@test_attack=ensemble`.
+`python -m worstcase.zoo FOLDER NAME` then adds the run to zoo/ and writes this page anew; send both as a pull
+request. We load the weights and attack them with a fresh seed. `python -m worstcase.zoo` writes the page alone.
+
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m worstcase.zoo", description="Publish a network in zoo/.")
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a training run; none: write the page alone")
+    parser.add_argument("name", nargs="?", help="of the network in the zoo, such as lenet-mnist-universal_at-0.03")
+    parser.add_argument("--page", type=Path, default=Path("docs/leaderboard.md"), help="(docs/leaderboard.md)")
+    given = parser.parse_args()
+    if given.run and not given.name:
+        parser.error("a run needs a name: python -m worstcase.zoo FOLDER NAME")
+    try:
+        if given.run:
+            print(publish(given.run, given.name))
+        given.page.write_text(PAGE + leaderboard([Path("zoo")], seen_from=given.page.parent))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(given.page)
+
+
+if __name__ == "__main__":
+    main()
