@@ -18,22 +18,29 @@ if TYPE_CHECKING:
     from worstcase.chip.crossbar import Crossbar as Crossbar
     from worstcase.chip.mapping import DeviceMapping as DeviceMapping
     from worstcase.chip.tolerance import Tolerance as Tolerance
+    from worstcase.chip.tolerance_file import load_tolerances as load_tolerances
+    from worstcase.chip.tolerance_file import save_tolerances as save_tolerances
     from worstcase.evaluation.evaluation import Evaluation as Evaluation
     from worstcase.evaluation.evaluation import evaluate as evaluate
     from worstcase.report.frame import results_frame as results_frame
     from worstcase.runs import load_run as load_run
+    from worstcase.verify.reprogram import reprogram as reprogram
+    from worstcase.verify.search import tolerance as tolerance
     from worstcase.zoo import load as load
 
 _MODULE_OF = {
     "Crossbar": "worstcase.chip.crossbar",
     "DeviceMapping": "worstcase.chip.mapping",
     "Tolerance": "worstcase.chip.tolerance",
+    "load_tolerances": "worstcase.chip.tolerance_file",
+    "save_tolerances": "worstcase.chip.tolerance_file",
     "AttackResult": "worstcase.attacks",
     "Evaluation": "worstcase.evaluation.evaluation",
     "evaluate": "worstcase.evaluation.evaluation",
     "load": "worstcase.zoo",
     "load_run": "worstcase.runs",
     "results_frame": "worstcase.report.frame",
+    "reprogram": "worstcase.verify.reprogram",
     "tolerance": "worstcase.verify.search",
 }
 
@@ -47,7 +54,10 @@ __all__ = [
     "evaluate",
     "load",
     "load_run",
+    "load_tolerances",
+    "reprogram",
     "results_frame",
+    "save_tolerances",
     "tolerance",
 ]
 

@@ -12,7 +12,9 @@ import torch
 from worstcase.checks import check_seed
 from worstcase.chip.presets import PRESETS, preset
 from worstcase.chip.tolerance import SIGMAS, Tolerance
+from worstcase.chip.tolerance_file import load_tolerances
 from worstcase.chip.write_verify import device_weights, perturbation_bound, write_verify
+from worstcase.verify.cost import Programming
 
 
 def main() -> None:
@@ -32,7 +34,8 @@ def main() -> None:
         "--table",
         nargs="*",
         metavar="NAME",
-        help=f"show tolerances by conductance instead: CSV files, and presets ({', '.join(PRESETS)}; all)",
+        help=f"show tolerances instead: by conductance, CSV files and presets ({', '.join(PRESETS)}; all); of "
+        "weights, .safetensors files",
     )
     parser.add_argument(
         "--sigmas", type=float, help=f"standard deviations at which write-verify stops ({SIGMAS:g})"
@@ -41,7 +44,10 @@ def main() -> None:
     try:
         if arguments.table is not None:
             for name in arguments.table or PRESETS:
-                _show_table(name, arguments.sigmas)
+                if name.endswith(".safetensors"):
+                    _show_weights(name, arguments)
+                else:
+                    _show_table(name, arguments.sigmas)
             return
         check_seed("seed", arguments.seed)
         cells = [(m, k, len(device_weights(m, k))) for m in arguments.weight_bits for k in arguments.device_bits]
@@ -60,6 +66,27 @@ def main() -> None:
         levels, pulses = bounds[m, k] * (2**m - 1), devices * done.mean_pulses
         print(f"{m:12}{k:13}{devices:9}{levels:16.4g}{bounds[m, k]:19.4g}{pulses:15.3g}")
     print(f"{done.failed:,} of {done.verified.numel():,} devices did not verify in {arguments.max_pulses} pulses")
+
+
+def _show_weights(name: str, arguments: argparse.Namespace) -> None:
+    """th_g of each array in a file, and the pulses that a weight takes on average."""
+    tolerances = {array: torch.as_tensor(one) for array, one in load_tolerances(name).items()}
+    ways = [
+        Programming(sigma=arguments.sigma, weight_bits=m, device_bits=k)
+        for m in arguments.weight_bits
+        for k in arguments.device_bits
+    ]
+    width = max(map(len, tolerances))
+    heads = [f"{way.weight_bits}/{way.device_bits}" for way in ways]
+    print(f"{name}\nsigma = {arguments.sigma:g} levels of a device after one pulse")
+    print(f"{'':{width + 16}}thg of full scale        pulses/weight, by bits/weight and bits/device")
+    head = ("weights", "least", "mean", "largest", *heads)
+    print(f"{'array':{width}}" + "".join(f"{one:>10}" for one in head))
+    for array, thg in tolerances.items():
+        weights = f"{thg.numel():,}" if thg.ndim else "all"
+        ends = "".join(f"{x.item():10.3g}" for x in (thg.amin(), thg.double().mean(), thg.amax()))
+        pulses = "".join(f"{way.pulses(thg).mean().item():10.3g}" for way in ways)
+        print(f"{array:{width}}{weights:>10}{ends}{pulses}")
 
 
 def _show_table(name: str, sigmas: float | None) -> None:

@@ -21,7 +21,7 @@ from worstcase.chip.substitution import run
 from worstcase.chip.tolerance import from_plain
 from worstcase.data import ImageDataModule, OwnDataModule
 from worstcase.evaluation.record import Record, weights_of
-from worstcase.evaluation.settings import OWN_DATA, without_download
+from worstcase.evaluation.settings import OWN_DATA, with_tolerances_in, without_download
 from worstcase.task import check, decisions, inputs_and_labels, of_each, taken, tensors_in
 
 
@@ -54,14 +54,14 @@ def load_run(
         data_dir: the folder of its data set now; None: where it was.
 
     Raises:
-        FileNotFoundError: no run finished there, or the checkpoint is missing.
+        FileNotFoundError: no run finished there, or the checkpoint or its file of tolerances is missing.
         ValueError: the folder does not hold a training run; its network or data are custom and `net` or `of` is
             not given; its network or data set cannot be built; or the checkpoint cannot be read or belongs to
             another network.
     """
     folder = Path(folder)
     record = Record.load_training(folder)
-    crossbar = make_crossbar(network(record.config, net), record.config)
+    crossbar = make_crossbar(network(record.config, net), with_tolerances_in(folder, record.config))
     file = Path(checkpoint) if checkpoint else weights_of(folder)
     load_weights(crossbar, file)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():

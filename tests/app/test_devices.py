@@ -5,14 +5,17 @@ import shutil
 
 import pytest
 import torch
-from commands import QUICK, run
+from commands import QUICK, run, shorten_ensembles
 from safetensors.torch import load_file
 
-from worstcase import DeviceMapping, Tolerance, load_run
+from worstcase import Crossbar, DeviceMapping, Tolerance, load_run, load_tolerances, save_tolerances
 from worstcase.app import naming
 from worstcase.app.devices import in_numbers
+from worstcase.chip.tolerance_file import digest_of
 from worstcase.evaluation.record import Record
 from worstcase.evaluation.settings import NO_MAPPING, of_devices, without_place
+from worstcase.models import LeNet
+from worstcase.verify.cost import Programming
 
 TABLE = "# full_scale_uS = 25\nconductance_uS,sigma_uS\n0,0.1\n25,0.4\n"
 
@@ -98,6 +101,129 @@ def test_a_record_with_a_table_that_cannot_be_is_refused(elsewhere, tmp_path):
     (broken / "results.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"lower\[1\]=1.*: must be -1\.\.0"):
         load_run(broken)
+
+
+# ---- a file with th_g of each weight
+
+
+@pytest.fixture(scope="module")
+def in_a_file(tmp_path_factory):
+    """A training with th_g of each weight, moved to where its file is not, and the tolerances."""
+    folder = tmp_path_factory.mktemp("file")
+    torch.manual_seed(0)
+    thg = {name: 0.02 * torch.rand(w.shape) for name, w in Crossbar(LeNet(), 0.1).programmed().items()}
+    save_tolerances(folder / "own.safetensors", thg)
+    words = [f"thg={folder / 'own.safetensors'}", "method=universal_at", f"hydra.run.dir={folder / 'run'}"]
+    run("src.train", *QUICK, *words)
+    moved = shutil.move(folder / "run", tmp_path_factory.mktemp("elsewhere") / "run")
+    return moved, folder / "own.safetensors", thg
+
+
+def test_a_run_of_each_weights_th_g_is_loaded_and_attacked_again_without_its_file(in_a_file, tmp_path):
+    trained, _, thg = in_a_file
+    record, crossbar = Record.load(trained), load_run(trained).crossbar
+    assert all(torch.equal(crossbar.tolerance[name], t) for name, t in thg.items())
+    assert crossbar.box.contains(load_file(trained / record.attacks[0].perturbation))
+    said = record.tolerance
+    assert said["digest"] == record.config["thg"]["digest"] == digest_of(thg) and "weight" not in said
+    assert said["by_array"]["fc1.weight"]["mean"] == pytest.approx(0.01, rel=0.02)
+    assert record.thg == said["largest"] == max(t.max().item() for t in thg.values())
+    words = [f"run={trained}", "attack=monte_carlo", "attack.instances=3", "dataset.limit=50", "attack.sigma=0.02"]
+    run("src.evaluate", *words, "attack.weight_bits=4", "attack.device_bits=2", f"hydra.run.dir={tmp_path / 'e'}")
+    drawn = Record.load(tmp_path / "e")
+    assert drawn.tolerance == said and drawn.attacks[0].distribution["infeasible"] == 0
+    assert (tmp_path / "e" / said["file"]).is_file()
+
+
+def test_a_foreign_record_of_a_file_reads_only_its_own_folder(in_a_file, tmp_path):
+    trained, file, _ = in_a_file
+    foreign = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
+    content = json.loads((foreign / "results.json").read_text())
+    content["config"]["thg"]["file"] = str(file)
+    (foreign / "results.json").write_text(json.dumps(content))
+    (foreign / "tolerances.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=f"no file of tolerances at {foreign}"):
+        load_run(foreign)
+    save_tolerances(foreign / "tolerances.safetensors", {"*": 0.5})
+    with pytest.raises(ValueError, match="holds other tolerances than those of the record"):
+        load_run(foreign)
+    content["config"]["thg"] = {"file": str(file), "digest": 5, "largest": 0.1, "by_array": {}}
+    (foreign / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"holds no record of a run: config\.thg"):
+        load_run(foreign)
+
+
+def test_a_job_is_what_is_in_its_file(in_a_file, tmp_path):
+    _, file, thg = in_a_file
+    save_tolerances(tmp_path / "again.safetensors", thg)
+    save_tolerances(tmp_path / "other.safetensors", {**thg, "fc3.weight": 0.01})
+    save_tolerances(tmp_path / "numbers.safetensors", {"conv*": 0.01, "fc*": 0.03})
+    said = [in_numbers(str(tmp_path / f"{name}.safetensors"), None) for name in ("again", "other", "numbers")]
+    mine = in_numbers(str(file), None)
+    assert in_numbers(mine, None) == mine != said[0]
+    ids = [without_place({"thg": one}) for one in (mine, *said)]
+    assert ids[0] == ids[1] and len({json.dumps(one) for one in ids}) == 3
+    assert said[2] == {"conv*": 0.01, "fc*": 0.03}
+    with pytest.raises(ValueError, match="sigmas=2: thg has no standard deviations"):
+        in_numbers(str(file), 2.0)
+    with pytest.raises(ValueError, match=r"a \.safetensors file by itself"):
+        in_numbers({"*": str(file)}, None)
+
+
+def test_a_file_that_does_not_fit_is_one_line(trained, tmp_path):
+    save_tolerances(tmp_path / "own.safetensors", {"fc1.weight": torch.ones(3)})
+    words = ["src.evaluate", f"run={trained}", "attack=flwc", f"thg={tmp_path / 'own.safetensors'}"]
+    said = run(*words, f"hydra.run.dir={tmp_path / 'e'}", fails=True).stderr
+    assert "no pattern fits the array conv1.weight" in said.splitlines()[-1] and "Traceback" not in said
+    (tmp_path / "own.safetensors").write_bytes(b"x")
+    said = run(*words, f"hydra.run.dir={tmp_path / 'f'}", fails=True).stderr
+    assert "is no safetensors file of tolerances" in said and len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "f").exists()
+
+
+def test_the_device_tool_shows_what_a_file_costs(in_a_file):
+    _, file, thg = in_a_file
+    words = ["--table", file, "--weight-bits", "4", "--device-bits", "2"]
+    lines = run("worstcase.device", *words).stdout.splitlines()
+    line = next(line for line in lines if line.startswith("fc1.weight"))
+    pulses = Programming(sigma=0.1, weight_bits=4, device_bits=2).pulses(thg["fc1.weight"]).mean().item()
+    assert line.split()[-1] == f"{pulses:.3g}"
+    assert float(line.split()[3]) == pytest.approx(0.01, rel=0.02)
+
+
+# ---- pulses shared out
+
+
+def test_pulses_are_shared_out_before_an_attack(trained, tmp_path):
+    words = ["src.evaluate", f"run={trained}", "attack=flwc", "dataset.limit=100", "certificate=null"]
+    for share in ("same", "swim", "array"):
+        at = [f"share={share}", "pulses=4", f"hydra.run.dir={tmp_path / share}"]
+        run(*words, *at, before=(shorten_ensembles,))
+    same, swim, array = (Record.load(tmp_path / share) for share in ("same", "swim", "array"))
+    assert same.thg == pytest.approx(Programming().bound_of(4.0), rel=1e-4)
+    thg = load_tolerances(tmp_path / "swim" / "tolerances.safetensors")
+    pulses = Programming().pulses(torch.cat([one.flatten() for one in thg.values()])).mean().item()
+    assert pulses == pytest.approx(4, rel=1e-3) and swim.tolerance["digest"] == digest_of(thg)
+    assert set(array.tolerance) == set(thg) and array.thg == max(array.tolerance.values())
+    ids = [without_place(record.config) for record in (same, swim, array)]
+    assert ids[0]["share"] == "same" and len({json.dumps(one) for one in ids}) == 3
+    nothing = {**same.config, "pulses": None}
+    assert not {"pulses", "share", "programming"} & without_place(nothing).keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pulses=1"], "pulses=1.0: must be above 2, a weight"),
+        (["pulses=4", "share=best"], "share=best: must be same or random"),
+        (["pulses=4", "thg=[0.01,0.02]"], "with pulses= th_g follows from them"),
+        (["pulses=4", "mapping.pair=true"], "pulses cannot be shared out: only where each weight has a number"),
+    ],
+)
+def test_pulses_that_cannot_be_shared_out_are_one_line(words, said, trained, tmp_path):
+    words = ["src.evaluate", f"run={trained}", "attack=flwc", *words, f"hydra.run.dir={tmp_path / 'e'}"]
+    error = run(*words, fails=True).stderr
+    assert said in error.splitlines()[-1] and "Traceback" not in error
 
 
 # ---- what identifies a job

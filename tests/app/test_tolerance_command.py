@@ -7,9 +7,10 @@ import torch
 from commands import run
 from safetensors.torch import load_file
 
-from worstcase import load_run
+from worstcase import attacks, load_run, load_tolerances
 from worstcase.attacks.base import accuracy
 from worstcase.evaluation.record import Record
+from worstcase.verify.cost import Programming
 
 
 def asked(trained, *words, at, **options):
@@ -17,9 +18,13 @@ def asked(trained, *words, at, **options):
 
 
 def test_the_answer_is_left_shown_and_right(trained, tmp_path):
-    clean = Record.load(trained).clean_accuracy
+    mine = load_run(trained)
+    mine.datamodule.limit = 300
+    reference = list(mine.datamodule.test_dataloader())
+    clean = accuracy(mine.crossbar, reference)
     target = round(0.8 * clean, 2)
-    words = [f"accuracy={target}", "programming.pulse_seconds=1e-6", "precision=0.2", "hydra.run.dir=answer"]
+    words = [f"accuracy={target}", "programming.pulse_seconds=1e-6", "precision=0.2", "dataset.limit=300"]
+    words += ["hydra.run.dir=answer"]
     shown = asked(trained, *words, at=tmp_path).stdout
     answer = json.loads((tmp_path / "answer" / "tolerance.json").read_text())
     assert answer["accuracy"] == target and answer["clean_accuracy"] == pytest.approx(clean)
@@ -29,11 +34,22 @@ def test_the_answer_is_left_shown_and_right(trained, tmp_path):
     assert answer["seconds"]["broken"] == pytest.approx(pulses["broken"] * answer["weights"] * 1e-6)
     assert (tmp_path / "answer" / "tolerance.png").stat().st_size > 10_000
 
+    weights = mine.crossbar.programmed()
+    assert set(answer["tolerances"]) == set(weights)
+    assert 2 < pulses["weight"] <= 1.2 * pulses["array"] and f"{pulses['weight']:.3g}" in shown
+    by_weight = load_tolerances(tmp_path / "answer" / "tolerances_by_weight.safetensors")
+    for by, thg in (("array", answer["tolerances"]), ("weight", by_weight)):
+        said = answer["shared"][by]
+        spent = torch.cat([torch.as_tensor(thg[n]).double().expand(w.shape).flatten() for n, w in weights.items()])
+        mean = Programming().pulses(spent).mean().item()
+        assert mean == pytest.approx(pulses[by], rel=1e-3) and pulses[by] < pulses["broken"]
+        mine.crossbar.thg = thg
+        found = attacks.FLWC()(mine.crossbar, reference, seed=said["seed"], progress=False)
+        assert found.accuracy == pytest.approx(said["accuracy"]) and said["accuracy"] >= target
+
     record = Record.load(tmp_path / "answer")
     assert record.kind == "evaluate" and "tolerance" in record.command
     assert [found.thg for found in record.attacks] == [point["thg"] for point in answer["attacked"]]
-    mine = load_run(trained)
-    reference = list(mine.datamodule.test_dataloader())
     for found in record.attacks:
         chip = load_file(tmp_path / "answer" / found.perturbation)
         mine.crossbar.thg = found.thg

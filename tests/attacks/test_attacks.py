@@ -74,6 +74,26 @@ def test_same_again(attack, small_net, small_batches):
 
 
 @every_attack
+def test_a_search_in_bfloat16_counts_in_the_networks_own(attack, small_net, small_batches):
+    dtypes = {True: set(), False: set()}  # by whether gradients are followed
+    crossbar = Crossbar(small_net, 0.1)
+    crossbar(small_batches[0][0])  # it is looked at
+    small_net[-1].register_forward_hook(lambda net, x, out: dtypes[torch.is_grad_enabled()].add(out.dtype))
+    found = attack(crossbar, small_batches, progress=False, search_dtype="bfloat16")
+    assert dtypes[False] == {torch.float32} and found.feasible
+    by_mini_batches = not isinstance(attack, MonteCarlo | PGD) and attack is not ATTACKS["flwc by epoch"]
+    assert (torch.bfloat16 in dtypes[True]) == by_mini_batches
+    assert found.accuracy == pytest.approx(accuracy_by_hand(crossbar, found.perturbation, small_batches))
+    assert found.parameters["search_dtype"] == "bfloat16"
+    assert all(d.dtype == torch.float32 for d in found.perturbation.values())
+
+
+def test_only_bfloat16_is_a_lower_dtype(small_net, small_batches):
+    with pytest.raises(ValueError, match="search_dtype=float16: must be bfloat16, or None"):
+        FLWC()(Crossbar(small_net, 0.1), small_batches, search_dtype="float16")
+
+
+@every_attack
 def test_without_tolerance_there_is_nothing_to_find(attack, small_net, small_batches):
     found = attack(Crossbar(small_net, 0.0), small_batches, progress=False)
     assert found.accuracy == found.clean_accuracy and found.passes == 1

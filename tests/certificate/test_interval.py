@@ -9,12 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import IMAGES, LARGE, NETWORKS, Skewed, check_no_chip_is_below, margins_of, of
+from random_networks import ACTIVATION_FUNCTIONS, ACTIVATIONS
 from torch import Tensor, nn
 
 from worstcase.attacks import FLWC
 from worstcase.attacks.base import accuracy, right_answers
 from worstcase.certificate import Unsupported, certify, largest_thgs
 from worstcase.certificate.interval import IntervalBounds
+from worstcase.certificate.products import Interval
+from worstcase.certificate.recurrent import STEPS
+from worstcase.certificate.tables import FUNCTIONS, MODULES
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar, evaluating
 
@@ -39,6 +43,52 @@ def test_no_chip_is_below_the_bound_of_quantised_weights_and_outputs(name: str, 
     images = torch.randn(6, *shape)
     crossbar.calibrate([(images, images)])
     check_no_chip_is_below(crossbar, images, chips=20)
+
+
+@pytest.mark.parametrize("rules", [MODULES, FUNCTIONS], ids=["layers", "functions"])
+def test_an_activation_leaves_its_bounds_nowhere(rules: dict) -> None:
+    """At points of many intervals, close to each other, such as where GELU is lowest."""
+    torch.manual_seed(0)
+    low = 4 * torch.randn(400)
+    x = Interval(low, low + 3 * torch.rand(400))
+    within = x.low + torch.linspace(0, 1, 301)[:, None] * (x.high - x.low)
+    activations = [kind() for kind in ACTIVATIONS] if rules is MODULES else ACTIVATION_FUNCTIONS
+    for f in activations:
+        y, values = rules[type(f) if rules is MODULES else f](f, x), f(within.clamp(x.low, x.high))
+        assert ((y.low <= values) & (values <= y.high)).all(), f
+        assert (y.high - y.low <= values.amax(0) - values.amin(0) + 1e-3).all(), f  # and they are tight
+
+
+def rnn(x: Tensor, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tanh(x + y), c
+
+
+def lstm(x: Tensor, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (x + y).chunk(4, 1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def gru(x: Tensor, y: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    (r, z, _), n = torch.sigmoid(x + y).chunk(3, 1), x[:, 2:]
+    return (1 - z) * torch.tanh(n + r * y[:, 2:]) + z * h, c
+
+
+@pytest.mark.parametrize(("kind", "step", "gates"), [(nn.RNN, rnn, 1), (nn.LSTM, lstm, 4), (nn.GRU, gru, 3)])
+def test_a_step_of_a_recurrent_layer_leaves_its_bounds_nowhere(kind: type, step: Callable, gates: int) -> None:
+    torch.manual_seed(0)
+    lows = [2 * torch.randn(300, size) for size in (gates, gates, 1, 1)]
+    ends = [Interval(low, low + torch.rand(low.shape)) for low in lows]
+    chips = [
+        torch.stack(step(*(t.low + torch.rand(t.low.shape).round() * (t.high - t.low) for t in ends)))
+        for _ in range(2000)
+    ]
+    least, most = torch.stack(chips).amin(0), torch.stack(chips).amax(0)
+    low, high = (
+        torch.stack([getattr(bound, end) for bound in STEPS[kind](kind(1, 1), *ends)]) for end in ("low", "high")
+    )
+    assert (low <= least).all() and (most <= high).all()
+    assert ((high - low) - (most - least)).mean() < 0.1  # and they are not much wider
 
 
 def test_what_is_not_programmed_does_not_deviate() -> None:
@@ -220,13 +270,13 @@ class Decides(nn.Module):
         return x if x.sum() > 0 else -x
 
 
-class Recurrent(nn.Module):
+class OneSequence(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.cell = nn.GRUCell(4, 4)
+        self.lstm = nn.LSTM(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cell(x)
+        return self.lstm(x.flatten(0, 2))[0]
 
 
 class Sorts(nn.Linear):
@@ -243,7 +293,8 @@ def hooked() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: of(nn.Flatten(), nn.Linear(36, 4), Recurrent(), inputs=4), "2.cell .GRUCell."),
+        (lambda: of(nn.Flatten(), nn.Linear(36, 4), nn.GRUCell(4, 4), inputs=4), "2 .GRUCell."),
+        (OneSequence, "one sequence without a batch"),
         (lambda: nn.Sequential(IMAGES["mlp"](), nn.LogSoftmax(1)), "1 .LogSoftmax."),
         (lambda: of(nn.Conv2d(1, 2, 3), nn.LeakyReLU(-0.1), inputs=32), "falls below 0"),
         (lambda: of(nn.BatchNorm2d(1, track_running_stats=False), inputs=36), "0 .BatchNorm2d."),

@@ -245,3 +245,27 @@ def test_torchvision_networks_given_to_an_evaluation_belong_to_the_paper(explain
     ):
         add(tmp_path / net, explained, source_run=None, model=net, dataset="imagenet", method=None)
         assert set(beside_paper(results_frame([tmp_path / net])).of) == {network}
+
+
+def test_pulses_that_were_shared_out_have_a_section_of_their_own(study, tmp_path):
+    shutil.copytree(study, tmp_path / "study")
+    for seed in (0, 1):
+        trained = tmp_path / "study" / "vanilla" / f"thg0.03-seed{seed}"
+        record = Record.load(trained)
+        for share, lost in (("weight", 0.1), ("same", 0.3)):
+            for pulses in (3.0, 10.0):
+                config = {**record.config, "pulses": pulses, "share": share, "programming": {"sigma": 0.1}}
+                accuracy = 0.8 - lost / pulses - seed / 100
+                found = [dataclasses.replace(record.attacks[0], attack="ensemble", thg=0.03, accuracy=accuracy)]
+                again = {"kind": "evaluate", "source_run": "../..", "attacks": found, "config": config}
+                add(trained / "evaluations" / f"{share}{pulses}", record, **again)
+    made = sections(tmp_path / "study")
+    rows = made["swim"].rows
+    assert rows["shared out"].tolist() == ["the same th_g everywhere", "ours, a th_g for each weight"] * 2
+    assert rows.pulses.tolist() == ["3", "3", "10", "10"] and (rows.seeds == 2).all()
+    assert rows["mean"].tolist() == pytest.approx([0.8 - lost / p - 0.005 for p in (3, 10) for lost in (0.3, 0.1)])
+    (axes,) = made["swim"].figures["swim"].axes
+    assert axes.get_xlabel().startswith("programming pulses a weight") and len(axes.containers) == 2
+    frame = results_frame([tmp_path / "study"])
+    assert not frame[frame.reference_settings.str.contains('"share"')].as_trained.any()
+    assert not any("share" in scale for scale in made["fig8a"].rows.scale)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from worstcase import Crossbar, attacks, tolerance
+from worstcase import Crossbar, DeviceMapping, attacks, tolerance
+from worstcase.verify.cost import Programming
 
 EXACT = attacks.FLWC(steps=10)
 """Of a linear layer whose images all push the same way it finds the worst vertex."""
@@ -63,3 +64,20 @@ def test_the_network_must_have_the_accuracy_to_begin_with():
         tolerance(crossbar, data, 0.6, progress=False)
     with pytest.raises(ValueError, match="accuracy"):
         tolerance(crossbar, data, 95, progress=False)
+
+
+def test_pulses_are_shared_out_where_it_is_asked_for():
+    images = [[1.0, 0.1], [2.0, 0.2]]
+    options = {"attack": EXACT, "precision": 0.02, "programming": Programming(sigma=1.0), "progress": False}
+    found = tolerance(*linear(images), 1.0, where=True, **options)
+    pulses = found.pulses_per_weight()
+    assert pulses["weight"] < 0.97 * pulses["broken"] and pulses["array"] <= 1.05 * pulses["broken"]
+    assert set(found.plain()["tolerances"]) == {"weight"} and "each weight" in str(found)
+    assert tolerance(*linear(images), 1.0, **options).not_shared == "it was not asked for"
+    on_pairs = Crossbar(nn.Linear(2, 2, bias=False), 0.1, mapping=DeviceMapping(pair=True))
+    with torch.no_grad():
+        on_pairs.net.weight.copy_(torch.eye(2))
+    refused = tolerance(on_pairs, linear(images)[1], 1.0, where=True, **options)
+    assert "a digital sign" in refused.not_shared and not refused.shared
+    cheap = tolerance(*linear(images), 1.0, where=True, **options | {"programming": Programming(sigma=0.01)})
+    assert cheap.not_shared.startswith("about one pulse a device is enough")

@@ -16,12 +16,14 @@ from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
 from worstcase.app.start import start
+from worstcase.app.threads import use_threads
 from worstcase.evaluation.record import Record, finished_runs, weights_of
 
 if TYPE_CHECKING:
     from worstcase.attacks import Attack
     from worstcase.chip.crossbar import Crossbar
     from worstcase.data import ImageDataModule
+    from worstcase.verify.cost import Programming
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
@@ -41,6 +43,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     if cfg["merge"]:
         shares.merge(cfg, _siblings(cfg, folder), folder)
     subject = under_test(cfg)
+    if cfg["pulses"] is not None:
+        subject.crossbar.thg = _shared_out(cfg, subject)
     evaluation = worstcase.evaluate(
         subject.crossbar,
         subject.datamodule.test_dataloader(),
@@ -51,6 +55,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         heldout=cfg["heldout"],
         diagnosis=cfg["diagnosis"],
         certificate=cfg["certificate"],
+        search_dtype=cfg["search_dtype"],
         up_to=True,
         seed=cfg["seed"],
         folder=folder,
@@ -59,6 +64,22 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     result = evaluation.record(**described("evaluate", cfg, folder, subject), **chip)
     evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
+
+
+def _shared_out(cfg: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """Tolerances for so many pulses, which validation images tell: they never see the test set."""
+    from worstcase.verify.sharing import tightened
+
+    options = {"by": cfg["share"], "programming": programming(cfg, subject.crossbar), "seed": cfg["seed"]}
+    return tightened(subject.crossbar, list(subject.datamodule.val_dataloader()), cfg["pulses"], **options)
+
+
+def programming(cfg: dict[str, Any], crossbar: Crossbar) -> Programming:
+    """How weights are programmed, by conf/programming.yaml."""
+    from worstcase.verify.cost import Programming
+
+    said = {**cfg["programming"]}
+    return Programming(**{**said, "weight_bits": said["weight_bits"] or crossbar.weight_bits or 4})
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ def under_test(cfg: dict[str, Any]) -> Subject:
     datamodule = instantiated(cfg, "dataset") if chosen else dataset(cfg["dataset"])
     datamodule.prepare_data()
     check_fit(crossbar, datamodule)
+    use_threads(cfg, crossbar, datamodule)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():
         try:
             crossbar.calibrate(datamodule.val_dataloader())  # of the training data

@@ -18,7 +18,13 @@ from worstcase.app.doors import door
 from worstcase.app.state import Begun
 from worstcase.digests import digest_of_files
 from worstcase.evaluation.record import Record, finished_runs, weights_of
-from worstcase.evaluation.settings import DATA_FILES, NO_MAPPING, without_download, without_place
+from worstcase.evaluation.settings import (
+    DATA_FILES,
+    NO_MAPPING,
+    with_tolerances_in,
+    without_download,
+    without_place,
+)
 
 RUN_ROOTS = (Path("outputs"), Path("multirun"))
 ONLY_SHOWN = (
@@ -76,7 +82,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
         folder = Path(cfg.run) if cfg.run else newest_run()
         if "${" in str(folder.absolute()):  # Hydra would resolve it in the name of the evaluation's folder
             raise schema.ConfigError(f"run={folder}: its folder has ${{ in its name; rename it")
-        trained = _training_record(folder).config
+        trained = with_tolerances_in(folder, _training_record(folder).config)
         cfg.run = os.path.relpath(folder)
     chosen = "_target_" in cfg.dataset
     if chosen:  # its file refers to these two
@@ -203,8 +209,10 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
     thgs = schema.bounds(settings)
-    ends = "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
-    return _among_evaluations(f"{choice.attack}-thg{ends}-{_digest(settings)}", settings, choice.dataset)
+    at = "thg" + "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
+    if settings["pulses"] is not None:
+        at = f"pulses{settings['pulses']:g}-{settings['share']}"
+    return _among_evaluations(f"{choice.attack}-{at}-{_digest(settings)}", settings, choice.dataset)
 
 
 def _tolerance_folder(*, _root_: DictConfig) -> str:

@@ -29,6 +29,7 @@ class TrainConfig:
     exclude: list[str] = MISSING
     arrays: list[str] = MISSING
     seed: int = MISSING
+    threads: Any = MISSING
     data_dir: str = MISSING
     net: str | None = None
     init_from: str | None = None
@@ -62,6 +63,7 @@ class UnderTest:
     exclude: list[str] | None = None
     arrays: list[str] | None = None
     seed: int | None = None
+    threads: Any = MISSING
     data_dir: str | None = None
     certificate: str | None = MISSING
     model: Any = MISSING
@@ -76,9 +78,13 @@ class EvaluateConfig(UnderTest):
     chip: str | None = None
     chip_holds: str = MISSING
     chip_digest: str | None = None
+    pulses: float | None = None
+    share: str = MISSING
+    programming: Any = MISSING
     heldout: bool = False
     merge: bool = False
     diagnosis: str | None = MISSING
+    search_dtype: str | None = None
 
 
 @dataclass
@@ -87,6 +93,7 @@ class ToleranceConfig(UnderTest):
 
     accuracy: float = MISSING
     precision: float = MISSING
+    where: bool = MISSING
     programming: Any = MISSING
 
 
@@ -147,12 +154,16 @@ CHOICES = {
     "diagnosis": ("short", "full"),
     "certificate": ("auto", "interval", "linear", "null"),
     "chip_holds": ("deviations", "weights"),
+    "share": ("same", "random", "first_and_last", "magnitude", "swim", "array", "weight"),
+    "search_dtype": ("bfloat16", "null"),
 }
 
 
 def bounds(settings: Mapping[str, Any]) -> list[float]:
     """All th_g of a configuration, the smallest first; of tolerances the largest deviation of a device."""
     thg = settings.get("thg")
+    if isinstance(thg, dict) and "digest" in thg:
+        return [thg["largest"]]
     if isinstance(thg, dict):
         return [largest(from_plain(thg))]
     if isinstance(thg, list):
@@ -197,11 +208,16 @@ def check(settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"seed={seed}: must be 0 to 4294967295")
     for key, least in COUNTS.items():
         value = flat.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        if value is not None and not _is_whole(value, least):
             raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
+    threads = settings.get("threads", "auto")
+    if threads != "auto" and not _is_whole(threads, 1):
+        raise ConfigError(f"threads={threads}: must be auto, or a whole number, 1 or more")
     _check_devices(settings)
     if "accuracy" in settings:
         _check_search(settings)
+    if settings.get("pulses") is not None and isinstance(settings["thg"], list):
+        raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
@@ -219,7 +235,9 @@ def _numbers(settings: Mapping[str, Any]) -> list[Any]:
         return bounds(settings)
     if not thg:
         raise ConfigError("thg={}: must be a number, or patterns of arrays' names with their own")
-    return [] if "conductance" in thg else [one for one in thg.values() if not isinstance(one, dict)]
+    if "conductance" in thg or "digest" in thg:
+        return []
+    return [one for one in thg.values() if not isinstance(one, dict)]
 
 
 def _check_search(settings: Mapping[str, Any]) -> None:
@@ -258,6 +276,10 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     every = trainer.get("check_val_every_n_epoch")
     if every is not None and not (_is_number(every) and 1 <= every <= epochs):
         raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from worstcase.app import naming, schema, sweeps
+from worstcase.app import naming, schema, sweeps, threads
 from worstcase.app.errors import JobFailed, in_one_line, not_a_choice
 from worstcase.app.folders import check_place
 
@@ -32,6 +32,7 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
     whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # Waiting threads of GNU OpenMP sleep sooner: as fast alone, 6 times as fast beside two busy processes.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    threads.remember()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them with a hint
     # Lightning takes a note of SIGTERM and lets an attack go on for hours, but calls a handler that it finds.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

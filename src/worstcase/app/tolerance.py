@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming
 from worstcase.app.doors import CONF
-from worstcase.app.evaluate import described, flagged, under_test
+from worstcase.app.evaluate import described, flagged, programming, under_test
 from worstcase.app.job import run_job
 from worstcase.app.start import start
 from worstcase.evaluation.record import Record, write_json
 
 ANSWER = "tolerance.json"
+BY_WEIGHT = "tolerances_by_weight.safetensors"
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="tolerance")
@@ -38,21 +39,20 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     import worstcase
     from worstcase.evaluation.evaluation import Evaluation
     from worstcase.evaluation.flags import of_the_network, red_flags
-    from worstcase.verify.cost import Programming
     from worstcase.verify.figure import answer_over_thg
 
     subject = under_test(cfg)
     crossbar = subject.crossbar
-    programming = {**cfg["programming"]}
-    programming["weight_bits"] = programming["weight_bits"] or crossbar.weight_bits or 4
     found = worstcase.tolerance(
         crossbar,
         subject.datamodule.test_dataloader(),
         cfg["accuracy"],
         attack=subject.attack,
         certificate=cfg["certificate"],
-        programming=Programming(**programming),
+        programming=programming(cfg, crossbar),
         precision=cfg["precision"],
+        where=cfg["where"],
+        training=subject.datamodule.val_dataloader() if cfg["where"] else None,
         seed=cfg["seed"],
     )
     evaluation = Evaluation(
@@ -65,6 +65,8 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     )
     answer = found.plain()
     folder.mkdir(parents=True, exist_ok=True)
+    if by_weight := found.shared.get("weight"):
+        worstcase.save_tolerances(folder / BY_WEIGHT, by_weight.thg)
     write_json(folder / ANSWER, answer)
     answer_over_thg(answer).savefig(folder / "tolerance.png", dpi=150)
     with crossbar.bounded_by(evaluation.thg):
@@ -89,6 +91,14 @@ def print_answer(answer: dict[str, Any]) -> None:
         thg = answer[f"{end}_thg"]
         cells = ["-" if (value := answer[key][end]) is None else f"{value:.3g}" for key in costs.values()]
         table.add_row(words, f"{thg:.3g}" if thg else "none", *cells)
+    for by in answer["shared"]:
+        cells = ["-" if (value := answer[key][by]) is None else f"{value:.3g}" for key in costs.values()]
+        table.add_row(f"no attack breaks it: th_g of each {by}", "see below", *cells)
     Console().print(table)
+    if answer["tolerances"]:
+        each = ", ".join(f"{name} {thg:.3g}" for name, thg in answer["tolerances"].items())
+        print(f"th_g of each array: {each}")
+    if "weight" in answer["shared"]:
+        print(f"th_g of each weight: thg={BY_WEIGHT}, in the same folder")
     if answer["not_certified"]:
         print(f"nothing is proven: {answer['not_certified']}")

@@ -17,6 +17,7 @@ from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import is_first_process, run_job
 from worstcase.app.start import start
+from worstcase.app.threads import use_threads
 from worstcase.evaluation.record import CHECKPOINT, LAST, Record
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     datamodule.prepare_data()
     datamodule.setup()
     method = _method(cfg, datamodule)
+    use_threads(cfg, method.crossbar, datamodule)
     callbacks, at_test = _callbacks(cfg, method, datamodule.num_classes)
     _check_batches(datamodule, cfg["trainer"])
 

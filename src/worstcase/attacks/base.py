@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,6 +85,7 @@ class Search:
         folder: Path | None,
         expected_passes: Callable[[Search], float],
         on_score: Callable[[float, float, float], None],
+        search_dtype: str | None = None,
     ) -> None:
         if isinstance(loader, Iterator):
             raise ValueError("the reference set can be gone through only once; give a list or a DataLoader")
@@ -93,6 +95,7 @@ class Search:
         self.box = whole if box is None else box
         self._check_box(whole)
         self.device = next(crossbar.parameters()).device
+        self._search_dtype = search_dtype
         self._started = time.perf_counter()
         self._earlier = 0.0  # seconds of work that a resumed attack found done
         self._forwards = self._backwards = 0  # samples that went through
@@ -113,7 +116,11 @@ class Search:
 
     def gradient(self, objective: Objective, perturbation: Perturbation, batches: Loader) -> dict[str, Tensor]:
         """The gradient in the perturbation of the objective's sum over some mini-batches."""
-        return self._gradient(objective, perturbation, batches)[0]
+        lower: AbstractContextManager = nullcontext()
+        if self._search_dtype is not None:
+            lower = torch.autocast(self.device.type, getattr(torch, self._search_dtype))
+        with lower:
+            return self._gradient(objective, perturbation, batches)[0]
 
     def full_gradient(self, objective: Objective, perturbation: Perturbation) -> dict[str, Tensor]:
         """The same over the whole reference set; its forward pass scores the perturbation too."""
@@ -304,6 +311,7 @@ class Attack(ABC):
         seed: int = 0,
         folder: Path | None = None,
         progress: bool = True,
+        search_dtype: str | None = None,
     ) -> AttackResult:
         """Attack a crossbar over a reference set.
 
@@ -317,12 +325,16 @@ class Attack(ABC):
             seed: of what the attack draws.
             folder: where an attack that can be resumed keeps its state.
             progress: a bar on a terminal, a line now and then elsewhere.
+            search_dtype: ``bfloat16``, to follow gradients that are computed in it (`torch.autocast`), which is
+                quicker where the processor has it; every accuracy is counted in the network's own. None: all in
+                its own.
 
         Raises:
             ValueError: weights that are not finite; a reference set that is empty, changes from pass to pass, or
                 whose labels do not belong to the network's outputs; a network that does not repeat its answers, or
                 does not multiply with its arrays; a box that is not a part of the crossbar's; a start outside it.
         """
+        check_search_dtype(search_dtype)
         with (
             evaluating(crossbar),
             torch.inference_mode(False),
@@ -337,6 +349,7 @@ class Attack(ABC):
                 folder=folder,
                 expected_passes=self.expected_passes,
                 on_score=on_score,
+                search_dtype=search_dtype,
             )
             if start is not None:
                 run.check_start(start)
@@ -346,7 +359,7 @@ class Attack(ABC):
                 reported = self.search(run)
             return AttackResult(
                 attack=self.name,
-                parameters=self.parameters(),
+                parameters=self.parameters() | ({"search_dtype": search_dtype} if search_dtype else {}),
                 seed=seed,
                 thg=crossbar.thg,
                 clean_accuracy=run.history[0]["accuracy"],
@@ -372,3 +385,13 @@ class Attack(ABC):
         return {
             key: getattr(value, "__name__", value) for key, value in vars(self).items() if not key.startswith("_")
         }
+
+
+def check_search_dtype(search_dtype: str | None) -> None:
+    """Bfloat16 and None are fine.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if search_dtype not in (None, "bfloat16"):
+        raise ValueError(f"search_dtype={search_dtype}: must be bfloat16, or None for the network's own")

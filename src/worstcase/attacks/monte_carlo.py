@@ -18,7 +18,9 @@ from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian, verified
+from worstcase.chip.tolerance import has_weights, plain
 from worstcase.chip.write_verify import PULSES, device_weights
 from worstcase.task import decisions, right_answers, split
 
@@ -61,7 +63,7 @@ class MonteCarlo(Attack):
         threshold: of ``right_censored_gaussian``, in units of sigma; None: 1.
         max_pulses: of ``programmed``, at most 10^15; None: 1,000.
         weight_bits: M, to draw each device of a weight (Eq. 4); a device's deviations are in units of its own full
-            scale. None: the weight is one device. Only where th_g is a number: a `DeviceMapping` tells how a
+            scale. None: the weight is one device. Only where th_g are numbers: a `DeviceMapping` tells how a
             weight's sigma comes from its devices'.
         device_bits: K, with weight_bits.
 
@@ -193,9 +195,11 @@ class MonteCarlo(Attack):
 
     def _sample_of_devices(self, crossbar: Crossbar, box: Box, of_its_own: dict[str, Any]) -> Draw:
         """The same where weights have tolerances of their own."""
-        if self.device_bits is not None:
+        if self.device_bits is not None and (
+            crossbar.depends_on_conductance or crossbar.mapping != DeviceMapping()
+        ):
             raise ValueError(
-                f"device_bits={self.device_bits}: only where thg is one number; here the mapping tells the devices"
+                f"device_bits={self.device_bits}: only where thg are numbers; here the mapping tells the devices"
             )
         if self.sigma is None:
             sigma = crossbar.sigma()
@@ -221,12 +225,17 @@ class MonteCarlo(Attack):
             **(
                 {}
                 if run.crossbar.has_one_bound
-                else {"devices": repr((run.crossbar.tolerance, run.crossbar.mapping))}
+                else {"devices": repr((_said(run.crossbar), run.crossbar.mapping))}
             ),
             "network": _digest(run.crossbar, run.box),
             "samples": run.samples,
             "clean_percent": round(100 * run.history[0]["accuracy"]),  # other machines may differ by a tie
         }
+
+
+def _said(crossbar: Crossbar) -> Any:
+    tolerance = crossbar.tolerance
+    return plain(tolerance) if has_weights(tolerance) else tolerance
 
 
 @torch.inference_mode()

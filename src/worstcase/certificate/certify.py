@@ -84,7 +84,9 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
             if bounds is None:
                 crossbar(images)  # which looks whether the network multiplies with its arrays as they are
                 bounds = METHODS[method](crossbar)
-            certified.append((bounds.margins(images, labels.long()) > 0).all(1).cpu())
+                bounds.margins(images[:1], labels[:1].long())  # which tells how wide the network is
+            for part in torch.arange(len(labels), device=labels.device).split(bounds.at_once):
+                certified.append((bounds.margins(images[part], labels[part].long()) > 0).all(1).cpu())
     if not certified:
         raise ValueError("the reference set has no samples")
     return Certificate(
@@ -93,6 +95,50 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         certified=torch.cat(certified),
         seconds=time.perf_counter() - started,
     )
+
+
+def largest_thg(
+    crossbar: Crossbar,
+    loader: Loader,
+    accuracy: float,
+    found: list[Certificate],
+    *,
+    method: str = "interval",
+    low: float = FINEST,
+    high: float = 1.0,
+    precision: float = 0.02,
+) -> float | None:
+    """The largest th_g at which an accuracy is proven, by bisection.
+
+    Args:
+        crossbar, loader, method: see `certify`.
+        accuracy: to be proven, 0..1.
+        found: certificates of the same network and method, which spare it some; those that it makes are added.
+        low: the smallest th_g that is asked for, above 0.
+        high: above this nobody asks.
+        precision: the relative width to which it is found.
+
+    Returns:
+        None where it is not proven even at the smallest.
+
+    Raises:
+        Unsupported: see `certify`.
+    """
+
+    def proven(thg: float) -> bool:
+        if not any(one.thg == thg for one in found):
+            with crossbar.bounded_by(thg):
+                found.append(certify(crossbar, loader, method))
+        return next(one.accuracy for one in found if one.thg == thg) >= accuracy
+
+    low = max((one.thg for one in found if one.accuracy >= accuracy), default=low)
+    high = min([high, *(one.thg for one in found if one.accuracy < accuracy)])
+    if not proven(low):
+        return None
+    while high > (1 + precision) * low:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if proven(middle) else (low, middle)
+    return low
 
 
 def largest_thgs(crossbar: Crossbar, loader: Loader) -> dict[float, float | None]:
@@ -114,23 +160,5 @@ def largest_thgs(crossbar: Crossbar, loader: Loader) -> dict[float, float | None
         >>> 0.49 < largest[0.99] < 0.5  # half of the largest weight, up to which no chip can exchange the two
         True
     """
-    found: dict[float, float] = {}
-
-    def proven(thg: float) -> float:
-        if thg not in found:
-            with crossbar.bounded_by(thg):
-                found[thg] = certify(crossbar, loader).accuracy
-        return found[thg]
-
-    largest: dict[float, float | None] = {}
-    for share in SHARES:
-        low = max((thg for thg, accuracy in found.items() if accuracy >= share), default=FINEST)
-        high = min((thg for thg, accuracy in found.items() if accuracy < share), default=1.0)
-        if proven(low) < share:
-            largest[share] = None
-            continue
-        while high > 1.02 * low:
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if proven(middle) >= share else (low, middle)
-        largest[share] = low
-    return largest
+    found: list[Certificate] = []
+    return {share: largest_thg(crossbar, loader, share, found) for share in SHARES}

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from worstcase.certificate.in_place import check_in_place, name_of
 from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
+from worstcase.certificate.recurrent import STEPS, recurrent
 from worstcase.certificate.rules import batch_norm, corners, monotone, normalised, of_type, scaled
 from worstcase.certificate.tables import (
     BATCH_NORMS,
@@ -31,6 +32,8 @@ from worstcase.certificate.tables import (
 )
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
+
+IN_CACHE = 2**20  # values of the widest layer that are bounded at a time: memory that is new at each layer is slow
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ class IntervalBounds(fx.Interpreter):
         check_in_place(traced)
         super().__init__(traced)
         self.extra_traceback = False
+        self._widest = 1  # values of one sample in a layer, so far
         self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
         leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
@@ -77,6 +81,11 @@ class IntervalBounds(fx.Interpreter):
         for name, weight in self._crossbar.weights().items():
             low, high = (weight + end[name] if name in end else weight for end in (box.low, box.high))
             self._values[id(self._crossbar.net.get_parameter(name))] = Interval(low, high)
+
+    @property
+    def at_once(self) -> int:
+        """How many samples are best bounded together, by what was bounded so far."""
+        return max(1, IN_CACHE // self._widest)
 
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
         """The least lead of the label's output over each other one on any chip: (N, classes).
@@ -102,7 +111,10 @@ class IntervalBounds(fx.Interpreter):
         try:
             y = super().run_node(n)
             is_last = all(user.op == "output" for user in n.users)
-            return y.bounds() if isinstance(y, _Product) and not is_last else y
+            y = y.bounds() if isinstance(y, _Product) and not is_last else y
+            if isinstance(y, Interval):
+                self._widest = max(self._widest, y.low.numel() // max(1, len(y.low)))
+            return y
         except Unsupported:
             raise
         except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError) as error:
@@ -141,6 +153,8 @@ class IntervalBounds(fx.Interpreter):
             y = scaled(y, module.weight, module.bias)
         elif kind is nn.Embedding and x.is_point and id(module.weight) not in self._values:
             y = Interval.of(module(x.low))
+        elif kind in STEPS:
+            y = recurrent(module, x, self._of)
         elif kind in MODULES and not (kind in DROPOUTS and module.training):
             y = MODULES[kind](_not_in_place(module), x)
         else:

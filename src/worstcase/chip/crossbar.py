@@ -53,7 +53,8 @@ class Crossbar(nn.Module):
         thg: th_g, the weight perturbation bound in units of the full scale; 0 or more, at most 1 for
             ``layer_max``. Or a `Tolerance`, which depends on a device's conductance: the weight's absolute value
             in units of the full scale. Or numbers and tolerances by shell patterns of arrays' names, of which the
-            first that fits counts: ``{"fc*": 0.01, "*": 0.03}``. It can be set later.
+            first that fits counts: ``{"fc*": 0.01, "*": 0.03}``; a tensor there has a number for each weight,
+            see `worstcase.load_tolerances`. It can be set later.
         full_scale: what th_g is relative to: ``layer_max``, the largest absolute weight of each layer
             (the authors' convention), or ``unit``, 1 (an absolute bound in weight units).
         mapping: the devices that hold a weight; None: one, and a digital sign.
@@ -70,7 +71,8 @@ class Crossbar(nn.Module):
 
     Raises:
         ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits nothing, an array that no
-            pattern of th_g fits, a mapping that these bits or this full scale do not allow, a network with no
+            pattern of th_g fits, a tensor of another shape than the weight, a mapping that these bits or this full
+            scale do not allow, a network with no
             weight to perturb, or a layer whose computed weight cannot be followed.
 
     Example:
@@ -112,11 +114,6 @@ class Crossbar(nn.Module):
                 "arrays= names parameters that its own code multiplies with"
             )
         self.thg = thg
-        for name, weight in self._detached().items() if stuck else ():
-            if name in self.stuck and self.stuck[name].shape != weight.shape:
-                raise ValueError(
-                    f"stuck: {name} has the shape {tuple(weight.shape)}, not {tuple(self.stuck[name].shape)}"
-                )
         self._bias_names = biases(chosen)
         self._layout = MemoryLayout(net)
         self._manners: Manners | None = None
@@ -140,11 +137,18 @@ class Crossbar(nn.Module):
             weight_bits=self.weight_bits,
             stuck=self.stuck,
         )
+        if not self.has_one_bound:
+            self._devices.check_shapes(self._detached())
 
     @property
     def tolerance(self) -> Said:
         """The tolerance of a device: a number, a `Tolerance`, or several by patterns."""
         return self._devices.said
+
+    @property
+    def depends_on_conductance(self) -> bool:
+        """Whether a weight's value matters to how far it may deviate, beside its array's full scale."""
+        return self._devices.depend_on_conductance
 
     @property
     def has_one_bound(self) -> bool:
@@ -188,10 +192,15 @@ class Crossbar(nn.Module):
         return self._manners is not None and self._manners.depends_on_the_batch
 
     @contextmanager
-    def bounded_by(self, thg: float) -> Iterator[None]:
-        """Within the block the largest deviation is another: all tolerances are scaled by one factor."""
+    def bounded_by(self, thg: Said) -> Iterator[None]:
+        """Within the block another tolerance holds.
+
+        Args:
+            thg: a number is the largest deviation, to which all tolerances are scaled by one factor; anything else
+                takes their place.
+        """
         before = self._devices
-        if self.has_one_bound:
+        if self.has_one_bound or not isinstance(thg, int | float):
             self.thg = thg
         elif thg != self.thg:
             self._devices = self._devices.scaled_to(thg)

@@ -12,7 +12,7 @@ from torch import Tensor
 from worstcase.chip.box import Box
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.mapping import DeviceMapping
-from worstcase.chip.tolerance import Said, Tolerance, of_each_array
+from worstcase.chip.tolerance import Said, Tolerance, has_weights, of_each_array
 from worstcase.chip.write_verify import device_weights
 
 Scales = Mapping[str, Tensor]
@@ -25,7 +25,7 @@ class Devices:
 
     said: Said
     """The tolerance as it was set."""
-    of: dict[str, float | Tolerance]
+    of: dict[str, float | Tolerance | Tensor]
     """The same of each array."""
     mapping: DeviceMapping
     weight_bits: int | None
@@ -50,13 +50,17 @@ class Devices:
         """Those of some arrays.
 
         Raises:
-            ValueError: a number is out of range, or patterns do not fit the arrays; the mapping needs bits; or a
-                weight cannot be stuck there.
+            ValueError: a number is out of range, or patterns do not fit the arrays; numbers of single weights
+                stand beside a table; the mapping needs bits; or a weight cannot be stuck there.
         """
         stuck = stuck or {}
         _check(mapping, full_scale, weight_bits)
         limit = 1.0 if full_scale == "layer_max" else math.inf
-        of = {name: _checked(one, limit) for name, one in of_each_array(said, arrays).items()}
+        of = {name: _checked(one, limit, name) for name, one in of_each_array(said, arrays).items()}
+        if has_weights(said):
+            if any(isinstance(one, Tolerance) for one in of.values()):
+                raise ValueError("thg: tensors with a number for each weight and tables cannot be mixed")
+            said = of
         said = said if isinstance(said, Tolerance | Mapping) else float(said)
         largest = [*map(mapping.largest, of.values()), *(_largest_when_stuck(*one, of) for one in stuck.items())]
         return cls(said, of, mapping, weight_bits, stuck, max(largest), limit)
@@ -66,13 +70,32 @@ class Devices:
         """Whether each weight deviates by th_g at most, up and down, whatever its value and its array."""
         return isinstance(self.said, float) and self.mapping.is_simple and not self.stuck
 
+    @property
+    def depend_on_conductance(self) -> bool:
+        """Whether a weight's value matters to how far it may deviate."""
+        return self.mapping.cut_off or any(isinstance(one, Tolerance) for one in self.of.values())
+
+    def check_shapes(self, weights: Mapping[str, Tensor]) -> None:
+        """Make sure that what is said of single weights fits them.
+
+        Raises:
+            ValueError: it does not.
+        """
+        for name, weight in weights.items():
+            if isinstance(thg := self.of[name], Tensor) and thg.shape not in (weight.shape, ()):
+                raise ValueError(f"thg: {name} has the shape {tuple(weight.shape)}, not {tuple(thg.shape)}")
+            if name in self.stuck and self.stuck[name].shape != weight.shape:
+                raise ValueError(
+                    f"stuck: {name} has the shape {tuple(weight.shape)}, not {tuple(self.stuck[name].shape)}"
+                )
+
     def scaled_to(self, largest: float) -> Devices:
         """All tolerances times one factor, so that the largest deviation is another.
 
         Raises:
             ValueError: it is out of range, or nothing deviates that could be scaled, or weights may be stuck.
         """
-        _checked(largest, self.limit)
+        _checked(largest, self.limit, "")
         if self.stuck:
             raise ValueError(
                 f"thg={largest}: where weights may be stuck, tolerances are not scaled; set crossbar.thg"
@@ -81,13 +104,13 @@ class Devices:
             raise ValueError(f"thg={largest}: a tolerance of 0 at all conductances cannot be scaled to it")
         factor = largest / self.largest
 
-        def scaled(one: float | Tolerance) -> float | Tolerance:
+        def scaled(one: float | Tolerance | Tensor) -> float | Tolerance | Tensor:
             return one.scaled(factor) if isinstance(one, Tolerance) else one * factor
 
         said = self.said
         return replace(
             self,
-            said={key: scaled(one) for key, one in said.items()} if isinstance(said, Mapping) else scaled(said),
+            said={key: scaled(one) for key, one in said.items()} if isinstance(said, Mapping) else scaled(said),  # type: ignore[arg-type]
             of={name: scaled(one) for name, one in self.of.items()},
             largest=float(largest),
         )
@@ -163,12 +186,17 @@ def _check(mapping: DeviceMapping, full_scale: str, weight_bits: int | None) -> 
     device_weights(weight_bits, mapping.device_bits)  # raises where they do not fit
 
 
-def _checked(tolerance: float | Tolerance, limit: float) -> float | Tolerance:
+def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> float | Tolerance | Tensor:
     if isinstance(tolerance, Tolerance):
         return tolerance
     if isinstance(tolerance, str | bool | Mapping) or tolerance is None:
         raise ValueError(f"thg={tolerance!r}: must be a number or a Tolerance, or these by patterns of names")
+    allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
+    if isinstance(tolerance, Tensor):
+        fine = tolerance.isfinite() & (tolerance >= 0) & (tolerance <= limit)
+        if not tolerance.is_floating_point() or not bool(fine.all()):
+            raise ValueError(f"thg of {name}: each number must be {allowed}")
+        return tolerance.detach()
     if not (0 <= tolerance <= limit and math.isfinite(tolerance)):
-        allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
         raise ValueError(f"thg={tolerance}: must be {allowed}")
     return float(tolerance)

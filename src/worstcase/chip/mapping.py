@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,33 +52,35 @@ class DeviceMapping:
         """Whether a tolerance that is one number is the bound of the weight, whatever its value."""
         return not self.pair and not self.cut_off
 
-    def largest(self, tolerance: float | Tolerance) -> float:
+    def largest(self, tolerance: float | Tolerance | Tensor) -> float:
         """The largest deviation that a weight may have, in units of its full scale; cut-offs aside."""
-        table = _Columns.of(tolerance)
-        low, high = (table.lower[0], table.upper[0]) if self.pair else (0.0, 0.0)  # of the unused device
-        return max(max(table.upper) - (0.0 if self.cut_off else low), high - min(table.lower))
+        if not isinstance(tolerance, Tolerance):
+            of_device = tolerance.amax().item() if isinstance(tolerance, Tensor) else tolerance
+            return 2 * of_device if self.pair else of_device
+        low, high = (tolerance.lower[0], tolerance.upper[0]) if self.pair else (0.0, 0.0)  # of the unused device
+        return max(max(tolerance.upper) - (0.0 if self.cut_off else low), high - min(tolerance.lower))
 
     def ends(
-        self, relative: Tensor, tolerance: float | Tolerance, weight_bits: int | None
+        self, relative: Tensor, tolerance: float | Tolerance | Tensor, weight_bits: int | None
     ) -> tuple[Tensor, Tensor]:
         """The least and the greatest deviation of weights, in units of the full scale.
 
         Args:
             relative: the weights in these units, -1 to 1, in float64.
-            tolerance: of their devices.
+            tolerance: of their devices; a tensor has a number for each weight.
             weight_bits: M, with device_bits.
         """
-        table, limit = _Columns.of(tolerance), self.largest(tolerance)
+        limit = self.largest(tolerance)
         low, high = torch.zeros_like(relative), torch.zeros_like(relative)
         zero = relative.new_zeros(())
         for share, conductance in self._devices(relative.abs(), weight_bits):
-            device_low, device_high = self._device(conductance, table)
+            device_low, device_high = self._device(conductance, tolerance)
             if self.pair:
-                unused_low, unused_high = self._device(zero, table)
+                unused_low, unused_high = self._device(zero, tolerance)
                 device_low, device_high = device_low - unused_high, device_high - unused_low
-            low += share * device_low
-            high += share * device_high
-        if self.cut_off or not table.is_symmetric:  # a sign turns the deviation
+            low = low + share * device_low
+            high = high + share * device_high
+        if self.cut_off or not _is_symmetric(tolerance):  # a sign turns the deviation
             negative, zero = relative < 0, relative == 0
             low, high = torch.where(negative, -high, low), torch.where(negative, -low, high)
             if bool(zero.any()):  # it may have either sign
@@ -87,14 +88,17 @@ class DeviceMapping:
                 low, high = torch.where(zero, -farther, low), torch.where(zero, farther, high)
         return low.clamp(min=-limit), high.clamp(max=limit)  # rounding may lead beyond
 
-    def sigma(self, relative: Tensor, tolerance: float | Tolerance, weight_bits: int | None) -> Tensor:
+    def sigma(self, relative: Tensor, tolerance: float | Tolerance | Tensor, weight_bits: int | None) -> Tensor:
         """The standard deviation of weights whose devices deviate independently; see `ends`."""
-        table = _Columns.of(tolerance)
         variance = torch.zeros_like(relative)
         for share, conductance in self._devices(relative.abs(), weight_bits):
             of_devices = [conductance, relative.new_zeros(())] if self.pair else [conductance]
             for g in of_devices:
-                variance += (share * _interpolated(g, table.conductance, table.deviation)[0]).square()
+                if isinstance(tolerance, Tolerance):
+                    (sigma,) = _interpolated(g, tolerance.conductance, tolerance.deviation)
+                else:
+                    sigma = _of_each_weight(tolerance, g)
+                variance = variance + (share * sigma).square()
         return variance.sqrt()
 
     def _devices(self, conductance: Tensor, weight_bits: int | None) -> Iterator[tuple[float, Tensor]]:
@@ -108,34 +112,25 @@ class DeviceMapping:
             digits = (levels / weight).floor() % (largest_level + 1)
             yield weight * largest_level / largest_weight, digits / largest_level
 
-    def _device(self, conductance: Tensor, table: _Columns) -> tuple[Tensor, Tensor]:
-        if table.is_symmetric:
-            (high,) = _interpolated(conductance, table.conductance, table.upper)
-            low = -high
+    def _device(self, conductance: Tensor, tolerance: float | Tolerance | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(tolerance, Tolerance):
+            low, high = _interpolated(conductance, tolerance.conductance, tolerance.lower, tolerance.upper)
         else:
-            low, high = _interpolated(conductance, table.conductance, table.lower, table.upper)
+            high = _of_each_weight(tolerance, conductance)
+            low = -high
         if self.cut_off:
             low, high = torch.maximum(low, -conductance), torch.minimum(high, 1 - conductance)
         return low, high
 
 
-class _Columns(NamedTuple):
-    """Those of a tolerance; of a number, which may be above 1, the same at all conductances."""
+def _of_each_weight(tolerance: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(tolerance, dtype=like.dtype, device=like.device)
 
-    conductance: Sequence[float]
-    lower: Sequence[float]
-    upper: Sequence[float]
-    deviation: Sequence[float]
 
-    @classmethod
-    def of(cls, tolerance: float | Tolerance) -> _Columns:
-        if isinstance(tolerance, Tolerance):
-            return cls(tolerance.conductance, tolerance.lower, tolerance.upper, tolerance.deviation)
-        return cls((0, 1), (-tolerance, -tolerance), (tolerance, tolerance), (tolerance, tolerance))
-
-    @property
-    def is_symmetric(self) -> bool:
-        return all(low == -high for low, high in zip(self.lower, self.upper, strict=True))
+def _is_symmetric(tolerance: float | Tolerance | Tensor) -> bool:
+    if not isinstance(tolerance, Tolerance):
+        return True
+    return all(low == -high for low, high in zip(tolerance.lower, tolerance.upper, strict=True))
 
 
 def _interpolated(x: Tensor, knots: Sequence[float], *columns: Sequence[float]) -> list[Tensor]:

@@ -11,31 +11,44 @@ from worstcase.task import Inputs
 
 
 class MemoryLayout:
-    """Lays images out as the network computes fastest: channels_last on a CPU, where it can compute so.
+    """Lays images out as the network computes fastest: channels_last where that is quicker and it can compute so.
 
-    That takes 0.55 to 0.85 of the time. What the network can is tried with the first images.
+    It is on a CPU, where it takes 0.55 to 0.85 of the time, and on a GPU's tensor cores. What the network can is
+    tried with the first images on each.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self._net = net
-        self._channels_last: bool | None = None  # None: not tried yet
+        self._can: dict[str, bool] = {}  # by type of device, once it is tried
 
     def __call__(self, x: Inputs) -> Inputs:
         """The images in that order; as they are if they are so already, or no images."""
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu":
+        if not isinstance(x, Tensor) or x.ndim != 4 or not channels_last_is_quicker(x.device.type, x.dtype):
             return x
-        if self._channels_last is None:
-            self._channels_last = takes_channels_last(self._net, x)
-        if not self._channels_last:
+        if x.device.type not in self._can:
+            self._can[x.device.type] = takes_channels_last(self._net, x)
+        if not self._can[x.device.type]:
             return x.contiguous()
         # contiguous() would leave images of one channel as they are
         return x if x.stride(1) == 1 else x.clone(memory_format=torch.channels_last)
 
 
+def channels_last_is_quicker(device: str, dtype: torch.dtype) -> bool:
+    """Whether convolutions are quicker in channels_last: on a CPU, and on CUDA where tensor cores compute them.
+
+    Example:
+        >>> channels_last_is_quicker("cuda", torch.bfloat16), channels_last_is_quicker("cuda", torch.float64)
+        (True, False)
+    """
+    if device == "cuda" and dtype == torch.float32:
+        return torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
+    return device == "cpu" or (device == "cuda" and dtype in (torch.bfloat16, torch.float16))
+
+
 @torch.no_grad()
 def takes_channels_last(net: nn.Module, x: Tensor) -> bool:
     """Whether a network computes with images in channels_last; it is left as it was."""
-    if any(_corrupts_memory(module) for module in net.modules()):
+    if x.device.type == "cpu" and any(_corrupts_memory(module) for module in net.modules()):
         return False
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     with evaluating(net):

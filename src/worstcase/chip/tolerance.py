@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worstcase.checks import number
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIGMAS = 2.0
 """Standard deviations at which write-verify stops, if nothing else is said: 95.4 % of devices pass at once."""
@@ -151,12 +154,15 @@ class Tolerance:
         return {name: list(column) for name, column in columns.items() if column is not None}
 
 
+NAME = "tolerances.safetensors"
+"""Of the file beside a record that has numbers of single weights."""
 _RANGES = {"conductance": (0.0, 1.0), "lower": (-1.0, 0.0), "upper": (0.0, 1.0), "sigma": (0.0, 1.0)}
-Said = float | Tolerance | Mapping[str, "float | Tolerance"]
-"""A tolerance, the same at all conductances if it is a number; or several, by shell patterns of arrays' names."""
+Said = float | Tolerance | Mapping[str, "float | Tolerance | Tensor"]
+"""A tolerance, the same at all conductances if it is a number; or several, by shell patterns of arrays' names,
+where a tensor has a number for each weight."""
 
 
-def of_each_array(said: Said, arrays: Iterable[str]) -> dict[str, float | Tolerance]:
+def of_each_array(said: Said, arrays: Iterable[str]) -> dict[str, float | Tolerance | Tensor]:
     """The tolerance of each array; of several patterns that fit, the first counts.
 
     Raises:
@@ -181,10 +187,19 @@ def of_each_array(said: Said, arrays: Iterable[str]) -> dict[str, float | Tolera
     return found
 
 
+def has_weights(said: Said) -> bool:
+    """Whether weights have numbers of their own."""
+    return isinstance(said, Mapping) and any(hasattr(one, "numel") for one in said.values())
+
+
 def plain(said: Said) -> Any:
-    """The same in plain types, for a record."""
+    """The same in plain types, for a record. Numbers of single weights are in a file beside it."""
+    if has_weights(said):
+        from worstcase.chip.tolerance_file import described
+
+        return described(said, NAME)  # type: ignore[arg-type]
     if isinstance(said, Mapping):
-        return {pattern: plain(one) for pattern, one in said.items()}
+        return {pattern: plain(one) for pattern, one in said.items()}  # type: ignore[arg-type]
     return said.plain() if isinstance(said, Tolerance) else said
 
 
@@ -193,9 +208,14 @@ def from_plain(said: Any) -> Said:
 
     Raises:
         ValueError: it is none.
+        FileNotFoundError: its file is gone.
     """
     if not isinstance(said, Mapping):
         return said
+    if "digest" in said:
+        from worstcase.chip.tolerance_file import load_tolerances
+
+        return load_tolerances(said["file"], digest=said["digest"])
     if "conductance" not in said:
         return {pattern: from_plain(one) for pattern, one in said.items()}  # type: ignore[misc]
     try:
@@ -207,5 +227,7 @@ def from_plain(said: Any) -> Said:
 def largest(said: Said) -> float:
     """The largest absolute deviation of a device of any array."""
     if isinstance(said, Mapping):
-        return max(map(largest, said.values()), default=math.nan)
-    return said.largest if isinstance(said, Tolerance) else said
+        return max((largest(one) for one in said.values()), default=math.nan)  # type: ignore[arg-type]
+    if isinstance(said, Tolerance):
+        return said.largest
+    return said if isinstance(said, int | float) else said.amax().item()

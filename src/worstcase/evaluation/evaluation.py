@@ -16,7 +16,7 @@ from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
-from worstcase.chip.tolerance import plain
+from worstcase.chip.tolerance import NAME, has_weights, plain
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.flags import of_a_chip, of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
@@ -162,6 +162,7 @@ class Evaluation:
         """Leave the perturbations, the worst chip, the figures, and at last the record in a folder.
 
         The worst chip is a state dict, ``worst_chip.safetensors``; where no state dict holds it, the log says why.
+        Where weights have tolerances of their own, these are left too: ``tolerances.safetensors``.
 
         Args:
             folder: made if it is not there.
@@ -169,10 +170,14 @@ class Evaluation:
         """
         from safetensors.torch import save_file
 
+        from worstcase.chip.tolerance_file import save_tolerances
         from worstcase.evaluation.figures import evaluation_figures
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        with self.crossbar.bounded_by(self.thg):
+            if has_weights(tolerances := self.crossbar.tolerance):
+                save_tolerances(folder / NAME, tolerances)  # type: ignore[arg-type]
         record = record or self.record()
         for found, file in zip(self.attacks, self._files(), strict=True):
             save_file({key: d.contiguous() for key, d in found.perturbation.items()}, folder / file)
@@ -242,6 +247,7 @@ def evaluate(
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = True,
+    search_dtype: str | None = None,
 ) -> Evaluation:
     """Find how low the accuracy of a network can be on a chip that passed write-verify, from both sides.
 
@@ -270,6 +276,8 @@ def evaluate(
         seed: of what attacks draw.
         folder: where an attack that can be resumed keeps its state.
         progress: a bar on a terminal and in a notebook, a line now and then elsewhere.
+        search_dtype: ``bfloat16``, in which attacks then follow gradients; see `worstcase.attacks.Attack`.
+            Accuracies are counted, and proofs made, in the network's own.
 
     Raises:
         ValueError: a setting, the reference set, the network or the chip cannot be right; see the attacks.
@@ -300,15 +308,16 @@ def evaluate(
         with crossbar.bounded_by(bounds[-1]):
             read = measure(crossbar, loader, chip, chip_holds)
     found: list[AttackResult] = []
+    options: dict[str, Any] = {"seed": seed, "progress": progress, "search_dtype": search_dtype}
     for number, attack in enumerate(attacks, 1):
         state = folder / f"{number}-{attack.name}" if folder and len(attacks) > 1 else folder
         start = None
         for thg in bounds:
             with crossbar.bounded_by(thg):
                 place = state / f"thg{thg:g}" if state and len(bounds) > 1 else state
-                one = attack(crossbar, loader, start=start, seed=seed, folder=place, progress=progress)
+                one = attack(crossbar, loader, start=start, folder=place, **options)
                 if heldout:
-                    halves = attack_one_half(attack, crossbar, loader, seed=seed, progress=progress)
+                    halves = attack_one_half(attack, crossbar, loader, **options)
                     one.attacked_half_accuracy, one.heldout_accuracy = halves
             found.append(one)
             start = one.perturbation

@@ -12,7 +12,13 @@ from worstcase.task import Inputs, Loader, inputs_and_labels, taken
 
 
 def attack_one_half(
-    attack: Attack, crossbar: Crossbar, loader: Loader, *, seed: int = 0, progress: bool = True
+    attack: Attack,
+    crossbar: Crossbar,
+    loader: Loader,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    search_dtype: str | None = None,
 ) -> tuple[float, float]:
     """Attack every second sample of a reference set (in fixed order), and score the chip found on the others.
 
@@ -28,7 +34,7 @@ def attack_one_half(
         >>> attack_one_half(FLWC(), crossbar, [(torch.tensor([[1.0, 0.9], [5.0, 0.0]]), torch.tensor([0, 0]))])
         (0.0, 1.0)
     """
-    found = attack(crossbar, Half(loader, 0), seed=seed, progress=progress)
+    found = attack(crossbar, Half(loader, 0), seed=seed, progress=progress, search_dtype=search_dtype)
     return found.accuracy, accuracy(crossbar, Half(loader, 1), found.perturbation)
 
 

@@ -82,6 +82,23 @@ def measure(crossbar: Crossbar, loader: Loader, chip: Mapping[str, Any], holds: 
         >>> measure(crossbar, [batch], {"weight": np.array([[-1.5, 0.1], [0.0, 0.0]])})
         Chip(accuracy=0.5, failed_by_array={'weight': 1})
     """
+    given, deviations = _read(crossbar, chip, holds)
+    box = crossbar.box
+    if holds == "weights":
+        programmed = crossbar.programmed()
+        failed = {name: _outside(name, read, programmed[name].detach(), box) for name, read in given.items()}
+    else:
+        failed = {name: box.outside({name: d}) for name, d in deviations.items()}
+    return Chip(accuracy(crossbar, loader, deviations), failed)
+
+
+def deviations_of(crossbar: Crossbar, chip: Mapping[str, Any], holds: str = "deviations") -> dict[str, Tensor]:
+    """The deviations of a chip, by array in weight units; see `measure`."""
+    return _read(crossbar, chip, holds)[1]
+
+
+def _read(crossbar: Crossbar, chip: Mapping[str, Any], holds: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a chip holds, checked, and its deviations."""
     check_holds(holds)
     programmed = {name: w.detach() for name, w in crossbar.programmed().items()}
     given = {name: _tensor(name, values) for name, values in chip.items()}
@@ -93,13 +110,7 @@ def measure(crossbar: Crossbar, loader: Loader, chip: Mapping[str, Any], holds: 
         raise ValueError(f"the chip's deviations are nearer to the programmed weights than to 0: {_other(holds)}")
     if sum(map(_square, other.values())) > sum(map(_square, given.values())) and holds == "weights":
         raise ValueError(f"the chip's weights are nearer to 0 than to the programmed ones: {_other(holds)}")
-    box = crossbar.box
-    if holds == "weights":
-        failed = {name: _outside(name, read, programmed[name], box) for name, read in given.items()}
-        given = other
-    else:
-        failed = {name: box.outside({name: d}) for name, d in given.items()}
-    return Chip(accuracy(crossbar, loader, given), failed)
+    return given, other if holds == "weights" else given
 
 
 def check_holds(holds: str) -> None:

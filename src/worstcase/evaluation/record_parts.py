@@ -162,7 +162,22 @@ class Table(Open):
     upper: list[float]
 
 
-Tolerances = Table | dict[str, Number | Table]
+class Spread(Open):
+    least: Number
+    mean: Number
+    largest: Number
+
+
+class OfWeights(Open):
+    """th_g of each weight, in a file; see `worstcase.chip.tolerance_file`."""
+
+    file: str
+    digest: Name
+    largest: Number
+    by_array: dict[Name, Spread]
+
+
+Tolerances = Table | OfWeights | dict[str, Number | Table]
 """One, or several by patterns of arrays' names."""
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from worstcase.chip.tolerance import NAME
 
 NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
 """Data sets that are the same in every folder."""
@@ -14,6 +17,8 @@ DATA_FILES = ("file", "test", "train")
 """Settings that name a data set's files, where it has a digest of their content."""
 
 
+SHARED = ("pulses", "share", "programming")
+"""What th_g follows from where pulses are shared out."""
 NO_MAPPING = {"pair": False, "device_bits": None, "cut_off": False}
 """The settings of one device a weight, with a digital sign."""
 
@@ -21,20 +26,38 @@ NO_MAPPING = {"pair": False, "device_bits": None, "cut_off": False}
 def of_devices(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says of devices besides one number as th_g; empty, as in older records, if nothing.
 
-    Patterns of arrays' names are in pairs with their tolerances, as their order counts.
+    Patterns of arrays' names are in pairs with their tolerances, as their order counts. Of tolerances in a file it
+    is the digest.
 
     Example:
         >>> of_devices({"thg": {"fc*": 0.01, "*": 0.03}, "arrays": [], "mapping": NO_MAPPING})
         {'thg': [['fc*', 0.01], ['*', 0.03]]}
     """
     said: dict[str, Any] = {}
-    if isinstance(thg := config.get("thg"), Mapping):
+    if isinstance(thg := config.get("thg"), Mapping) and "digest" in thg:
+        said["thg"] = {"digest": thg["digest"]}
+    elif isinstance(thg, Mapping):
         said["thg"] = thg if "conductance" in thg else [[pattern, one] for pattern, one in thg.items()]
     if config.get("arrays"):
         said["arrays"] = config["arrays"]
     if config.get("mapping") not in (None, NO_MAPPING):
         said["mapping"] = config["mapping"]
+    if config.get("pulses") is not None:
+        said |= {key: config.get(key) for key in SHARED}
     return said
+
+
+def with_tolerances_in(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of a run; tolerances of single weights are in its own folder, whatever file it names.
+
+    Example:
+        >>> with_tolerances_in(Path("run"), {"thg": {"file": "/elsewhere", "digest": "0a"}})
+        {'thg': {'file': 'run/tolerances.safetensors', 'digest': '0a'}}
+    """
+    thg = config.get("thg")
+    if isinstance(thg, Mapping) and "digest" in thg:
+        return {**config, "thg": {**thg, "file": str(folder / NAME)}}
+    return config
 
 
 def trains_without_thg(config: Mapping[str, Any]) -> bool:
@@ -50,7 +73,7 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
 
 
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that identifies a job: without the folders of its data and its run.
+    """The configuration that identifies a job: without its threads, and the folders of its data and its run.
 
     Data sets that only their folder identifies keep it. Digests identify the weights of an evaluation, a chip that
     was read back, and data in files. Devices of which nothing is said are left out: a job is the same as before
@@ -64,11 +87,15 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     dataset = config.get("dataset") or {}
     place: tuple[str, ...] = ("data_dir", "download") if dataset.get("_target_") in NAMED_DATA else ()
     place += DATA_FILES if dataset.get("digest") else ()
-    places = ["data_dir", "arrays", "mapping", "sigmas"]  # sigmas are in the table of thg
+    places = ["data_dir", "threads", "arrays", "mapping", "sigmas"]  # sigmas are in the table of thg
     if config.get("weights"):
         places += ["run", "checkpoint"]
     if config.get("chip_digest"):
         places.append("chip")
+    if "share" in config:
+        places += SHARED
+    if config.get("search_dtype") is None:
+        places.append("search_dtype")
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if (config.get("method") or {}).get("verified") is False:
         kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}

@@ -1,6 +1,6 @@
 """The paper's numbers, and its figures and tables as sections of the report."""
 
-from worstcase.paper import attacks, training, worst_chip
+from worstcase.paper import attacks, pulses, training, worst_chip
 
 SECTIONS = {  # in the order of the paper
     "fig1": attacks.fig1,
@@ -19,6 +19,7 @@ SECTIONS = {  # in the order of the paper
     "fig8c": training.fig8c,
     "table6": training.table6,
     "methods": training.compared_methods,
+    "swim": pulses.shared_pulses,
     "monte_carlo": attacks.sampled_chips,
 }
 """For `worstcase.report.write.write_report`. Each returns None if results for it are missing."""

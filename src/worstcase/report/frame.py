@@ -152,6 +152,8 @@ def _trained_thg(training: Record | None) -> float | None:
 def _as_trained(thg: float, record: Record, training: Record | None) -> bool:
     if training is None:
         return record.source_run is None  # true for given weights; a training that is gone is unknown
+    if record.config.get("pulses") is not None:
+        return False  # th_g followed from them
     if trains_without_thg(training.config):
         return True
     same_devices = of_devices(record.config) == of_devices(training.config)

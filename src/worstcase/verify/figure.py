@@ -37,6 +37,9 @@ def answer_over_thg(answer: Mapping[str, Any]) -> Figure:
             above.axvline(thg, color=colour, alpha=0.5)
             below.plot(thg, pulses, "o", color=colour, label=f"{words}: th_g {thg:.3g}, {pulses:.3g} pulses")
             below.axvline(thg, color=colour, alpha=0.5)
+    for by, style in (("array", "--"), ("weight", ":")):
+        if pulses := answer["pulses_per_weight"].get(by):
+            below.axhline(pulses, color="C2", ls=style, label=f"th_g of each {by}: {pulses:.3g} pulses")
     above.set_ylabel("accuracy (%)")
     above.set_ylim(0, 102)
     above.set_title(f"how tight must write-verify be to keep {answer['accuracy']:.2%}?", fontsize="medium")

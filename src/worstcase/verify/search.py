@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble
 from worstcase.attacks.base import accuracy as accuracy_of
-from worstcase.certificate import Certificate, Unsupported, certify
+from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.task import Loader
 from worstcase.verify.cost import Programming
+from worstcase.verify.sharing import OURS, Shared, cheapest, not_countable
 
 STEP = 2.0  # from one th_g to the next, until the accuracy is broken
 SMALLEST = 2.0**-20  # of the first th_g: nothing is proven, or everything breaks
@@ -45,24 +45,27 @@ class ToleranceSearch:
     """At each th_g that was tried to be proven, in rising order."""
     not_certified: str | None = None
     """Why nothing is proven."""
+    shared: dict[str, Shared] = field(default_factory=dict, repr=False)
+    """The fewest pulses that no attack broke, with one th_g for each ``array`` or with each ``weight``'s own."""
+    not_shared: str | None = None
+    """Why pulses are not shared out."""
 
     def pulses_per_weight(self) -> dict[str, float | None]:
-        """What both ends cost, on average; None where there is no such end, or no number of pulses suffices."""
-        return {
-            "proven": self._pulses(self.proven_thg),
-            "broken": self._pulses(self.broken_thg),
-        }
+        """What both ends cost, on average, and tolerances of arrays and of weights; None where there are none."""
+        shared = {by: self.shared[by].pulses_per_weight if by in self.shared else None for by in OURS}
+        return {"proven": self._pulses(self.proven_thg), "broken": self._pulses(self.broken_thg), **shared}
 
     def seconds(self) -> dict[str, float | None]:
-        """The time that both ends take for all weights; None where it is not known."""
-        return {end: _of_all(self.programming.seconds, p, self.weights) for end, p in self._by_end()}
+        """The time that these take for all weights; None where it is not known."""
+        return self._of_all_weights(self.programming.seconds)
 
     def joules(self) -> dict[str, float | None]:
-        """The energy of both ends for all weights; None where it is not known."""
-        return {end: _of_all(self.programming.joules, p, self.weights) for end, p in self._by_end()}
+        """The energy of these for all weights; None where it is not known."""
+        return self._of_all_weights(self.programming.joules)
 
-    def _by_end(self) -> Iterator[tuple[str, float | None]]:
-        yield from self.pulses_per_weight().items()
+    def _of_all_weights(self, cost: Callable[[float], float | None]) -> dict[str, float | None]:
+        pulses = self.pulses_per_weight()
+        return {end: None if p is None else cost(p * self.weights) for end, p in pulses.items()}
 
     def _pulses(self, thg: float | None) -> float | None:
         return self.programming.pulses(thg).item() if thg else None
@@ -82,6 +85,12 @@ class ToleranceSearch:
             "attacked": [{"thg": a.thg, "accuracy": a.accuracy, "attack": a.attack} for a in self.attacks],
             "certified": [{"thg": c.thg, "accuracy": c.accuracy, "method": c.method} for c in self.certificates],
             "not_certified": self.not_certified,
+            "tolerances": self.shared["array"].thg if "array" in self.shared else None,
+            "shared": {
+                by: {"attack": one.attack.attack, "seed": one.attack.seed, "accuracy": one.attack.accuracy}
+                for by, one in self.shared.items()
+            },
+            "not_shared": self.not_shared,
         }
 
     def __str__(self) -> str:
@@ -99,6 +108,8 @@ class ToleranceSearch:
             lines.append("no attack broke it at any th_g")
         else:
             lines.append(f"th_g {self.broken_thg:.3g} breaks it, {pulses['broken']:.3g} pulses a weight")
+        for by in self.shared:
+            lines.append(f"with one th_g for each {by} no attack breaks it at {pulses[by]:.3g} pulses a weight")
         return "\n".join(lines)
 
 
@@ -111,6 +122,8 @@ def tolerance(
     certificate: str | None = "interval",
     programming: Programming | None = None,
     precision: float = 0.05,
+    where: bool = False,
+    training: Loader | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> ToleranceSearch:
@@ -129,13 +142,15 @@ def tolerance(
             or None.
         programming: what a th_g costs; None: that of the paper's example.
         precision: the relative width to which each end is found, above 0.
+        where: also share out pulses among arrays and among weights, see `worstcase.verify.sharing.cheapest`.
+        training: the batches by which they are shared out; None: the reference set.
         seed: of what the attack draws.
         progress: see `worstcase.evaluate`.
 
     Raises:
         ValueError: a setting is out of range, or the network does not have the accuracy as programmed.
 
-    Cost: about ten attacks and twenty certificates.
+    Cost: about ten attacks and twenty certificates; twenty short attacks and some long ones to share out pulses.
 
     Example:
         >>> import torch
@@ -164,26 +179,53 @@ def tolerance(
         try:
             with crossbar.bounded_by(max(found.thg for found in attacks.found)):
                 proofs.append(certify(crossbar, loader, certificate))
-            prove = partial(certify, crossbar, loader, certificate)
-            proven = _proven(crossbar, prove, accuracy, broken or limit, first * SMALLEST, precision, proofs)
+            proven = (
+                largest_thg(
+                    crossbar,
+                    loader,
+                    accuracy,
+                    proofs,
+                    method=certificate,
+                    low=first * SMALLEST,
+                    high=broken or limit,
+                    precision=precision,
+                )
+                or 0.0
+            )
         except Unsupported as error:
             why_not = f"not supported: {error}"
+    programming = programming or Programming()
+    shared: dict[str, Shared] = {}
+    not_shared = "it was not asked for" if not where else not_countable(crossbar)
+    most = programming.pulses(broken / (1 + precision)).item() if broken else 0.0
+    if not not_shared and most < (1 + precision) * programming.devices:
+        not_shared = "about one pulse a device is enough for the same th_g everywhere"
+    if not not_shared:
+        options: dict[str, Any] = {
+            "training": training,
+            "attack": attack,
+            "programming": programming,
+            "precision": precision,
+            "seed": seed,
+            "progress": progress,
+        }
+        for by in OURS:
+            if found := cheapest(crossbar, loader, accuracy, most, by=by, **options):
+                shared[by] = found
     return ToleranceSearch(
         accuracy=accuracy,
         clean_accuracy=clean,
         proven_thg=proven,
         broken_thg=broken,
-        programming=programming or Programming(),
+        programming=programming,
         weights=crossbar.coverage().weights,
         broken_chip=attacks.chip,
         attacks=sorted(attacks.found, key=lambda found: found.thg),
         certificates=sorted(proofs, key=lambda proof: proof.thg),
         not_certified=why_not,
+        shared=shared,
+        not_shared=not_shared or None,
     )
-
-
-def _of_all(cost: Callable[[float], float | None], pulses: float | None, weights: int) -> float | None:
-    return None if pulses is None else cost(pulses * weights)
 
 
 class _Attacks:
@@ -237,25 +279,3 @@ class _Attacks:
                 break
             self.chip, broken = smaller, thg
         return broken
-
-
-def _proven(
-    crossbar: Crossbar,
-    prove: Callable[[], Certificate],
-    accuracy: float,
-    broken: float,
-    smallest: float,
-    precision: float,
-    proofs: list[Certificate],
-) -> float:
-    """The largest th_g at which the accuracy is proven; 0 if it is at none above the smallest."""
-    proven = 0.0
-    while broken > proven * (1 + precision) and broken > smallest:
-        thg = math.sqrt(proven * broken) if proven else broken / STEP
-        with crossbar.bounded_by(thg):
-            proofs.append(prove())
-        if proofs[-1].accuracy >= accuracy:
-            proven = thg
-        else:
-            broken = thg
-    return proven

@@ -40,15 +40,22 @@ def by_gradient(
 
     Cost: one forward and one backward pass.
     """
-    there = at or crossbar.box.zero()
-    total = {name: torch.zeros_like(d) for name, d in there.items()}
-    with evaluating(crossbar):
-        for inputs, labels in on_its_device(crossbar, loader):
-            found, _, _ = gradient(crossbar, objective, there, inputs, labels)
-            for name, g in found.items():
-                total[name] += g
+    total = gradient_at(crossbar, loader, at or crossbar.box.zero(), objective=objective)
     scales = crossbar.full_scales()
     return {name: g.abs() * scales[name].to(g.dtype) for name, g in total.items()}
+
+
+def gradient_at(
+    crossbar: Crossbar, loader: Loader, at: Perturbation, *, objective: Objective = cross_entropy
+) -> dict[str, Tensor]:
+    """The gradient at a chip of an objective's sum over the reference set, by array."""
+    total = {name: torch.zeros_like(d) for name, d in at.items()}
+    with evaluating(crossbar):
+        for inputs, labels in on_its_device(crossbar, loader):
+            found, _, _ = gradient(crossbar, objective, at, inputs, labels)
+            for name, g in found.items():
+                total[name] += g
+    return total
 
 
 def by_second_derivative(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -> dict[str, Tensor]:

@@ -1,0 +1,88 @@
+"""th_g of each weight, or of each array, in a file: what `worstcase.verify` shares out and a Crossbar takes.
+
+The file is safetensors, with a tensor for each array, named as it: of the weight's shape, or one number for all
+its weights. Values are th_g, 0 or more, in units of the full scale. Nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from worstcase.digests import DIGITS
+
+
+def load_tolerances(file: str | Path, *, digest: str | None = None) -> dict[str, float | Tensor]:
+    """Read th_g of each array: a number, or a tensor with one for each weight. `Crossbar` takes it as ``thg``.
+
+    Args:
+        file: see the module.
+        digest: of the content that is expected; None: any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else, or is not the one that is expected.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file of tolerances at {file}")
+    try:
+        found = load_file(file)
+    except Exception as error:  # a broken file can make the reader fail in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{file} is no safetensors file of tolerances: {reason}") from None
+    if not found:
+        raise ValueError(f"{file} holds no tolerances: it needs a tensor of th_g for each array")
+    for name, t in found.items():
+        if not t.is_floating_point() or not bool((t.isfinite() & (t >= 0)).all()) or not t.numel():
+            raise ValueError(f"{file}: {name} must hold th_g, finite floating-point numbers, 0 or more")
+    tolerances = {name: t if t.ndim else t.item() for name, t in sorted(found.items())}
+    if digest is not None and digest_of(tolerances) != digest:
+        raise ValueError(f"{file} holds other tolerances than those of the record; their digest is not {digest}")
+    return tolerances
+
+
+def save_tolerances(file: str | Path, tolerances: Mapping[str, float | Tensor]) -> None:
+    """Write th_g of each array: a number, or a tensor with one for each weight. Nothing is rounded.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save_tolerances(f"{folder}/own.safetensors", {"conv": 0.03, "fc": torch.tensor([[0.01, 0.05]])})
+        ...     load_tolerances(f"{folder}/own.safetensors")
+        {'conv': 0.03, 'fc': tensor([[0.0100, 0.0500]])}
+    """
+    save_file({name: _tensor(one).cpu().contiguous() for name, one in tolerances.items()}, file)
+
+
+def described(tolerances: Mapping[str, float | Tensor], file: str) -> dict[str, Any]:
+    """What a record says of tolerances in a file: where it is, what identifies its content, and a summary."""
+    tensors = {name: _tensor(one) for name, one in tolerances.items()}
+    return {
+        "file": file,
+        "digest": digest_of(tolerances),
+        "largest": max(t.amax().item() for t in tensors.values()),
+        "by_array": {
+            name: {"least": t.amin().item(), "mean": t.double().mean().item(), "largest": t.amax().item()}
+            for name, t in tensors.items()
+        },
+    }
+
+
+def digest_of(tolerances: Mapping[str, float | Tensor]) -> str:
+    """A digest of the numbers, wherever they are and in whatever precision they are kept."""
+    digest = hashlib.sha256()
+    for name, one in sorted(tolerances.items()):
+        t = _tensor(one).cpu().double().contiguous()
+        digest.update(f"{name} {tuple(t.shape)} ".encode() + t.numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def _tensor(one: float | Tensor) -> Tensor:
+    return torch.as_tensor(one, dtype=None if isinstance(one, Tensor) else torch.double).detach()

@@ -1,0 +1,162 @@
+"""th_g of each weight in a file: the same box again, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from worstcase import Crossbar, DeviceMapping, Tolerance, attacks, load_tolerances, save_tolerances
+from worstcase.chip.tolerance import from_plain, largest, plain
+from worstcase.chip.tolerance_file import described, digest_of
+from worstcase.verify import sensitivities as by
+from worstcase.verify.allocation import allocated
+
+
+def ends(crossbar):
+    box = crossbar.box
+    return [(box.low[name].expand_as(w), box.high[name].expand_as(w)) for name, w in crossbar.programmed().items()]
+
+
+def same_box(one, other):
+    pairs = zip(ends(one), ends(other), strict=True)
+    return all(torch.equal(low, lows) and torch.equal(high, highs) for (low, high), (lows, highs) in pairs)
+
+
+def test_what_was_shared_out_is_the_same_box_when_read_back(small_net, small_batches, tmp_path):
+    crossbar = Crossbar(small_net, 0.05)
+    crossbar.thg = allocated(by.by_gradient(crossbar, small_batches), 4.0)
+    save_tolerances(tmp_path / "own.safetensors", crossbar.tolerance)
+    again = Crossbar(small_net, load_tolerances(tmp_path / "own.safetensors"))
+    assert same_box(crossbar, again) and again.thg == crossbar.thg == largest(again.tolerance)
+    scales = crossbar.full_scales()
+    for name, high in crossbar.box.high.items():
+        exact = crossbar.tolerance[name] * scales[name]
+        assert high.shape == crossbar.programmed()[name].shape and (high.double() <= exact).all()
+        torch.testing.assert_close(high.double(), exact, rtol=1e-6, atol=0)
+        assert torch.equal(crossbar.box.low[name], -high)
+
+
+def test_numbers_for_arrays_are_the_box_of_these_numbers(small_net, tmp_path):
+    thg = {"0.weight": 0.01, "5.weight": 0.03}
+    save_tolerances(tmp_path / "own.safetensors", thg)
+    assert load_tolerances(tmp_path / "own.safetensors") == thg
+    weights = Crossbar(small_net, thg).programmed()
+    exact = {name: torch.full(w.shape, thg[name], dtype=torch.double) for name, w in weights.items()}
+    assert same_box(Crossbar(small_net, thg), Crossbar(small_net, exact))
+
+
+@pytest.mark.parametrize("options", [{"pair": True}, {"cut_off": True}, {"pair": True, "cut_off": True}])
+def test_each_weight_has_the_box_that_its_number_gives_it_on_any_devices(options):
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 1, bias=False)
+    mapping, thg = DeviceMapping(**options), torch.tensor([[0.0, 0.01, 0.02, 0.1, 0.3]])
+    box = Crossbar(layer, {"weight": thg}, mapping=mapping).box
+    for i, one in enumerate(thg[0].tolist()):
+        alone = Crossbar(layer, one, mapping=mapping).box
+        for end, of_one in ((box.low, alone.low), (box.high, alone.high)):
+            expected = of_one["weight"].expand_as(layer.weight)[0, i].item()
+            assert end["weight"].expand_as(layer.weight)[0, i].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_attacks_and_samples_stay_in_the_box_of_each_weight(small_net, small_batches):
+    torch.manual_seed(0)
+    thg = {name: 0.2 * torch.rand(w.shape) for name, w in Crossbar(small_net, 0.1).programmed().items()}
+    thg["5.weight"][0] = 0.0
+    crossbar = Crossbar(small_net, thg)
+    found = attacks.FLWC(steps=3)(crossbar, small_batches, progress=False)
+    assert crossbar.box.contains(found.perturbation) and found.accuracy < found.clean_accuracy
+    assert not found.perturbation["5.weight"][0].any()
+    for settings in ({}, {"sigma": 0.03}, {"sigma": 0.03, "weight_bits": 4, "device_bits": 2}):
+        drawn = attacks.MonteCarlo(instances=5, **settings)(crossbar, small_batches, progress=False)
+        assert drawn.distribution["infeasible"] == 0 and not drawn.perturbation["5.weight"][0].any()
+    crossbar.thg = Tolerance([0, 1], [-0.1, -0.1], [0.1, 0.1])
+    with pytest.raises(ValueError, match="only where thg are numbers"):
+        attacks.MonteCarlo(instances=5, weight_bits=4, device_bits=2)(crossbar, small_batches, progress=False)
+
+
+def test_devices_of_a_weight_with_its_own_number_deviate_independently():
+    """Far from the ends the weight's deviation is the weighted mean of its devices', by Eq. 4."""
+    layer = nn.Linear(20_000, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    crossbar = Crossbar(layer, {"weight": torch.full((1, 20_000), 0.9)})
+    batch = [(torch.ones(1, 20_000), torch.tensor([0]))]
+    one = attacks.MonteCarlo(instances=1, sigma=0.1)(crossbar, batch, progress=False)
+    of_two = attacks.MonteCarlo(instances=1, sigma=0.1, weight_bits=4, device_bits=2)(
+        crossbar, batch, progress=False
+    )
+    assert one.perturbation["weight"].std().item() == pytest.approx(0.1, rel=0.03)
+    assert of_two.perturbation["weight"].std().item() == pytest.approx(0.1 * 17**0.5 / 5, rel=0.03)
+
+
+def test_another_largest_deviation_scales_all_numbers():
+    crossbar = Crossbar(nn.Linear(2, 2, bias=False), {"weight": torch.tensor([[0.1, 0.2], [0.0, 0.4]])})
+    with crossbar.bounded_by(0.2):
+        assert torch.equal(crossbar.tolerance["weight"], torch.tensor([[0.05, 0.1], [0.0, 0.2]]))
+    assert crossbar.thg == pytest.approx(0.4)
+
+
+def test_a_record_has_a_summary_and_what_identifies_the_file(tmp_path):
+    thg = {"a": torch.tensor([0.01, 0.03]), "b": 0.05}
+    said = plain(thg)
+    assert said == described(thg, "tolerances.safetensors")
+    assert said["largest"] == 0.05 and said["by_array"]["a"]["mean"] == pytest.approx(0.02)
+    save_tolerances(tmp_path / "f.safetensors", thg)
+    read = from_plain({**said, "file": str(tmp_path / "f.safetensors")})
+    assert torch.equal(read["a"], thg["a"]) and read["b"] == 0.05
+    assert (
+        digest_of(read) == digest_of({"b": 0.05, "a": thg["a"].double()}) != digest_of({"a": thg["a"], "b": 0.04})
+    )
+    with pytest.raises(ValueError, match="holds other tolerances than those of the record"):
+        from_plain({**said, "file": str(tmp_path / "f.safetensors"), "digest": "0" * 12})
+
+
+TENTH = torch.tensor(0.1)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"0.weight": torch.ones(4, 1, 3, 3)}, "no pattern fits the array 5.weight"),
+        ({"0.weight": TENTH.clone(), "5.weight": TENTH.clone(), "x": TENTH}, "named 'x'; there are 0"),
+        ({"0.weight": torch.ones(4), "5.weight": TENTH}, r"0.weight has the shape \(4, 1, 3, 3\), not \(4,\)"),
+        ({"0.weight": torch.full((4, 1, 3, 3), 1.5), "5.weight": TENTH}, "0.weight: each number must be 0 <= thg"),
+        ({"0.weight": torch.full((4, 1, 3, 3), -0.1)}, "f.safetensors: 0.weight must hold th_g"),
+        ({"0.weight": torch.tensor([float("nan")])}, "0.weight must hold th_g, finite"),
+        ({"0.weight": torch.ones(4, dtype=torch.long)}, "must hold th_g"),
+        ({}, "holds no tolerances"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_right_is_one_clear_line(tensors, message, small_net, tmp_path):
+    save_file(tensors, tmp_path / "f.safetensors")
+    with pytest.raises(ValueError, match=message) as error:
+        Crossbar(small_net, load_tolerances(tmp_path / "f.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_another_kind_is_refused_and_nothing_in_it_runs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file of tolerances at"):
+        load_tolerances(tmp_path / "none.safetensors")
+    pwned = tmp_path / "pwned"
+
+    class Evil:
+        def __reduce__(self):
+            return pwned.touch, ()
+
+    torch.save({"0.weight": Evil()}, tmp_path / "evil.safetensors")
+    np.save(tmp_path / "array", np.ones(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.safetensors")
+    for name in ("evil", "array"):
+        with pytest.raises(ValueError, match="is no safetensors file of tolerances"):
+            load_tolerances(tmp_path / f"{name}.safetensors")
+    assert not pwned.exists()
+
+
+def test_tensors_and_tables_are_not_mixed():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    table = Tolerance([0, 1], [-0.1, -0.1], [0.1, 0.1])
+    with pytest.raises(ValueError, match="tensors with a number for each weight and tables cannot be mixed"):
+        Crossbar(layers, {"0.weight": torch.full((2, 2), 0.1), "*": table})
+    mixed = Crossbar(layers, {"0.weight": torch.full((2, 2), 0.1), "*": 0.2})
+    assert mixed.thg == 0.2 and set(mixed.tolerance) == {"0.weight", "1.weight"}
