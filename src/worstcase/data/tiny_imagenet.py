@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from worstcase.data.augmentation import crop_at_random, standardise
+from worstcase.data.augmentation import flip_and_crop, standardise
 from worstcase.data.base import InMemoryDataModule, Split
 from worstcase.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
 
@@ -59,7 +59,7 @@ class TinyImageNetDataModule(InMemoryDataModule):
         return _read(train), _read(test)
 
     def augment(self, images: Tensor) -> Tensor:
-        return crop_at_random(images, padding=4, flip=True) if self.augmented else images
+        return flip_and_crop(images, padding=4) if self.augmented else images
 
     def prepare(self, images: Tensor) -> Tensor:
         return standardise(super().prepare(images), IMAGENET_MEAN, IMAGENET_STD)
