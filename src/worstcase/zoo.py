@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worstcase.evaluation.record import WEIGHTS, Record
+from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Run:
 
 
 def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
-    """Add a training run to the zoo.
+    """Add a training run and its evaluations to the zoo.
 
     Args:
         run: its folder.
@@ -74,27 +74,33 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     Raises:
         FileExistsError: the zoo has a network of that name.
         FileNotFoundError: no training finished there, or a file of it is missing.
-        ValueError: the run was not attacked by the ensemble, or its network is the user's own.
+        ValueError: the run was not attacked by the ensemble, or its network or data are the user's own.
     """
     from safetensors.torch import save_file
 
     from worstcase.runs import load_run
 
     record = Record.load_training(run)
-    if all(found.attack != JUDGE for found in record.attacks):
-        raise ValueError(f"{run} was not attacked by the ensemble; train it with attack@test_attack={JUDGE}")
+    records = {run: record, **dict(finished_runs([run / EVALUATIONS]))}
+    if all(found.attack != JUDGE for one in records.values() for found in one.attacks):
+        raise ValueError(f"{run} was not attacked by the ensemble: python -m src.evaluate run={run}")
     folder = zoo / name
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another name, or delete it")
     weights = {key: t.contiguous() for key, t in load_run(run).crossbar.state_dict().items()}
     folder.mkdir(parents=True)
     save_file(weights, folder / WEIGHTS)
-    for chip in {found.perturbation for found in record.attacks}:
-        shutil.copy(run / chip, folder / chip)
-    for place in (record.config, record.config["dataset"]):
-        if "data_dir" in place:
-            place["data_dir"] = "data"  # not a folder of the machine that it was trained on
-    record.save(folder)
+    for place, one in records.items():
+        copy = folder / place.relative_to(run)
+        copy.mkdir(parents=True, exist_ok=True)
+        for chip in {found.perturbation for found in one.attacks}:
+            shutil.copy(place / chip, copy / chip)
+        for settings in (one.config, one.config["dataset"]):
+            if "data_dir" in settings:
+                settings["data_dir"] = "data"  # not a folder of the machine that it was trained on
+        if one.source_run:
+            one.config["run"] = one.source_run
+        one.save(copy)
     return folder
 
 
@@ -105,17 +111,33 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
         folders: searched for records.
         seen_from: the folder of the page; links to the records are relative to it. None: there are no links.
     """
-    from worstcase.report.frame import SETTINGS, results_frame
+    import pandas as pd
+
+    from worstcase.report.frame import results_frame
 
     frame = results_frame(folders)
     frame = frame[(frame["attack"] == JUDGE) & frame["as_trained"].fillna(False)]
+    networks = [_best_known(runs) for _, runs in frame.groupby("training")]
+    frame = pd.DataFrame(networks, columns=frame.columns)
     same = ["dataset", "network", "weights_perturbed", "weight_bits", "samples", "thg"]
     parts = []
     for key, rows in frame.groupby(same, dropna=False, sort=True):
-        trained = [_row(runs, seen_from) for _, runs in rows.groupby(["method", *SETTINGS], dropna=False)]
+        trained = [_row(runs, seen_from) for _, runs in rows.groupby(TRAINING, dropna=False)]
         trained.sort(key=lambda row: -row[0])
         parts.append(_heading(*key) + HEAD + "".join(text for _, text in trained))
     return "\n".join(parts)
+
+
+TRAINING = ["method", "network_settings", "method_settings"]
+"""What is equal in trainings that differ only in the seed."""
+
+
+def _best_known(runs: pd.DataFrame) -> pd.Series:
+    """Of a training and its evaluations: the lowest accuracy found, and the highest proven."""
+    best = runs.iloc[0].copy()
+    best["attacked_accuracy"] = runs["attacked_accuracy"].min()
+    best["certified_accuracy"] = runs["certified_accuracy"].max()
+    return best
 
 
 HEAD = """
@@ -140,8 +162,8 @@ def _row(runs: pd.DataFrame, seen_from: Path | None) -> tuple[float, str]:
         str(first["epochs"]),
         str(len(runs)),
         *(_percent(runs[name]) for name in ("clean_accuracy", "certified_accuracy", "attacked_accuracy")),
-        (first["commit"] or "")[:7],
-        ", ".join(_link(Path(folder), seen_from) for folder in runs["folder"]),
+        (first["trained_commit"] or "")[:7],
+        ", ".join(_link(Path(folder), seen_from) for folder in runs["training"]),
     ]
     return float(runs["attacked_accuracy"].mean()), f"| {' | '.join(cells)} |\n"
 

@@ -17,7 +17,7 @@ from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
-from worstcase.evaluation.record import Record, finished_runs, weights_of
+from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
 
 if TYPE_CHECKING:
     from worstcase.attacks import Attack
@@ -144,11 +144,11 @@ def flagged(record: Record, cfg: dict[str, Any], folder: Path, subject: Subject)
     from worstcase.evaluation.flags import lower_elsewhere
 
     siblings = _siblings(cfg, folder)
-    others = [other for _, other in finished_runs([siblings])] if siblings.name == "evaluations" else []
+    others = [other for _, other in finished_runs([siblings])] if siblings.name == EVALUATIONS else []
     trained = [subject.trained] if subject.trained else []
     record.flags += lower_elsewhere(record, others + trained)
     return record
 
 
 def _siblings(cfg: dict[str, Any], folder: Path) -> Path:
-    return Path(cfg["run"], "evaluations") if cfg["run"] else folder.parent
+    return Path(cfg["run"], EVALUATIONS) if cfg["run"] else folder.parent

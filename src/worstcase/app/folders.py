@@ -11,7 +11,7 @@ from typing import Any
 
 from worstcase.app.schema import ConfigError
 from worstcase.app.state import JOB, Begun
-from worstcase.evaluation.record import CHECKPOINT, LAST
+from worstcase.evaluation.record import CHECKPOINT, EVALUATIONS, LAST
 from worstcase.evaluation.settings import without_place
 
 LEFT = (  # files that a job writes, besides those in its subfolders
@@ -58,7 +58,7 @@ def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
     Raises:
         ValueError: it holds links, what is no plain file, files that no job left, or another job's unfinished run.
     """
-    within = (folder, folder.parent) if folder.parent.name == "evaluations" else ()
+    within = (folder, folder.parent) if folder.parent.name == EVALUATIONS else ()
     for path in within:
         if path.is_symlink():
             raise ValueError(f"{path} is a link, so nothing is written there; {ANOTHER}")

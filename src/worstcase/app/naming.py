@@ -17,7 +17,7 @@ from worstcase.app.devices import in_numbers
 from worstcase.app.doors import door
 from worstcase.app.state import Begun
 from worstcase.digests import digest_of_files
-from worstcase.evaluation.record import Record, finished_runs, weights_of
+from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
 from worstcase.evaluation.settings import (
     DATA_FILES,
     NO_MAPPING,
@@ -225,7 +225,7 @@ def _tolerance_folder(*, _root_: DictConfig) -> str:
 def _among_evaluations(name: str, settings: Mapping[str, Any], dataset: str) -> str:
     run = settings["run"]
     within = Path(run) if run else Path("outputs", f"{_own(settings['net'])}-{dataset}")
-    return str(within.absolute() / "evaluations" / name)
+    return str(within.absolute() / EVALUATIONS / name)
 
 
 def _own(net: str | None) -> str:

@@ -37,6 +37,8 @@ RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
 WEIGHTS = "weights.safetensors"
 """What a published run holds in place of the checkpoint: the state dict of its crossbar."""
+EVALUATIONS = "evaluations"
+"""The folder of a training run that holds its evaluations."""
 LAST = Path("checkpoints", "last.ckpt")
 """Checkpoint of the newest epoch, from which a killed run resumes."""
 
