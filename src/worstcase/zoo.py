@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
 
@@ -105,7 +105,7 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
 
 
 def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> str:
-    """Markdown: a table for each network, data set and th_g, the best method first, means over the seeds.
+    """Markdown: for each network, data set and th_g a table, the best method first, and the commands.
 
     Args:
         folders: searched for records.
@@ -123,8 +123,9 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     parts = []
     for key, rows in frame.groupby(same, dropna=False, sort=True):
         trained = [_row(runs, seen_from) for _, runs in rows.groupby(TRAINING, dropna=False)]
-        trained.sort(key=lambda row: -row[0])
-        parts.append(_heading(*key) + HEAD + "".join(text for _, text in trained))
+        trained.sort(key=lambda row: -row.attacked)
+        table = HEAD + "".join(row.text for row in trained)
+        parts.append(_heading(*key) + table + "\n" + "".join(f"    {row.command}\n" for row in trained))
     return "\n".join(parts)
 
 
@@ -153,8 +154,16 @@ def _heading(dataset: str, network: str, weights: int, bits: int | None, samples
     return f"## {network} on {dataset}, th_g {thg:g}\n\n{weights:,} weights, {of_bits}; {samples:,} test images.\n"
 
 
-def _row(runs: pd.DataFrame, seen_from: Path | None) -> tuple[float, str]:
-    """A row of the table, and what it is sorted by."""
+class _Row(NamedTuple):
+    """Of trainings that differ only in the seed."""
+
+    attacked: float
+    text: str
+    command: str
+    """That of the first seed."""
+
+
+def _row(runs: pd.DataFrame, seen_from: Path | None) -> _Row:
     runs = runs.sort_values("seed")
     first = runs.iloc[0]
     cells = [
@@ -165,7 +174,8 @@ def _row(runs: pd.DataFrame, seen_from: Path | None) -> tuple[float, str]:
         (first["trained_commit"] or "")[:7],
         ", ".join(_link(Path(folder), seen_from) for folder in runs["training"]),
     ]
-    return float(runs["attacked_accuracy"].mean()), f"| {' | '.join(cells)} |\n"
+    command = Record.load(Path(first["training"])).command
+    return _Row(float(runs["attacked_accuracy"].mean()), f"| {' | '.join(cells)} |\n", command)
 
 
 def _percent(shares: pd.Series) -> str:
