@@ -33,6 +33,5 @@ def flip_and_crop(images: Tensor, padding: int) -> Tensor:
 
 def standardise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """(images - mean) / std for each channel, in place. Images are (N, C, H, W)."""
-    of_channel = {"dtype": images.dtype, "device": images.device}
-    mean_of, std_of = (torch.tensor(values, **of_channel).view(-1, 1, 1) for values in (mean, std))
+    mean_of, std_of = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
     return images.sub_(mean_of).div_(std_of)
