@@ -36,6 +36,9 @@ class ATrice(Method):
         ValueError: alpha, step, sigma or threshold out of range.
     """
 
+    last: Tensor
+    """With `reuse`, the signs of the last adversary's gradient, the arrays one after another."""
+
     def __init__(
         self,
         crossbar: Crossbar,
