@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
+import joblib
 import pytest
 import torch
 from commands import QUICK, refusal, run
@@ -55,6 +58,32 @@ def test_the_share_of_a_launcher_is_a_limit_not_a_wish(eight_cores):
     eight_cores.setenv(threads.BY_USER, "")
     assert used({"threads": "auto"}, *LENET) == 1
     assert used({"threads": "auto"}, *CONVNET) == 4
+
+
+IN_WORKERS = """
+import os
+from joblib import Parallel, delayed
+from worstcase.app import threads
+
+def seen():
+    from worstcase.app import threads
+    return os.environ[threads.BY_USER], threads.GIVEN, threads.cores()
+
+threads.remember()
+print(Parallel(n_jobs=2)(delayed(seen)() for _ in range(2)))
+"""
+
+
+def test_the_jobs_of_joblib_have_a_share_of_the_cores_and_know_what_the_user_said():
+    def workers(**said):
+        environment = {key: value for key, value in os.environ.items() if "OMP_NUM_THREADS" not in key} | said
+        script = [sys.executable, "-c", IN_WORKERS]
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    share = max(1, joblib.cpu_count() // 2)
+    assert workers() == str([("", str(share), share)] * 2)
+    assert workers(OMP_NUM_THREADS="1") == str([("1", "1", 1)] * 2)
 
 
 class Recurrent(nn.Module):

@@ -145,3 +145,19 @@ def test_processes_take_the_batches_of_an_epoch_in_turn():
         assert [batch.tolist() for batch in first] == order[0:4:2]
         assert [batch.tolist() for batch in second] == order[1:4:2]
         assert len(whole) == 5 and len(first) == len(second) == 2
+
+
+def test_batches_are_made_where_the_data_module_is_told():
+    data = Numbered(batch_size=8)
+    data.device = "meta"  # mixing it with tensors elsewhere is an error
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert all(images.device.type == labels.device.type == "meta" for images, labels in loader)
+    images = torch.zeros(6, 3, 8, 8, dtype=torch.uint8, device="meta")
+    assert standardise(flip_and_crop(images, 2).float(), [0.5] * 3, [0.2] * 3).device.type == "meta"
+
+
+def test_what_is_too_large_for_a_gpu_stays_on_the_host(monkeypatch):
+    monkeypatch.setattr("worstcase.data.base.KEPT_BYTES", 100)
+    data = Numbered(batch_size=8)
+    data.device = "meta"
+    assert all(images.device.type == "cpu" for images, _ in data.train_dataloader())

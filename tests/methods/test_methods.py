@@ -40,6 +40,7 @@ METHODS = {
     "trice": Trice,
     "adversarial": partial(Adversarial, attack=LWC(epochs=2)),
     "atrice": ATrice,
+    "atrice with reuse": partial(ATrice, reuse=True),
     "pgd_at": PGDAT,
     "universal_at": UniversalAT,
     "sam": SAM,
@@ -52,6 +53,7 @@ NOISELESS = {  # settings that leave nothing of a method's noise and clipping on
     "va": {"sigma": 0.0},
     "trice": {"sigma": 0.0},
     "atrice": {"sigma": 0.0},
+    "atrice with reuse": {"sigma": 0.0},
     "pgd_at": {"weight_clip": None},
     "universal_at": {"weight_clip": None},
     "sam": {"rho": 0.0},
@@ -130,6 +132,23 @@ def test_atrice_step_equals_algorithm_3_by_hand():
     loss_n, gradient_n = cross_entropy_gradient(weight + noise, images, labels)  # 13-15
     torch.testing.assert_close(loss, (1 - alpha) * loss_n + alpha * loss_p)  # 16
     torch.testing.assert_close(layer.weight.grad, (1 - alpha) * gradient_n + alpha * gradient_p)  # 17
+
+
+def test_atrice_with_reuse_steps_up_the_gradient_of_the_last_adversary():
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 3, bias=False, dtype=torch.double)
+    images, labels = torch.randn(4, 5, dtype=torch.double), torch.tensor([0, 1, 2, 0])
+    method = ATrice(Crossbar(layer, 0.05), num_classes=3, alpha=1.0, step=1.5, reuse=True).double()
+    expected = layer.weight.detach().clone()  # the first adversary deviates nowhere
+    for _ in range(2):
+        loss_p, gradient_p = cross_entropy_gradient(expected, images, labels)
+        loss = method.training_loss(images, labels)
+        torch.testing.assert_close(loss, loss_p)
+        loss.backward()
+        method.on_after_backward()
+        step = 1.5 * 0.05 * layer.weight.detach().abs().max()
+        expected = layer.weight.detach() + step * gradient_p.sign()
+    assert ATrice(Crossbar(layer, 0.05), num_classes=3).state_dict().keys() == {"crossbar.net.weight"}
 
 
 def test_vanilla_loss_by_hand():

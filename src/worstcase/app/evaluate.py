@@ -98,17 +98,21 @@ def under_test(cfg: dict[str, Any]) -> Subject:
     import torch
 
     from worstcase.checkpoints import load_weights
+    from worstcase.data import InMemoryDataModule
     from worstcase.runs import check_fit, dataset, make_crossbar, network
 
     trained = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
     said = {**cfg, "thg": schema.bounds(cfg)[-1]} if isinstance(cfg["thg"], list) else cfg
     crossbar = make_crossbar(network(trained.config if trained else {}, cfg["net"]), said)
     load_weights(crossbar, Path(cfg["checkpoint"] or weights_of(Path(cfg["run"]))))
-    crossbar.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    crossbar.to(device)
     chosen = HydraConfig.get().runtime.choices.get("dataset")
     # Hydra builds nothing that comes from a record
     datamodule = instantiated(cfg, "dataset") if chosen else dataset(cfg["dataset"])
     datamodule.prepare_data()
+    if isinstance(datamodule, InMemoryDataModule):
+        datamodule.device = device
     check_fit(crossbar, datamodule)
     use_threads(cfg, crossbar, datamodule)
     if crossbar.outputs is not None and crossbar.outputs.ranges.isnan().any():

@@ -1,4 +1,7 @@
-"""Random augmentation of batches. Each image gets its own draw from PyTorch's default generator."""
+"""Random augmentation of batches. Each image gets its own draw from PyTorch's default generator.
+
+That is the CPU's wherever the images are, so a GPU sees the same images.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,12 @@ def flip_and_crop(images: Tensor, padding: int) -> Tensor:
     rows = torch.randint(2 * padding + 1, (n, 1)) + torch.arange(height)
     columns = torch.randint(2 * padding + 1, (n, 1)) + torch.arange(width)
     columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
-    image = torch.arange(n).view(n, 1, 1)
+    image = torch.arange(n, device=images.device).view(n, 1, 1)
+    rows, columns = rows.to(images.device), columns.to(images.device)
     return padded[image, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
 def standardise(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """(images - mean) / std for each channel, in place. Images are (N, C, H, W)."""
-    return images.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+    mean_of, std_of = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    return images.sub_(mean_of).div_(std_of)

@@ -18,7 +18,7 @@ from worstcase.task import inputs_and_labels, tensors_in
 
 Split = tuple[Tensor, Tensor]
 
-KEPT_BYTES = 2**31  # a test split of files up to this size stays in memory
+KEPT_BYTES = 2**31  # a test split of files up to this size stays in memory, and a split in memory on the GPU
 
 
 class ImageDataModule(L.LightningDataModule):
@@ -71,9 +71,14 @@ class ImageDataModule(L.LightningDataModule):
 class InMemoryDataModule(ImageDataModule):
     """Images in memory, as tensors: for small images, slicing them is faster than worker processes.
 
+    Up to 2 GiB of a split lie on `device`, so that a GPU augments and slices its images itself.
+
     Args:
         options: see `ImageDataModule`.
     """
+
+    device: torch.device | str | None = None
+    """Where batches are made; None: where the trainer computes, or on the CPU."""
 
     @abstractmethod
     def load(self) -> tuple[Split, Split]:
@@ -107,6 +112,7 @@ class InMemoryDataModule(ImageDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.setup()
+        self._train.images, self._train.labels = self._placed(self._train.images, self._train.labels)
         batches = ShuffledBatches(len(self._train), self.batch_size, self.seed)
         return DataLoader(self._train, sampler=batches, batch_size=None)
 
@@ -119,7 +125,16 @@ class InMemoryDataModule(ImageDataModule):
         return self._in_order(self._test)
 
     def _in_order(self, data: TensorDataset) -> DataLoader:
+        data.tensors = self._placed(*data.tensors)
         return DataLoader(data, sampler=torch.arange(len(data)).split(self.batch_size), batch_size=None)
+
+    def _placed(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors on `device`, if they are not too large for it."""
+        device = self.device
+        if device is None:
+            device = self.trainer.strategy.root_device if self.trainer else "cpu"
+        small = sum(t.nbytes for t in tensors) <= KEPT_BYTES
+        return tuple(t.to(device) for t in tensors) if small else tensors
 
 
 class SampleDataModule(ImageDataModule):

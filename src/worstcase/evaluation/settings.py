@@ -97,8 +97,9 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("search_dtype") is None:
         places.append("search_dtype")
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
-    if (config.get("method") or {}).get("verified") is False:
-        kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}
+    if method := config.get("method"):
+        newer = [key for key in ("verified", "reuse") if method.get(key) is False]
+        kept["method"] = {key: value for key, value in method.items() if key not in newer}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 
 

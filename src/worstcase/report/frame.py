@@ -111,7 +111,7 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
         "epochs": training.epochs if training else record.epochs,
         "flags": len(record.flags),
         "network_settings": _network_settings(record, training),
-        "method_settings": _settings({key: trained.get(key) for key in ("method", "val_attack")}),
+        "method_settings": _settings({key: without_place(trained).get(key) for key in ("method", "val_attack")}),
         "reference_settings": _reference_settings(record),
         "command": record.command,
         "sweep": record.sweep,
