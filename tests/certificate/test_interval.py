@@ -239,6 +239,16 @@ def test_the_size_of_batches_does_not_matter(trained_net: tuple) -> None:
     torch.testing.assert_close(torch.cat(single), whole, rtol=1e-4, atol=1e-5)
 
 
+def test_samples_that_are_bounded_one_by_one_prove_the_same(
+    trained_net: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, batches = trained_net
+    crossbar = Crossbar(net, 0.03)
+    whole = certify(crossbar, batches).certified
+    monkeypatch.setattr("worstcase.certificate.interval.IN_CACHE", 1)
+    assert torch.equal(certify(crossbar, batches).certified, whole)
+
+
 def test_the_network_is_left_as_it_was(trained_net: tuple) -> None:
     net, batches = trained_net
     before = {name: t.clone() for name, t in net.state_dict().items()}

@@ -61,7 +61,8 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         ValueError: there are no samples, or no such method.
 
     Cost: 3 to 5 forward passes by intervals, up to about 100 by linear bounds, fewer the less is left open.
-    Memory: a few times that of one batch, and 32 MB for linear bounds.
+    Memory: a few times that of the samples that are bounded at once, as many as a cache holds, and 32 MB for
+    linear bounds.
 
     Example:
         >>> crossbar = Crossbar(torch.nn.Linear(2, 2, bias=False), thg=0.25)
