@@ -94,6 +94,8 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         places.append("chip")
     if "share" in config:
         places += SHARED
+    if config.get("reprogram") is None:
+        places.append("reprogram")
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if (config.get("method") or {}).get("verified") is False:
         kept["method"] = {key: value for key, value in config["method"].items() if key != "verified"}
