@@ -234,7 +234,15 @@ def kept(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["run.log", "confusion.png", "perturbation.safetensors", "job.json", "instances.csv"]
+    "name",
+    [
+        "run.log",
+        "confusion.png",
+        "perturbation.safetensors",
+        "tolerances.safetensors",
+        "job.json",
+        "instances.csv",
+    ],
 )
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_nothing_is_written_through_what_a_foreign_folder_holds(trained, tmp_path, name, kind):

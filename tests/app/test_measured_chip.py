@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from worstcase import load_run
+from worstcase.attacks.base import accuracy
 from worstcase.models import LeNet
 
 
@@ -67,9 +68,31 @@ def test_the_file_of_the_worst_chip_is_that_chip_in_plain_pytorch_and_can_be_giv
     assert "the chip does not fit the network: no array is named conv1.bias" in said
 
 
+def test_which_weights_to_program_again_is_left_and_shown(mine, loaded, tmp_path):
+    loaded.datamodule.limit = 100
+    data = list(loaded.datamodule.test_dataloader())
+    clean = accuracy(loaded.crossbar, data)
+    worst = load_file(mine / "perturbation.safetensors")
+    save_file(worst, tmp_path / "chip.safetensors")
+    words = ["src.evaluate", f"run={mine}", "attack=flwc", "dataset.limit=100", "certificate=null"]
+    words += [
+        f"chip={tmp_path / 'chip.safetensors'}",
+        f"reprogram={clean - 0.1}",
+        f"hydra.run.dir={tmp_path / 'e'}",
+    ]
+    shown = run(*words, f"reprogram={clean - 0.1}").stdout
+    again = record(tmp_path / "e")["chip"]["again"]
+    assert again["accuracy"] >= clean - 0.1 and f"the first {again['weights']:,} weights" in shown
+    rank = load_file(tmp_path / "e" / again["file"])
+    assert 0 < again["weights"] < sum(r.numel() for r in rank.values())
+    sound = {name: torch.where(rank[name] < again["weights"], 0, d) for name, d in worst.items()}
+    assert accuracy(loaded.crossbar, data, sound) > accuracy(loaded.crossbar, data, worst)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["reprogram=0.9"], "reprogram=0.9: needs chip=FILE"),
         (["chip=none.npz"], "no chip at none.npz; say chip=FILE, .safetensors or .npz"),
         (["chip_holds=volts"], "chip_holds=volts: must be deviations or weights"),
     ],

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from worstcase.verify.cost import Programming
 
 
+RANKS = "reprogram.safetensors"
+"""By array, the place of each weight in the order in which to program a chip again: 0 is the first."""
+
+
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def _evaluate(cfg: DictConfig) -> float | None:
     return run_job("evaluate", evaluate, cfg)
@@ -62,8 +66,31 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     )
     chip = {"chip_file": os.path.relpath(cfg["chip"], folder) if cfg["chip"] else None}
     result = evaluation.record(**described("evaluate", cfg, folder, subject), **chip)
+    if cfg["reprogram"] is not None:
+        result.chip["again"] = _programmed_again(cfg, folder, subject)
     evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
+
+
+def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> dict[str, Any]:
+    """Leave the order in which to program the chip's weights again in the folder, and tell how many it takes."""
+    from safetensors.torch import save_file
+
+    import worstcase
+    from worstcase.evaluation.measured import read_chip
+
+    found = worstcase.reprogram(
+        subject.crossbar,
+        subject.datamodule.test_dataloader(),
+        read_chip(Path(cfg["chip"])),
+        cfg["reprogram"],
+        chip_holds=cfg["chip_holds"],
+        training=list(subject.datamodule.val_dataloader()),
+        seed=cfg["seed"],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: rank.cpu().contiguous() for name, rank in found.rank.items()}, folder / RANKS)
+    return {"to_keep": cfg["reprogram"], "accuracy": found.accuracy, "weights": found.weights, "file": RANKS}
 
 
 def _shared_out(cfg: dict[str, Any], subject: Subject) -> dict[str, Any]:

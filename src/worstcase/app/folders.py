@@ -21,6 +21,8 @@ LEFT = (  # files that a job writes, besides those in its subfolders
     "hparams.yaml",
     "perturbation*.safetensors",
     "worst_chip.safetensors",
+    "tolerances*.safetensors",
+    "reprogram.safetensors",
     "confusion.png",
     "confidence.png",
     "perturbation.png",

@@ -78,6 +78,7 @@ class EvaluateConfig(UnderTest):
     chip: str | None = None
     chip_holds: str = MISSING
     chip_digest: str | None = None
+    reprogram: float | None = None
     pulses: float | None = None
     share: str = MISSING
     programming: Any = MISSING
@@ -216,6 +217,8 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_devices(settings)
     if "accuracy" in settings:
         _check_search(settings)
+    if settings.get("reprogram") is not None and not settings.get("chip"):
+        raise ConfigError(f"reprogram={settings['reprogram']:g}: needs chip=FILE, a chip that was read back")
     if settings.get("pulses") is not None and isinstance(settings["thg"], list):
         raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":

@@ -62,6 +62,9 @@ def print_summary(record: Record, folder: str) -> None:
         where = standing(chip["accuracy"], chip["failed"], record.certified_accuracy, record.attacked_accuracy)
         add("chip that was read back", f"{chip['accuracy']:.2%}, {where}")
         add("", outside(chip["failed_by_array"]))
+        if again := chip.get("again"):
+            few = "not even all weights" if again["weights"] is None else f"the first {again['weights']:,} weights"
+            add("programmed again", f"{few} of {again['file']}: {again['accuracy']:.2%}")
     share = f"{record.parameters_perturbed / record.parameters:.1%}"
     add("programmed", f"{record.parameters_perturbed:,} of {record.parameters:,} values ({share})")
     at_most = "at most " if record.tolerance else ""

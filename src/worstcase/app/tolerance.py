@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming
 from worstcase.app.doors import CONF
-from worstcase.app.evaluate import described, flagged, programming, under_test
+from worstcase.app.evaluate import Subject, described, flagged, programming, under_test
 from worstcase.app.job import run_job
 from worstcase.app.start import start
 from worstcase.evaluation.record import Record, write_json
 
 ANSWER = "tolerance.json"
 BY_WEIGHT = "tolerances_by_weight.safetensors"
+log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="tolerance")
@@ -52,7 +55,7 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
         programming=programming(cfg, crossbar),
         precision=cfg["precision"],
         where=cfg["where"],
-        training=subject.datamodule.val_dataloader() if cfg["where"] else None,
+        training=_training_images(subject) if cfg["where"] else None,
         seed=cfg["seed"],
     )
     evaluation = Evaluation(
@@ -73,6 +76,15 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
         result = evaluation.record(**described("tolerance", cfg, folder, subject))
         evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
+
+
+def _training_images(subject: Subject) -> Iterable[Any] | None:
+    """Those by which pulses are shared out, the validation split; None where there are no training data."""
+    try:
+        return subject.datamodule.val_dataloader()
+    except FileNotFoundError as error:
+        log.info("pulses are shared out by the images that are attacked: %s", error)
+        return None
 
 
 def print_answer(answer: dict[str, Any]) -> None:

@@ -35,7 +35,16 @@ class ProvenUpTo(Open):
 # ---- a chip that was read back
 
 
-class Measured(Open):
+class Again(Open):
+    """Which weights to program again, so that the chip keeps an accuracy; see `worstcase.reprogram`."""
+
+    to_keep: Share
+    accuracy: Share
+    weights: Count | None
+    file: str
+
+
+class _Measured(Open):
     """A chip that was read back."""
 
     file: str | None
@@ -44,6 +53,10 @@ class Measured(Open):
     failed: Count
     """Weights outside the box of the largest th_g."""
     failed_by_array: dict[Name, Count]
+
+
+class Measured(_Measured, total=False):
+    again: Again
 
 
 def standing(accuracy: float, failed: int, certified: float | None, attacked: float) -> str:

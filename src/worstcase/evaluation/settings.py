@@ -94,8 +94,7 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         places.append("chip")
     if "share" in config:
         places += SHARED
-    if config.get("search_dtype") is None:
-        places.append("search_dtype")
+    places += [new for new in ("search_dtype", "reprogram") if config.get(new) is None]
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if method := config.get("method"):
         newer = [key for key in ("verified", "reuse") if method.get(key) is False]
