@@ -9,7 +9,7 @@ SOURCE = REPOSITORY / "src" / "worstcase"
 FLOORS = [
     {"__main__"},
     {"app"},
-    {"paper", "callbacks", "device"},
+    {"paper", "callbacks", "device", "zoo"},
     {"report", "runs", "verify"},
     {"evaluation", "methods"},
     {"attacks", "certificate", "checkpoints", "data"},
