@@ -43,7 +43,7 @@ def test_the_notebook_first_steps_runs(short_ensemble, tmp_path, monkeypatch):
     sources[0] = re.sub(r"= .*", "= 2, 1, 5", sources[0])  # epochs, hardening_epochs, chips
     names: dict = {}
     for source in sources:
-        exec(source.replace("MNIST5k()", "MNIST5k(limit=300)"), names)
+        exec(source.replace("MNIST5k(", "MNIST5k(limit=300, "), names)
     assert names["result"].attacked_accuracy < names["result"].clean_accuracy
     assert len(names["frame"]) == 2
     assert {output["output_type"] for cell in cells for output in cell["outputs"]} >= {"stream", "display_data"}
