@@ -171,11 +171,16 @@ def _row(runs: pd.DataFrame, seen_from: Path | None) -> _Row:
         str(first["epochs"]),
         str(len(runs)),
         *(_percent(runs[name]) for name in ("clean_accuracy", "certified_accuracy", "attacked_accuracy")),
-        (first["trained_commit"] or "")[:7],
+        _short(first["trained_commit"] or ""),
         ", ".join(_link(Path(folder), seen_from) for folder in runs["training"]),
     ]
     command = Record.load(Path(first["training"])).command
     return _Row(float(runs["attacked_accuracy"].mean()), f"| {' | '.join(cells)} |\n", command)
+
+
+def _short(commit: str) -> str:
+    """Of a commit; that the code was changed since is not left out."""
+    return commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _percent(shares: pd.Series) -> str:
