@@ -1,5 +1,6 @@
 """Sensitivities where they are known."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -43,3 +44,13 @@ def test_all_have_the_shapes_of_the_weights_and_are_not_negative(small_net, smal
             assert found[name].shape == weight.shape and (found[name] >= 0).all() and found[name].isfinite().all()
     means = by.of_each_array(by.by_gradient(crossbar, small_batches))
     assert all(len(one.unique()) == 1 for one in means.values())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("sensitivity", [by.by_gradient, by.by_second_derivative])
+def test_they_are_the_same_where_the_caller_has_no_gradients(sensitivity, mode, small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.05)
+    expected = sensitivity(crossbar, small_batches)
+    with mode():
+        found = sensitivity(crossbar, small_batches)
+    assert all(bool(one.any()) and torch.equal(one, found[name]) for name, one in expected.items())

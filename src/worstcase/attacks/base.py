@@ -72,6 +72,25 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
     return correct / made
 
 
+def gradient_over(
+    crossbar: Crossbar, loader: Loader, objective: Objective, perturbation: Perturbation
+) -> tuple[dict[str, Tensor], int]:
+    """The gradient in a perturbation of an objective's sum over some data, and the number of decisions.
+
+    Also where the caller has switched gradients off. Cost: one forward and one backward pass.
+    """
+    made = 0
+    with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
+        perturbation = {name: d.clone() for name, d in perturbation.items()}  # it may be an inference tensor
+        total = {name: torch.zeros_like(d) for name, d in perturbation.items()}
+        for inputs, labels in on_its_device(crossbar, loader):
+            found, _, answers = gradient(crossbar, objective, perturbation, inputs, labels)
+            made += len(answers)
+            for name, g in found.items():
+                total[name] += g
+    return total, made
+
+
 class Search:
     """One attack's run on one crossbar: hands out batches, counts passes, scores, and keeps the worst."""
 

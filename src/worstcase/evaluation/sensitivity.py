@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import AttackResult, Ensemble
-from worstcase.attacks.base import accuracy, on_its_device
-from worstcase.attacks.gradient import gradient
+from worstcase.attacks.base import accuracy, gradient_over
 from worstcase.chip.box import Box, Perturbation
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import margin
 from worstcase.progress import progress_bar
 from worstcase.task import Loader
@@ -112,14 +111,7 @@ def importance(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
                 [0.5000, 0.0000]])}
     """
     box = crossbar.box
-    made = 0
-    with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
-        zero, total = box.zero(), box.zero()
-        for inputs, labels in on_its_device(crossbar, loader):
-            found, _, answers = gradient(crossbar, margin, zero, inputs, labels)
-            made += len(answers)
-            for name, g in found.items():
-                total[name] += g
+    total, made = gradient_over(crossbar, loader, margin, box.zero())
     ends = {name: torch.where(g > 0, box.low[name], box.high[name]) for name, g in total.items()}
     return {name: (g / made * ends[name]).abs() for name, g in total.items()}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.base import accuracy as accuracy_of
+from worstcase.attacks.base import gradient_over
 from worstcase.checks import number
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
@@ -17,7 +18,6 @@ from worstcase.evaluation.measured import deviations_of
 from worstcase.objectives import margin, mean_distance, sigmoid_margin
 from worstcase.seeds import seeded
 from worstcase.task import Loader
-from worstcase.verify.sensitivities import gradient_at
 
 ORDERS = ("gain", "deviation", "random")
 ROUNDS = 12  # in which the gain is computed anew
@@ -134,7 +134,7 @@ def _by_gain(crossbar: Crossbar, loader: Loader, chip: Perturbation) -> dict[str
         gain = {name: torch.zeros_like(d) for name, d in left.items()}
         for point in range(POINTS):
             there = {name: d * (1 - point / POINTS) for name, d in left.items()}
-            for name, g in gradient_at(crossbar, loader, there, objective=_near_accuracy).items():
+            for name, g in gradient_over(crossbar, loader, _near_accuracy, there)[0].items():
                 gain[name] -= g * left[name]
         best = _ranks({name: torch.where(rank[name] < weights, -torch.inf, one) for name, one in gain.items()})
         for name, place in best.items():

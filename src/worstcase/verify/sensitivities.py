@@ -11,8 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import on_its_device
-from worstcase.attacks.gradient import gradient
+from worstcase.attacks.base import gradient_over, on_its_device
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.objectives import Objective, cross_entropy
@@ -40,22 +39,9 @@ def by_gradient(
 
     Cost: one forward and one backward pass.
     """
-    total = gradient_at(crossbar, loader, at or crossbar.box.zero(), objective=objective)
+    total, _ = gradient_over(crossbar, loader, objective, at or crossbar.box.zero())
     scales = crossbar.full_scales()
     return {name: g.abs() * scales[name].to(g.dtype) for name, g in total.items()}
-
-
-def gradient_at(
-    crossbar: Crossbar, loader: Loader, at: Perturbation, *, objective: Objective = cross_entropy
-) -> dict[str, Tensor]:
-    """The gradient at a chip of an objective's sum over the reference set, by array."""
-    total = {name: torch.zeros_like(d) for name, d in at.items()}
-    with evaluating(crossbar):
-        for inputs, labels in on_its_device(crossbar, loader):
-            found, _, _ = gradient(crossbar, objective, at, inputs, labels)
-            for name, g in found.items():
-                total[name] += g
-    return total
 
 
 def by_second_derivative(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -> dict[str, Tensor]:
@@ -67,9 +53,8 @@ def by_second_derivative(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -
     Cost: `DRAWS` times about four forward passes.
     """
     generator = seeded(seed, "second derivative", device=next(crossbar.parameters()).device)
-    zero = crossbar.box.zero()
-    total = {name: torch.zeros_like(d) for name, d in zero.items()}
-    with evaluating(crossbar):
+    with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
+        zero, total = crossbar.box.zero(), crossbar.box.zero()
         for inputs, labels in on_its_device(crossbar, loader):
             leaves = {name: d.clone().requires_grad_() for name, d in zero.items()}
             logits, answers = decisions(crossbar(inputs, leaves), labels)
