@@ -52,6 +52,13 @@ def test_a_network_is_not_replaced(trained, published):
         zoo.publish(trained, published.name, published.parent)
 
 
+def test_a_network_is_published_whole_or_not_at_all(mine, tmp_path):
+    (mine / "perturbation.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"perturbation\.safetensors"):
+        zoo.publish(mine, "lenet", tmp_path / "zoo")
+    assert list((tmp_path / "zoo").iterdir()) == []
+
+
 def test_a_network_that_the_ensemble_did_not_attack_is_refused(mine, tmp_path):
     record = json.loads((mine / "results.json").read_text())
     record["attacks"] = [found for found in record["attacks"] if found["attack"] != "ensemble"]

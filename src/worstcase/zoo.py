@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
@@ -88,20 +89,28 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another name, or delete it")
     weights = {key: t.contiguous() for key, t in load_run(run).crossbar.state_dict().items()}
-    folder.mkdir(parents=True)
-    save_file(weights, folder / WEIGHTS)
-    for place, one in records.items():
-        copy = folder / place.relative_to(run)
-        copy.mkdir(parents=True, exist_ok=True)
-        for chip in {found.perturbation for found in one.attacks}:
-            shutil.copy(place / chip, copy / chip)
-        for settings in (one.config, one.config["dataset"]):
-            if "data_dir" in settings:
-                settings["data_dir"] = "data"  # not a folder of the machine that it was trained on
-        if one.source_run:
-            one.config["run"] = one.source_run
-        one.save(copy)
+    zoo.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=zoo) as beside:  # a network is there whole, or not at all
+        whole = Path(beside, name)
+        whole.mkdir()
+        save_file(weights, whole / WEIGHTS)
+        for place, one in records.items():
+            _publish_record(one, place, whole / place.relative_to(run))
+        whole.rename(folder)
     return folder
+
+
+def _publish_record(record: Record, place: Path, copy: Path) -> None:
+    """A record and its chips, without the folders of the machine that made them."""
+    copy.mkdir(parents=True, exist_ok=True)
+    for chip in {found.perturbation for found in record.attacks}:
+        shutil.copy(place / chip, copy / chip)
+    for settings in (record.config, record.config["dataset"]):
+        if "data_dir" in settings:
+            settings["data_dir"] = "data"
+    if record.source_run:
+        record.config["run"] = record.source_run
+    record.save(copy)
 
 
 def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> str:

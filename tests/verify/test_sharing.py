@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from worstcase import Crossbar, DeviceMapping, attacks
+from worstcase.app.schema import CHOICES
 from worstcase.attacks import Attack
+from worstcase.paper import pulses
 from worstcase.verify.cost import Programming
 from worstcase.verify.sharing import OURS, WAYS, Sharing, cheapest, tightened
 
@@ -112,3 +114,7 @@ def test_what_cannot_be_shared_out_is_said(small_net, small_batches):
 def test_what_no_number_of_pulses_keeps_has_no_answer():
     crossbar, data = linear(torch.tensor([[1.0, 0.99]]), torch.tensor([0]))
     assert cheapest(crossbar, data, 1.0, 2.5, attack=WorstVertices(), progress=False) is None
+
+
+def test_command_and_report_know_the_same_ways():
+    assert list(CHOICES["share"]) == list(WAYS) == list(pulses.WAYS)
