@@ -211,6 +211,28 @@ def test_pulses_are_shared_out_before_an_attack(trained, tmp_path):
     assert not {"pulses", "share", "programming"} & without_place(nothing).keys()
 
 
+def test_a_sweep_over_pulses_trains_each_network_once(tmp_path):
+    words = ["src.train", "-m", *QUICK, "certificate=null", "pulses=4,8", "share=same,swim"]
+    log = run(*words, f"hydra.sweep.dir={tmp_path}", before=(shorten_ensembles,)).stderr
+    assert log.count("epoch 1 of 1") == 1 and log.count("trained already in ") == 3
+    folders = {tuple(folder.name.split("-")[:2]): folder for folder in tmp_path.glob("*/*/pulses*")}
+    records = {at: Record.load(folder) for at, folder in folders.items()}
+    assert records.keys() == {(f"pulses{n}", share) for n in (4, 8) for share in ("same", "swim")}
+    assert len({record.clean_accuracy for record in records.values()}) == 1
+    assert records["pulses4", "same"].thg == pytest.approx(Programming().bound_of(4.0), rel=1e-4)
+    thg = load_tolerances(folders["pulses8", "swim"] / "tolerances.safetensors")
+    pulses = Programming().pulses(torch.cat([one.flatten() for one in thg.values()])).mean().item()
+    assert pulses == pytest.approx(8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["pulses=1"], "above 2"), (["pulses=4", "mapping.pair=true"], "be shared")]
+)
+def test_a_training_refuses_pulses_that_cannot_be_shared_out_before_it_begins(words, said, tmp_path):
+    log = run("src.train", *QUICK, *words, f"hydra.run.dir={tmp_path / 'r'}", fails=True).stderr
+    assert said in log.splitlines()[-1] and "epoch 1 of" not in log and "Traceback" not in log
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -15,6 +15,7 @@ from worstcase.app import naming, schema, shares, sweeps
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
+from worstcase.app.pulses import shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
 from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from worstcase.attacks import Attack
     from worstcase.chip.crossbar import Crossbar
     from worstcase.data import ImageDataModule
-    from worstcase.verify.cost import Programming
 
 
 RANKS = "reprogram.safetensors"
@@ -48,7 +48,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         shares.merge(cfg, _siblings(cfg, folder), folder)
     subject = under_test(cfg)
     if cfg["pulses"] is not None:
-        subject.crossbar.thg = _shared_out(cfg, subject)
+        subject.crossbar.thg = shared_out(cfg, subject.crossbar, subject.datamodule)
     evaluation = worstcase.evaluate(
         subject.crossbar,
         subject.datamodule.test_dataloader(),
@@ -91,22 +91,6 @@ def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> di
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: rank.cpu().contiguous() for name, rank in found.rank.items()}, folder / RANKS)
     return {"to_keep": cfg["reprogram"], "accuracy": found.accuracy, "weights": found.weights, "file": RANKS}
-
-
-def _shared_out(cfg: dict[str, Any], subject: Subject) -> dict[str, Any]:
-    """Tolerances for so many pulses, which validation images tell: they never see the test set."""
-    from worstcase.verify.sharing import tightened
-
-    options = {"by": cfg["share"], "programming": programming(cfg, subject.crossbar), "seed": cfg["seed"]}
-    return tightened(subject.crossbar, list(subject.datamodule.val_dataloader()), cfg["pulses"], **options)
-
-
-def programming(cfg: dict[str, Any], crossbar: Crossbar) -> Programming:
-    """How weights are programmed, by conf/programming.yaml."""
-    from worstcase.verify.cost import Programming
-
-    said = {**cfg["programming"]}
-    return Programming(**{**said, "weight_bits": said["weight_bits"] or crossbar.weight_bits or 4})
 
 
 @dataclass(frozen=True)

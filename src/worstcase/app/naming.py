@@ -200,7 +200,8 @@ def _run_folder(*, _root_: DictConfig) -> str:
     """A readable folder for a training; its digest tells apart what the name does not show."""
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    name = f"thg{schema.bounds(settings)[0]:g}-seed{settings['seed']}-{_digest(settings)}"
+    at = _shared(settings) or f"thg{schema.bounds(settings)[0]:g}"
+    name = f"{at}-seed{settings['seed']}-{_digest(settings)}"
     return f"{_own(settings['net']) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
 
@@ -210,9 +211,14 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
     choice = _root_.hydra.runtime.choices
     thgs = schema.bounds(settings)
     at = "thg" + "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
-    if settings["pulses"] is not None:
-        at = f"pulses{settings['pulses']:g}-{settings['share']}"
-    return _among_evaluations(f"{choice.attack}-{at}-{_digest(settings)}", settings, choice.dataset)
+    name = f"{choice.attack}-{_shared(settings) or at}-{_digest(settings)}"
+    return _among_evaluations(name, settings, choice.dataset)
+
+
+def _shared(settings: Mapping[str, Any]) -> str:
+    """How pulses are shared out, if they are, as part of a folder's name."""
+    pulses = settings["pulses"]
+    return "" if pulses is None else f"pulses{pulses:g}-{settings['share']}"
 
 
 def _tolerance_folder(*, _root_: DictConfig) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from worstcase.app.job import is_first_process
 from worstcase.app.state import shown
 from worstcase.evaluation.record import CHECKPOINT, LAST, write_json
-from worstcase.evaluation.settings import trains_without_thg, without_place
+from worstcase.evaluation.settings import SHARED, trains_without_thg, without_place
 from worstcase.lock import locked
 
 TRAINED = CHECKPOINT.parent / "trained.json"
@@ -52,7 +52,7 @@ class Trained:
 
 def digest(settings: Mapping[str, Any]) -> str:
     """Equal for jobs that train the same network."""
-    told = without_place(settings)
+    told = {key: value for key, value in without_place(settings).items() if key not in SHARED}
     if trains_without_thg(settings):
         del told["thg"]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -62,10 +62,11 @@ def digest(settings: Mapping[str, Any]) -> str:
 def training_of(folder: Path, settings: Mapping[str, Any]) -> Iterator[Trained | None]:
     """Yields a training that this job takes from another; None where it trains, or continues its own.
 
-    A network that trains without th_g is trained once for all th_g: the first job that needs it trains within the
-    block. The others, in folders beside it, wait and take a copy.
+    A network that trains without th_g is trained once for all th_g, and any once for all ways to share out pulses:
+    the first job that needs it trains within the block. The others, in folders beside it, wait and take a copy.
     """
-    if (folder / LAST).is_file() or not trains_without_thg(settings):
+    for_several = trains_without_thg(settings) or settings["pulses"] is not None
+    if (folder / LAST).is_file() or not for_several:
         yield None
         return
     if (trained := Trained.load(folder, settings)) or not is_first_process():
@@ -81,7 +82,7 @@ def _copied(folder: Path, settings: Mapping[str, Any]) -> Trained | None:
     for file in sorted(folder.parent.glob(f"*/{TRAINED}")):
         other = file.parent.parent
         if trained := Trained.load(other, settings):
-            log.info("trained already in %s, for every th_g", shown(other))
+            log.info("trained already in %s", shown(other))
             (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
             shutil.copyfile(other / CHECKPOINT, folder / CHECKPOINT)
             trained.save(folder)

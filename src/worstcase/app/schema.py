@@ -33,6 +33,9 @@ class TrainConfig:
     data_dir: str = MISSING
     net: str | None = None
     init_from: str | None = None
+    pulses: float | None = None
+    share: str = MISSING
+    programming: Any = MISSING
     diagnosis: str | None = None
     certificate: str | None = MISSING
     scale: str = MISSING

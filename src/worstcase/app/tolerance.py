@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming
 from worstcase.app.doors import CONF
-from worstcase.app.evaluate import Subject, described, flagged, programming, under_test
+from worstcase.app.evaluate import Subject, described, flagged, under_test
 from worstcase.app.job import run_job
+from worstcase.app.pulses import programming
 from worstcase.app.start import start
 from worstcase.evaluation.record import Record, write_json
 

@@ -16,6 +16,7 @@ from worstcase.app import resume, sweeps, tracking
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import is_first_process, run_job
+from worstcase.app.pulses import check_pulses, shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
 from worstcase.evaluation.record import CHECKPOINT, LAST, Record
@@ -48,6 +49,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     from lightning.pytorch.callbacks import RichProgressBar, Timer
 
     from worstcase.callbacks import EpochLines, MovableCheckpoint
+    from worstcase.checkpoints import load_weights
     from worstcase.data import OwnDataModule
 
     _quieten()
@@ -56,6 +58,8 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     datamodule.prepare_data()
     datamodule.setup()
     method = _method(cfg, datamodule)
+    if cfg["pulses"] is not None:
+        check_pulses(cfg, method.crossbar)
     use_threads(cfg, method.crossbar, datamodule)
     callbacks, at_test = _callbacks(cfg, method, datamodule.num_classes)
     _check_batches(datamodule, cfg["trainer"])
@@ -93,6 +97,9 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
                 )
                 if is_first_process():
                     trained.save(folder)
+        if cfg["pulses"] is not None:
+            load_weights(method.crossbar, folder / CHECKPOINT)
+            method.crossbar.thg = shared_out(cfg, method.crossbar, datamodule)
         trainer.test(method, datamodule, ckpt_path=folder / CHECKPOINT, weights_only=True, verbose=False)
     finally:
         if "wandb" in sys.modules:  # so that the next job of a sweep begins a run of its own

@@ -1,0 +1,41 @@
+"""Pulses of write-verify shared out among the weights, by the settings of a job: pulses= and share=."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worstcase.chip.crossbar import Crossbar
+    from worstcase.data import ImageDataModule
+    from worstcase.verify.cost import Programming
+    from worstcase.verify.sharing import Tolerances
+
+
+def programming(cfg: Mapping[str, Any], crossbar: Crossbar) -> Programming:
+    """How weights are programmed, by conf/programming.yaml."""
+    from worstcase.verify.cost import Programming
+
+    said = {**cfg["programming"]}
+    return Programming(**{**said, "weight_bits": said["weight_bits"] or crossbar.weight_bits or 4})
+
+
+def check_pulses(cfg: Mapping[str, Any], crossbar: Crossbar) -> None:
+    """Refuse pulses that cannot be shared out, before any long work.
+
+    Raises:
+        ValueError: there are fewer than a weight has devices, or weights are held so that they cannot be counted.
+    """
+    from worstcase.verify.sharing import not_countable
+
+    if why_not := not_countable(crossbar):
+        raise ValueError(f"pulses cannot be shared out: {why_not}")
+    programming(cfg, crossbar).bound_of(cfg["pulses"])
+
+
+def shared_out(cfg: Mapping[str, Any], crossbar: Crossbar, datamodule: ImageDataModule) -> Tolerances:
+    """Tolerances for so many pulses, which validation images tell: they never see the test set."""
+    from worstcase.verify.sharing import tightened
+
+    options = {"by": cfg["share"], "programming": programming(cfg, crossbar), "seed": cfg["seed"]}
+    return tightened(crossbar, list(datamodule.val_dataloader()), cfg["pulses"], **options)
