@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -320,6 +321,27 @@ def test_the_training_box_grows_and_then_stays(small_net, small_loader):
     assert shares == [0, 0.5, 1.0, 1.5, 1.5, 1.5]
 
 
+def test_after_the_warm_up_batch_norm_stays_and_the_box_grows(small_net, small_loader):
+    small_net.train()
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            mean = module.crossbar.net[1].running_mean.clone()
+            spread = [weight.square().mean().sqrt() for weight in module.crossbar.arrays().values()]
+            seen.append((mean, torch.stack(spread).detach(), module.grown(0.8)))
+
+    watching = QUIET | {"callbacks": [Watch()]}
+    clipping_alone = partial(torch.optim.SGD, lr=0.0)
+    options = {"optimizer": clipping_alone, "clean": 0.0, "weight_clip": 1.2, "warm_up": 0.4}
+    fitted(UniversalAT, small_net, small_loader, epochs=5, trainer=watching, **options)
+    assert [round(grown, 3) for *_, grown in seen] == [0] * 6 + [0.167, 0.333, 0.5, 0.667, 0.833] + [1] * 4
+    means, spreads, _ = zip(*seen, strict=True)
+    moved = [not torch.equal(*pair) for pair in pairwise(means)]
+    assert moved == [True] * 5 + [False] * 9
+    assert (spreads[5] < spreads[0]).all() and torch.allclose(spreads[-1], spreads[5])
+
+
 # ---- what holds for every method
 
 
@@ -468,6 +490,7 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net
         (METHODS["adversarial"], {"clean": 2.0}),
         (PGDAT, {"steps": 0}),
         (PGDAT, {"ramp": 1.5}),
+        (PGDAT, {"warm_up": -0.1}),
         (IBP, {"share": 1.5}),
         (IBP, {"factor": -1.0}),
         (MTLIBP, {"steps": 0}),

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -45,6 +45,10 @@ class Method(L.LightningModule):
             standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
             of ``layer_max``. None: they are not.
         weight_clip_unit: ``deviation``, or ``weight``: weight_clip is a value in weight units, 0 or more.
+        warm_up: for networks with batch norm, above all from published weights: in this share of the training, 0..1,
+            the training box is 0, so that the network gets used to the clip. From then on batch norm keeps its
+            running statistics, as it will on a chip, and clipping keeps each array's standard deviation. None: no
+            such phase.
         seed: of all that is drawn in training.
 
     Raises:
@@ -66,6 +70,7 @@ class Method(L.LightningModule):
         monitor: str | None = None,
         weight_clip: float | None = None,
         weight_clip_unit: str = "deviation",
+        warm_up: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -73,6 +78,8 @@ class Method(L.LightningModule):
             raise ValueError(f"weight_clip_unit={weight_clip_unit}: must be deviation or weight")
         if weight_clip is not None:
             number("weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)
+        if warm_up is not None:
+            number("warm_up", warm_up, low=0, high=1)
         whole("num_classes", num_classes, least=2)
         check_seed("seed", seed)
         self.crossbar = crossbar
@@ -80,6 +87,7 @@ class Method(L.LightningModule):
         self.weight_clip, self.weight_clip_unit, self.seed = weight_clip, weight_clip_unit, seed
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.warm_up = warm_up
         self._optimizer, self._scheduler = optimizer, scheduler
         self._steps = 0.0  # optimiser steps of the whole training, once it has begun
         self.draws = seeded(seed, 0, 0)
@@ -136,9 +144,20 @@ class Method(L.LightningModule):
         return self.crossbar.box.scaled(factor * self.grown(ramp))
 
     def grown(self, ramp: float) -> float:
-        """What grows from 0 to 1 over the first share `ramp` of the training."""
-        done = self.global_step / self._steps if self._steps else 1.0
-        return min(1.0, done / ramp) if ramp else 1.0
+        """What grows from 0, after the warm-up, to 1 at the share `ramp` of the training."""
+        begins = self.warm_up or 0.0
+        if self._done < begins:
+            return 0.0
+        return min(1.0, (self._done - begins) / (ramp - begins)) if ramp > begins else 1.0
+
+    @property
+    def _done(self) -> float:
+        """The share of the training that is over; 1 where there is no trainer."""
+        return self.global_step / self._steps if self._steps else 1.0
+
+    @property
+    def _norms_are_held(self) -> bool:
+        return self.warm_up is not None and self._done >= self.warm_up
 
     def in_weight_units(self, sigma: float | None) -> dict[str, Tensor]:
         """A standard deviation in units of the full scale as one in weight units; None: that of the devices."""
@@ -180,6 +199,10 @@ class Method(L.LightningModule):
         place = (self.seed, self.current_epoch, batch_idx)
         self.draws = seeded(*place, device=self.device)
         torch.manual_seed(derived_seed(*place, "process", self.global_rank))  # for dropout
+        if self._norms_are_held:
+            for module in self.crossbar.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         try:
             loss = self.training_loss(inputs, labels)
         except (RuntimeError, ValueError):  # an attack refuses what is not finite
@@ -219,8 +242,11 @@ class Method(L.LightningModule):
     def _clip(self, limit: float) -> None:
         for weight in self.crossbar.arrays().values():
             if weight.requires_grad:  # what is frozen stays as it is
-                deviation = weight.square().mean().sqrt().item() if self.weight_clip_unit == "deviation" else 1.0
+                before = weight.square().mean().sqrt()
+                deviation = before.item() if self.weight_clip_unit == "deviation" else 1.0
                 weight.clamp_(-limit * deviation, limit * deviation)
+                if self._norms_are_held:
+                    weight *= before / weight.square().mean().sqrt().clamp_min(torch.finfo(weight.dtype).tiny)
 
     def _not_finite(self, inputs: Inputs) -> str:
         if not all(bool(torch.isfinite(t).all()) for t in tensors_in(inputs)):
