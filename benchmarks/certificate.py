@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from worstcase import Crossbar
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.certificate.certify import METHODS, certify
 from worstcase.data import CIFAR10DataModule, MNIST5k, MNISTDataModule
 from worstcase.models import MLP, ConvNet, LeNet, ShallowConvNet

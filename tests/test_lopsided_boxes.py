@@ -8,7 +8,7 @@ from torch import nn
 
 from worstcase import Crossbar, DeviceMapping, Tolerance, evaluate
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.certificate import certify
 from worstcase.evaluation.sensitivity import importance
 from worstcase.methods import MTLIBP, PGDAT, ATrice, Trice, UniversalAT, VariationAware

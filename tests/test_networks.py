@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from worstcase import Crossbar, attacks, evaluate
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.chip.crossbar import evaluating
 from worstcase.methods import PGDAT, ATrice, Trice, UniversalAT, Vanilla
 

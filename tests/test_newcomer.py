@@ -11,7 +11,8 @@ from commands import QUICK, REPOSITORY, run
 ATTACK = '''
 """The vertex of the box that a single gradient points to."""
 
-from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.base import Attack
+from worstcase.attacks.search import Search
 from worstcase.objectives import cross_entropy
 
 

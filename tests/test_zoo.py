@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import worstcase
 from worstcase import load_run, zoo
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.evaluation.record import Record
 
 NAMES = zoo.names()

@@ -9,7 +9,7 @@ from commands import files, refusal, run, without_times
 from safetensors.torch import load_file
 
 from worstcase import load_run
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.models import LeNet
 
 

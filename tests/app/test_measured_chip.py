@@ -9,7 +9,7 @@ from commands import run
 from safetensors.torch import load_file, save_file
 
 from worstcase import load_run
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.models import LeNet
 
 

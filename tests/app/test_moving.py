@@ -17,7 +17,7 @@ STAGES = {  # what is called at each stage, and the call of it, within its proce
     "in epoch 2": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
     "in epoch 3": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
     "in the test": ("worstcase.methods.base:Method.test_step", 1),
-    "in the attack": ("worstcase.attacks.base:Search.gradient", 2),
+    "in the attack": ("worstcase.attacks.search:Search.gradient", 2),
     "in Monte Carlo": ("worstcase.attacks.monte_carlo:_correct", 2),
 }
 SETTINGS = [

@@ -8,7 +8,7 @@ from commands import run
 from safetensors.torch import load_file
 
 from worstcase import attacks, load_run, load_tolerances
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.evaluation.record import Record
 from worstcase.verify.cost import Programming
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble
-from worstcase.attacks.base import Search, accuracy
 from worstcase.attacks.ensemble import FINISHES, FIRST, INTO_ONE_CLASS, MEMBERS, TWO_CLASSES, Start
+from worstcase.attacks.passes import accuracy
+from worstcase.attacks.search import Search
 from worstcase.chip.box import Box
 
 

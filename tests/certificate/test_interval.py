@@ -13,7 +13,7 @@ from random_networks import ACTIVATION_FUNCTIONS, ACTIVATIONS
 from torch import Tensor, nn
 
 from worstcase.attacks import FLWC
-from worstcase.attacks.base import accuracy, right_answers
+from worstcase.attacks.passes import accuracy
 from worstcase.certificate import Unsupported, certify, largest_thgs
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.products import Interval
@@ -21,6 +21,7 @@ from worstcase.certificate.recurrent import STEPS
 from worstcase.certificate.tables import FUNCTIONS, MODULES
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.task import right_answers
 
 
 @pytest.mark.parametrize("thg", [1e-6, 0.01, 0.2])

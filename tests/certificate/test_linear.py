@@ -9,12 +9,12 @@ from networks import LARGE, NETWORKS, Skewed, check_no_chip_is_below, margins_of
 from torch import Tensor, nn
 
 from worstcase.attacks import FLWC
-from worstcase.attacks.base import right_answers
 from worstcase.certificate import Unsupported, certify
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.models import MLP, LeNet
+from worstcase.task import right_answers
 
 
 class Residual(nn.Module):

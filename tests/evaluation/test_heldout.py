@@ -4,7 +4,7 @@ from torch import nn
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, Ensemble
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.evaluation.heldout import Half, attack_one_half
 
 

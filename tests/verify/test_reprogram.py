@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from worstcase import Crossbar, reprogram
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 
 
 def linear(thg=1e-6):

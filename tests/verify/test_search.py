@@ -43,7 +43,7 @@ def test_the_chip_that_breaks_is_in_its_box_and_does(small_net, small_batches):
     assert crossbar.thg == 0.05
     with crossbar.bounded_by(found.broken_thg):
         assert crossbar.box.contains(found.broken_chip)
-    again = attacks.base.accuracy(crossbar, small_batches, found.broken_chip)
+    again = attacks.passes.accuracy(crossbar, small_batches, found.broken_chip)
     assert again < 0.7 * clean <= found.clean_accuracy
     assert found.proven_thg is None or found.proven_thg < found.broken_thg
     assert [one.thg for one in found.attacks] == sorted(one.thg for one in found.attacks)

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.base import Attack
 from worstcase.attacks.flips import WEIGHTS, flip_weights
 from worstcase.attacks.mini_batches import MiniBatches, passes_of_step
+from worstcase.attacks.search import Search
 from worstcase.attacks.updates import MomentumSignSteps
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation

@@ -6,7 +6,7 @@ from itertools import product
 
 import torch
 
-from worstcase.attacks.base import Search
+from worstcase.attacks.search import Search
 
 WEIGHTS = 50  # of a network at most
 

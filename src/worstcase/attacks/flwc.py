@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.base import Attack
+from worstcase.attacks.search import Search
 from worstcase.checks import whole
 from worstcase.objectives import objective as find_objective
 

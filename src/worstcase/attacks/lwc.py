@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.base import Attack
+from worstcase.attacks.search import Search
 from worstcase.attacks.updates import FreeAdam, ProjectedAdam
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Search
+from worstcase.attacks.search import Search
 from worstcase.task import Inputs, form, joined, taken, tensors_in
 
 PIECE = 128  # samples of a mini-batch at most

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, Search
+from worstcase.attacks.base import Attack
 from worstcase.attacks.distribution import describe
 from worstcase.attacks.instances import Instance, InstanceFile
+from worstcase.attacks.search import Search
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar

@@ -24,10 +24,10 @@ class EpochLines(L.Callback):
             if name.startswith("val/")
         ]
         log.info(
-            "epoch %d of %d: loss %.4f, validation %s, %.1f s",
+            "epoch %d of %d: loss %.4f, %s%.1f s",
             trainer.current_epoch + 1,
             trainer.max_epochs,
             metrics["train/loss"],
-            ", ".join(accuracies),
+            f"validation {', '.join(accuracies)}, " if accuracies else "",
             time.monotonic() - self._started,
         )

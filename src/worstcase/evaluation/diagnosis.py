@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import on_its_device
+from worstcase.attacks.passes import on_its_device
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.evaluation.sensitivity import BUDGET, damage_by_layer, selective_write_verify

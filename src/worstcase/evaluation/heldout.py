@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from worstcase.attacks.base import Attack, accuracy
+from worstcase.attacks.base import Attack
+from worstcase.attacks.passes import accuracy
 from worstcase.chip.crossbar import Crossbar
 from worstcase.task import Inputs, Loader, inputs_and_labels, taken
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import accuracy
+from worstcase.attacks.passes import accuracy
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.task import Loader

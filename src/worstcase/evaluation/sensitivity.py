@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import AttackResult, Ensemble
-from worstcase.attacks.base import accuracy, gradient_over
+from worstcase.attacks.passes import accuracy, gradient_over
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import margin

@@ -97,7 +97,8 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     places += [new for new in ("search_dtype", "reprogram") if config.get(new) is None]
     kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
     if method := config.get("method"):
-        newer = [key for key in ("verified", "reuse", "warm_up") if method.get(key) is False or method.get(key) is None]
+        newer = [key for key in ("verified", "reuse") if method.get(key) is False]
+        newer += [key for key in ("warm_up",) if method.get(key) is None]
         kept["method"] = {key: value for key, value in method.items() if key not in newer}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 

@@ -45,8 +45,8 @@ class Method(L.LightningModule):
             standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
             of ``layer_max``. None: they are not.
         weight_clip_unit: ``deviation``, or ``weight``: weight_clip is a value in weight units, 0 or more.
-        warm_up: for networks with batch norm, above all from published weights: in this share of the training, 0..1,
-            the training box is 0, so that the network gets used to the clip. From then on batch norm keeps its
+        warm_up: for networks with batch norm, above all from published weights: the share of the training, 0..1,
+            in which the training box is 0 and the network gets used to the clip. From then on batch norm keeps its
             running statistics, as it will on a chip, and clipping keeps each array's standard deviation. None: no
             such phase.
         seed: of all that is drawn in training.
@@ -246,7 +246,7 @@ class Method(L.LightningModule):
                 deviation = before.item() if self.weight_clip_unit == "deviation" else 1.0
                 weight.clamp_(-limit * deviation, limit * deviation)
                 if self._norms_are_held:
-                    weight *= before / weight.square().mean().sqrt().clamp_min(torch.finfo(weight.dtype).tiny)
+                    weight.mul_(before / weight.square().mean().sqrt().clamp_min(torch.finfo(weight.dtype).tiny))
 
     def _not_finite(self, inputs: Inputs) -> str:
         if not all(bool(torch.isfinite(t).all()) for t in tensors_in(inputs)):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import accuracy as accuracy_of
-from worstcase.attacks.base import gradient_over
+from worstcase.attacks.passes import accuracy as accuracy_of
+from worstcase.attacks.passes import gradient_over
 from worstcase.checks import number
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble
-from worstcase.attacks.base import accuracy as accuracy_of
+from worstcase.attacks.passes import accuracy as accuracy_of
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from worstcase.attacks.base import gradient_over, on_its_device
+from worstcase.attacks.passes import gradient_over, on_its_device
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.objectives import Objective, cross_entropy

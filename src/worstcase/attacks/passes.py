@@ -1,0 +1,65 @@
+"""Single passes over some data: the accuracy of a chip, and the gradient at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from worstcase.attacks.gradient import gradient
+from worstcase.chip.box import Perturbation
+from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.objectives import Objective
+from worstcase.task import Inputs, Loader, check, decisions, inputs_and_labels, of_each, right_answers
+
+
+def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
+    """The batches where the crossbar is: inputs, and labels.
+
+    Raises:
+        ValueError: a batch is not inputs and labels, see `worstcase.task.inputs_and_labels`.
+    """
+    device = next(crossbar.parameters()).device
+    for batch in loader:
+        inputs, labels = inputs_and_labels(batch)
+        yield of_each(lambda t: t.to(device), inputs), labels.to(device)
+
+
+@torch.no_grad()
+def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | None = None) -> float:
+    """The accuracy 0..1 of a crossbar, as programmed or perturbed, over some data. Cost: one pass.
+
+    Raises:
+        ValueError: there are no samples, or labels and outputs do not belong together.
+    """
+    correct = made = 0
+    with evaluating(crossbar):
+        for inputs, labels in on_its_device(crossbar, loader):
+            outputs = crossbar(inputs, perturbation)
+            check(outputs, labels)
+            logits, answers = decisions(outputs, labels)
+            correct += int(right_answers(logits, answers).sum())
+            made += len(answers)
+    if not made:
+        raise ValueError("there are no samples to score")
+    return correct / made
+
+
+def gradient_over(
+    crossbar: Crossbar, loader: Loader, objective: Objective, perturbation: Perturbation
+) -> tuple[dict[str, Tensor], int]:
+    """The gradient in a perturbation of an objective's sum over some data, and the number of decisions.
+
+    Also where the caller has switched gradients off. Cost: one forward and one backward pass.
+    """
+    made = 0
+    with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
+        perturbation = {name: d.clone() for name, d in perturbation.items()}  # it may be an inference tensor
+        total = {name: torch.zeros_like(d) for name, d in perturbation.items()}
+        for inputs, labels in on_its_device(crossbar, loader):
+            found, _, answers = gradient(crossbar, objective, perturbation, inputs, labels)
+            made += len(answers)
+            for name, g in found.items():
+                total[name] += g
+    return total, made
