@@ -234,7 +234,8 @@ def test_help_tells_the_groups_and_how_to_use_them():
     shown = run("src.train", "--help").stdout
     for part in (
         "python -m src.train method=atrice thg=0.02",
-        "method: adversarial, atrice, awp, ibp, mtl_ibp, pgd_at, random_errors, sam, trice, universal_at, va,",
+        "method: adversarial, atrice, awp, ibp, mtl_ibp, pgd_at, random_errors, sam, trice, "
+        "universal_at, universal_at_deep, va, vanilla",
         "attack: ensemble, ensemble_short, flwc, lwc, lwc_margin, lwc_short, monte_carlo, pgd",
         "thg:",
     ):
