@@ -47,7 +47,7 @@ class Method(L.LightningModule):
         weight_clip_unit: ``deviation``, or ``weight``: weight_clip is a value in weight units, 0 or more.
         warm_up: for networks with batch norm, above all from published weights: the share of the training, 0..1,
             in which the training box is 0 and the network gets used to the clip. From then on batch norm keeps its
-            running statistics, as it will on a chip, and clipping keeps each array's standard deviation. None: no
+            running statistics, as it will on a chip. Clipping keeps the standard deviation of each array. None: no
             such phase.
         seed: of all that is drawn in training.
 
@@ -245,7 +245,7 @@ class Method(L.LightningModule):
                 before = weight.square().mean().sqrt()
                 deviation = before.item() if self.weight_clip_unit == "deviation" else 1.0
                 weight.clamp_(-limit * deviation, limit * deviation)
-                if self._norms_are_held:
+                if self.warm_up is not None:  # batch norm hides a weight that shrinks, until a step is too large for it
                     weight.mul_(before / weight.square().mean().sqrt().clamp_min(torch.finfo(weight.dtype).tiny))
 
     def _not_finite(self, inputs: Inputs) -> str:
