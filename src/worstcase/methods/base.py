@@ -245,7 +245,7 @@ class Method(L.LightningModule):
                 before = weight.square().mean().sqrt()
                 deviation = before.item() if self.weight_clip_unit == "deviation" else 1.0
                 weight.clamp_(-limit * deviation, limit * deviation)
-                if self.warm_up is not None:  # batch norm hides a weight that shrinks, until a step is too large for it
+                if self.warm_up is not None:  # batch norm would hide that they shrink
                     weight.mul_(before / weight.square().mean().sqrt().clamp_min(torch.finfo(weight.dtype).tiny))
 
     def _not_finite(self, inputs: Inputs) -> str:
