@@ -11,7 +11,7 @@ from torch import nn
 
 import worstcase
 from worstcase import Crossbar, attacks, load_run
-from worstcase.attacks import base
+from worstcase.attacks import passes
 from worstcase.evaluation.record import Record
 from worstcase.models import LeNet
 
@@ -110,7 +110,7 @@ def test_an_answer_that_is_nan_is_wrong():
     x = torch.tensor([[2.0, 1.0], [3.0, 1.0]])
     chip = {"weight": torch.tensor([[torch.nan, 0.0], [0.0, 0.0]])}
     crossbar, loader = Crossbar(net, 0.1), [(x, torch.tensor([0, 0]))]
-    assert base.accuracy(crossbar, loader) == 1.0 and base.accuracy(crossbar, loader, chip) == 0.0
+    assert passes.accuracy(crossbar, loader) == 1.0 and passes.accuracy(crossbar, loader, chip) == 0.0
 
 
 def test_th_g_are_attacked_in_rising_order_and_the_crossbar_keeps_its_own(small_net, small_batches):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -26,7 +28,7 @@ COLOURS = dict(zip(WAYS.values(), ("0.3", "C7", "C4", "C1", "C0", "C2", "C3"), s
 
 def shared_pulses(results: pd.DataFrame) -> Section | None:
     settings = results.reference_settings.map(json.loads)
-    found = beside_paper(results[[one.get("share") in WAYS for one in settings]])
+    found = beside_paper(results[[_shares_out(one) for one in settings]])
     found = found[found.attack != CLEAN]
     if found.empty:
         return None
@@ -48,6 +50,12 @@ def shared_pulses(results: pd.DataFrame) -> Section | None:
     )
     figures = {"swim": _over_pulses(rows)} if rows.pulses.nunique() > 1 else {}
     return Section("swim", "Pulses shared out among the weights", caption, rows, found, figures)
+
+
+def _shares_out(settings: Mapping[str, Any]) -> bool:
+    """Whether pulses are shared out in a known way; a foreign record may hold anything."""
+    pulses = settings.get("pulses")
+    return isinstance(pulses, int | float) and settings.get("share") in list(WAYS)
 
 
 def _over_pulses(rows: pd.DataFrame) -> Figure:
