@@ -26,10 +26,9 @@ def check_pulses(cfg: Mapping[str, Any], crossbar: Crossbar) -> None:
     Raises:
         ValueError: there are fewer than a weight has devices, or weights are held so that they cannot be counted.
     """
-    from worstcase.verify.sharing import not_countable
+    from worstcase.verify.sharing import check_countable
 
-    if why_not := not_countable(crossbar):
-        raise ValueError(f"pulses cannot be shared out: {why_not}")
+    check_countable(crossbar)
     programming(cfg, crossbar).bound_of(cfg["pulses"])
 
 

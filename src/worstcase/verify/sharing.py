@@ -71,8 +71,7 @@ class Sharing:
     ) -> None:
         if by not in WAYS:
             raise ValueError(f"by={by!r}: must be one of {', '.join(WAYS)}")
-        if why_not := not_countable(crossbar):
-            raise ValueError(f"pulses cannot be shared out: {why_not}")
+        check_countable(crossbar)
         self.crossbar, self.loader, self.by = crossbar, loader, by
         self.programming = programming or Programming()
         self._total = _normalised(WAYS[by](crossbar, loader))
@@ -99,6 +98,16 @@ def not_countable(crossbar: Crossbar) -> str:
     if crossbar.mapping != DeviceMapping() or crossbar.stuck or crossbar.depends_on_conductance:
         return "only where each weight has a number as th_g, on sound devices with a digital sign"
     return ""
+
+
+def check_countable(crossbar: Crossbar) -> None:
+    """Make sure that the pulses of a network's weights can be counted.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if why_not := not_countable(crossbar):
+        raise ValueError(f"pulses cannot be shared out: {why_not}")
 
 
 def tightened(
