@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from worstcase.chip.tolerance import Tolerance as Tolerance
     from worstcase.chip.tolerance_file import load_tolerances as load_tolerances
     from worstcase.chip.tolerance_file import save_tolerances as save_tolerances
+    from worstcase.evaluation.evaluate import evaluate as evaluate
     from worstcase.evaluation.evaluation import Evaluation as Evaluation
-    from worstcase.evaluation.evaluation import evaluate as evaluate
     from worstcase.report.frame import results_frame as results_frame
     from worstcase.runs import load_run as load_run
     from worstcase.verify.reprogram import reprogram as reprogram
@@ -36,7 +36,7 @@ _MODULE_OF = {
     "save_tolerances": "worstcase.chip.tolerance_file",
     "AttackResult": "worstcase.attacks",
     "Evaluation": "worstcase.evaluation.evaluation",
-    "evaluate": "worstcase.evaluation.evaluation",
+    "evaluate": "worstcase.evaluation.evaluate",
     "load": "worstcase.zoo",
     "load_run": "worstcase.runs",
     "results_frame": "worstcase.report.frame",

@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 
 from worstcase.attacks import Attack
-from worstcase.evaluation.evaluation import Evaluation, check_certificate, check_diagnosis, evaluate
+from worstcase.evaluation.evaluate import check_certificate, check_diagnosis, evaluate
+from worstcase.evaluation.evaluation import Evaluation
 from worstcase.methods import Method
 from worstcase.task import Loader
 

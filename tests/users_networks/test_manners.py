@@ -1,0 +1,191 @@
+"""What networks do beside computing does not fool an attack."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from answers import attacked, own_labels, used_weights
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from worstcase import Crossbar, attacks, evaluate
+from worstcase.attacks.passes import accuracy
+from worstcase.methods import UniversalAT
+
+pytestmark = pytest.mark.usefixtures("short_ensemble")
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(20, 5)
+
+    def forward(self, x):
+        return self.head(x.sub_(0.5).div_(0.3))
+
+
+@pytest.mark.parametrize("attack", [attacks.MonteCarlo(instances=16), attacks.FLWC(), attacks.Ensemble()])
+def test_inputs_that_are_changed_in_place_are_the_same_for_every_chip(attack):
+    torch.manual_seed(0)
+    net, x = InPlace(), torch.rand(50, 20)
+    before, labels = x.clone(), own_labels(net, x.clone())
+    assert attack(Crossbar(net, 1e-9), [(x, labels)], progress=False).accuracy == 1
+    assert torch.equal(x, before)
+
+
+class Keeps(nn.Module):
+    """Writes the largest input that it saw into a buffer, also in eval mode."""
+
+    def __init__(self, *, anew):
+        super().__init__()
+        self.head, self.anew = nn.Linear(20, 5), anew
+        self.register_buffer("largest", torch.zeros(()))
+
+    def forward(self, x):
+        largest = torch.maximum(self.largest, self.head(x).abs().max())
+        if self.anew:
+            self.largest = largest
+        else:
+            self.largest.copy_(largest.detach())
+        return self.head(x) / self.largest - self.largest * torch.tensor([0.1, 0.0, 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_what_a_pass_writes_into_buffers_does_not_reach_the_next_chip(anew):
+    torch.manual_seed(0)
+    net, x = Keeps(anew=anew), torch.randn(250, 20)
+    labels = own_labels(copy.deepcopy(net), x)
+    found = attacks.MonteCarlo(instances=8, sampler="vertex")(Crossbar(net, 0.3), [(x, labels)], progress=False)
+    assert found.clean_accuracy == 1 and net.largest == 0
+    worst = copy.deepcopy(net)
+    worst.load_state_dict(Crossbar(net, 0.3).chip(found.perturbation))
+    assert (own_labels(worst, x) == labels).double().mean().item() == pytest.approx(found.accuracy)
+    assert found.accuracy == found.distribution["minimum"]
+
+
+def test_monte_carlo_scores_the_batches_that_the_score_does():
+    """A batch norm without running statistics: an answer depends on the other samples."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(20, 30), nn.BatchNorm1d(30, track_running_stats=False), nn.ReLU(), nn.Linear(30, 5)
+    )
+    x = torch.randn(500, 20) * torch.linspace(0.1, 3, 500)[:, None]
+    found = attacks.MonteCarlo(instances=8)(Crossbar(net, 1e-9), [(x, own_labels(net, x))], progress=False)
+    assert found.distribution["accuracies"] == [1.0] * 8
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, body, head, reentrant):
+        super().__init__()
+        self.body, self.head, self.reentrant = body, head, reentrant
+
+    def forward(self, x):
+        if self.reentrant is None:
+            return self.head(self.body(x))
+        return self.head(checkpoint(self.body, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers_are_attacked_and_trained_as_any_others(reentrant):
+    torch.manual_seed(0)
+    parts = nn.Sequential(nn.Linear(12, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU()), nn.Linear(48, 4)
+    x, labels = torch.randn(64, 12), torch.randint(4, (64,))
+    found, gradients = [], []
+    for way in (None, reentrant):
+        crossbar = Crossbar(Checkpointed(*parts, way), 0.1)
+        found.append(attacks.FLWC(steps=3)(crossbar, [(x, labels)], progress=False))
+        method = UniversalAT(crossbar, num_classes=4)
+        method.training_loss(x, labels).backward()
+        gradients.append([p.grad.clone() for p in crossbar.net.parameters()])
+        crossbar.net.zero_grad()
+    assert found[0].history == found[1].history and found[1].unmoved == []
+    torch.testing.assert_close(*gradients)
+
+
+def test_arrays_without_a_gradient_are_named_in_a_flag():
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.unused = nn.Linear(12, 48), nn.Linear(48, 4), nn.Linear(48, 4)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.body(x).relu()
+            return self.head(x)
+
+    torch.manual_seed(0)
+    net, x = Cut(), torch.randn(64, 12)
+    result = evaluate(Crossbar(net, 0.1), [(x, own_labels(net, x))], attacks=[attacks.FLWC()], progress=False)
+    assert result.attacks[0].unmoved == ["body.weight", "unused.weight"]
+    (flag,) = [flag for flag in result.flags if "arrays-that-stand-still" in flag]
+    assert "no gradient ever reached body.weight, unused.weight" in flag
+    with torch.no_grad():
+        net.head.weight.zero_()
+    result = evaluate(Crossbar(net, 0.1), [(x, torch.ones(64).long())], attacks=[attacks.FLWC()], progress=False)
+    assert any(flag.startswith("head.weight: all weights are zero") for flag in result.flags)
+
+
+def test_a_network_without_any_gradient_is_no_error():
+    class Cut(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    net, x = Cut(12, 4), torch.randn(8, 12)
+    assert attacked(Crossbar(net, 0.1), x)[0].vanished == 1
+
+
+def test_a_network_that_does_not_repeat_itself_is_refused():
+    class Dropping(nn.Linear):
+        def forward(self, x):
+            return super().forward(F.dropout(x))
+
+    with pytest.raises(ValueError, match=r"^Dropping gives two answers to the same inputs in eval mode \(dropout"):
+        accuracy(Crossbar(Dropping(20, 5), 0.1), [(torch.randn(8, 20), torch.zeros(8).long())])
+
+
+class Augmented(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        return torch.full((8,), float(i)).mul(torch.rand(())), i % 3
+
+
+def whole():
+    return TensorDataset(torch.randn(64, 8), torch.arange(64) % 3)
+
+
+@pytest.mark.parametrize("attack", [attacks.FLWC(), attacks.Ensemble(), attacks.MonteCarlo(instances=2)])
+def test_a_reference_set_that_changes_is_refused(attack):
+    crossbar = Crossbar(nn.Linear(8, 3), 0.05)
+    for loader in (DataLoader(Augmented(), 32), DataLoader(whole(), 28, shuffle=True, drop_last=True)):
+        with pytest.raises(ValueError, match="the reference set changes from pass to pass"):
+            attack(crossbar, loader, progress=False)
+    attack(crossbar, DataLoader(whole(), 28, shuffle=True), progress=False)  # only in another order
+
+
+def test_a_dict_may_hold_what_no_sample_has():
+    class Scaled(nn.Linear):
+        def forward(self, x, scale):
+            return super().forward(x) * scale
+
+    net, x, scale = Scaled(8, 3), torch.randn(64, 8), torch.tensor(2.0)
+    labels = (x @ net.weight.T + net.bias).argmax(1)
+    data = DataLoader([{"x": x, "scale": scale, "labels": labels}], batch_size=None)
+    for attack in (attacks.FLWC(), attacks.Ensemble(), attacks.MonteCarlo(instances=2)):
+        assert attack(Crossbar(net, 0.3), data, progress=False).clean_accuracy == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_few_digits_stay_in_the_box_after_the_cast(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).to(dtype)
+    x = torch.randn(32, 16, dtype=dtype)
+    before = used_weights(lambda: net(x))
+    crossbar = Crossbar(net, 0.02).eval()
+    found, _ = attacked(crossbar, x, attacks.FLWC(steps=3))
+    after = used_weights(lambda: crossbar(x, found.perturbation))
+    for w, used in zip(before, after, strict=True):
+        assert ((used.double() - w.double()).abs().max() / w.double().abs().max()).item() <= 0.02

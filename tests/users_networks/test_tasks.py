@@ -1,0 +1,78 @@
+"""Any task: pixels, tokens, single logits, dicts and tuples."""
+
+import pytest
+import torch
+from answers import run
+from torch import nn
+
+from worstcase import Crossbar, attacks, evaluate
+from worstcase.chip.crossbar import evaluating
+from worstcase.methods import UniversalAT, Vanilla
+
+pytestmark = pytest.mark.usefixtures("short_ensemble")
+
+
+def test_pixels_and_tokens_are_decisions():
+    torch.manual_seed(0)
+    for net, x in (
+        (nn.Conv2d(1, 3, 3, padding=1), torch.randn(16, 1, 8, 8)),
+        (nn.Linear(6, 9), torch.randn(16, 5, 6)),
+    ):
+        logits = run(net, x)
+        labels = logits.argmax(1 if x.ndim == 4 else 2)
+        result = evaluate(Crossbar(net, 0.3), [(x, labels)], diagnosis="full", heldout=True, progress=False)
+        assert 0 <= result.attacked_accuracy < result.clean_accuracy == 1
+        assert result.samples == 16 and result.record().decisions == labels.numel()
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 3)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask.unsqueeze(-1)
+        return {"logits": self.head((self.table(input_ids) * mask).sum(1) / mask.sum(1))}
+
+
+def test_batches_are_dicts_and_tuples():
+    torch.manual_seed(0)
+    net, ids, mask = Model().eval(), torch.randint(0, 50, (32, 7)), torch.ones(32, 7)
+    labels = net(ids, mask)["logits"].argmax(1)
+    by_name = [
+        {"input_ids": i, "attention_mask": m, "labels": y}
+        for i, m, y in zip(ids.split(10), mask.split(10), labels.split(10), strict=True)
+    ]
+    in_order = [((batch["input_ids"], batch["attention_mask"]), batch["labels"]) for batch in by_name]
+    chosen = [attacks.FLWC(), attacks.LWC(epochs=2), attacks.Ensemble(), attacks.MonteCarlo(instances=3)]
+    results = [
+        evaluate(Crossbar(net, 0.5), batches, chosen, heldout=True, progress=False)
+        for batches in (by_name, in_order)
+    ]
+    assert results[0].clean_accuracy == 1 and results[0].attacked_accuracy < 1
+    for one, other in zip(results[0].attacks, results[1].attacks, strict=True):
+        assert one.history == other.history and one.heldout_accuracy == other.heldout_accuracy
+    assert results[0].diagnosis == results[1].diagnosis
+    trained = UniversalAT(Crossbar(net, 0.1), num_classes=3)
+    assert trained.training_step(by_name[0], 0) == trained.training_step(in_order[0], 0)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_one_logit_for_each_label(outputs):
+    torch.manual_seed(0)
+    net, x = nn.Linear(6, outputs), torch.randn(64, 6)
+    labels = (run(net, x) > 0).float()
+    for attack in (attacks.MonteCarlo(instances=4), attacks.FLWC(), attacks.Ensemble()):
+        result = evaluate(Crossbar(net, 0.3), [(x, labels)], attacks=[attack], progress=False)
+        assert result.clean_accuracy == 1 and 0 <= result.attacked_accuracy < 1
+    with evaluating(net):
+        assert Vanilla(Crossbar(net, 0.3), num_classes=2).training_loss(x, labels).isfinite()
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.rand(16, 3), torch.arange(16) % 3 + 1, torch.randint(0, 3, (16, 1)).float()]
+)
+def test_other_labels_are_one_clear_error_for_every_attack(labels):
+    for attack in (attacks.MonteCarlo(instances=2), attacks.FLWC(), attacks.Ensemble(rounds=1)):
+        with pytest.raises(ValueError, match="label"):
+            attack(Crossbar(nn.Linear(5, 3), 0.05), [(torch.randn(16, 5), labels)], progress=False)
