@@ -142,7 +142,7 @@ def crosssim(net: nn.Module) -> Work:
 
     parameters = CrossSimParameters()
     parameters.xbar.device.programming_error.enable = True
-    parameters.xbar.device.programming_error.model = "NormalIndependent"
+    parameters.xbar.device.programming_error.model = "NormalIndependentDevice"
     parameters.xbar.device.programming_error.magnitude = THG
     analog = from_torch(net, parameters)
     optimiser = torch.optim.Adam(analog.parameters(), 1e-4)
