@@ -139,9 +139,13 @@ class Method(L.LightningModule):
                 box.step_(found, self.gradient(cross_entropy, found, inputs, labels), size)
         return found
 
-    def training_box(self, factor: float, ramp: float) -> Box:
-        """The crossbar's box times a factor that grows from 0 over the first share `ramp` of the training."""
-        return self.crossbar.box.scaled(factor * self.grown(ramp))
+    def training_box(self, factor: float, ramp: float, decades: float | None = None) -> Box:
+        """The crossbar's box times a factor that grows over the first share `ramp` of the training.
+
+        It grows evenly from 0, or by so many powers of ten, each of which takes the same time.
+        """
+        grown = self.grown(ramp)
+        return self.crossbar.box.scaled(factor * (grown if decades is None else 10 ** (decades * (grown - 1))))
 
     def grown(self, ramp: float) -> float:
         """What grows from 0, after the warm-up, to 1 at the share `ramp` of the training."""

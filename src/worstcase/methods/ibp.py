@@ -33,6 +33,9 @@ class IBP(Method):
         share: of the worst loss once it has grown, 0..1.
         factor: the training box in units of the crossbar's.
         ramp: share of the training over which the training box and the worst loss's share grow from 0, 0..1.
+        decades: the training box begins so many powers of ten below its size, and grows by the same factor in each
+            step; above 0. None: evenly. Bounds of a deep network grow with each layer, so that it learns only
+            from a box that begins so small, and from weights that can do the task (``init_from=``).
         weight_clip: see `Method`.
         options: see `Method`.
 
@@ -49,6 +52,7 @@ class IBP(Method):
         share: float = 0.5,
         factor: float = 1.0,
         ramp: float = 0.5,
+        decades: float | None = None,
         weight_clip: float | None = 2.0,
         **options: Any,
     ) -> None:
@@ -56,7 +60,9 @@ class IBP(Method):
         number("share", share, low=0, high=1)
         number("factor", factor, low=0)
         number("ramp", ramp, low=0, high=1)
-        self.share, self.factor, self.ramp = share, factor, ramp
+        if decades is not None:
+            number("decades", decades, above=0)
+        self.share, self.factor, self.ramp, self.decades = share, factor, ramp, decades
         self._bounds: IntervalBounds | None = None
 
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
@@ -70,7 +76,7 @@ class IBP(Method):
 
     def _box(self) -> Box:
         """Its ends have a gradient: they grow with each array's largest weight."""
-        box = self.training_box(self.factor, self.ramp)
+        box = self.training_box(self.factor, self.ramp, self.decades)
         if self.crossbar.full_scale != "layer_max":
             return box
         largest = {name: w.abs().amax().clamp_min(1e-30) for name, w in self.crossbar.programmed().items()}

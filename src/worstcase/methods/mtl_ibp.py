@@ -27,7 +27,7 @@ class MTLIBP(IBP):
         steps: sign steps up the cross-entropy of the batch, from zero.
         step: their size in units of the training box's farther end.
         clean: share of the other loss as programmed, 0..1.
-        factor, ramp, weight_clip: see `IBP`.
+        factor, ramp, decades, weight_clip: see `IBP`.
         options: see `Method`.
 
     Raises:
@@ -44,16 +44,19 @@ class MTLIBP(IBP):
         clean: float = 0.2,
         factor: float = 1.0,
         ramp: float = 0.5,
+        decades: float | None = None,
         weight_clip: float | None = 2.0,
         **options: Any,
     ) -> None:
-        super().__init__(crossbar, share=share, factor=factor, ramp=ramp, weight_clip=weight_clip, **options)
+        super().__init__(
+            crossbar, share=share, factor=factor, ramp=ramp, decades=decades, weight_clip=weight_clip, **options
+        )
         whole("steps", steps)
         number("step", step, low=0)
         number("clean", clean, low=0, high=1)
         self.steps, self.step, self.clean = steps, step, clean
 
     def other_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
-        box = self.training_box(self.factor, self.ramp)
+        box = self.training_box(self.factor, self.ramp, self.decades)
         adversary = self.found_by_steps(box, inputs, labels, steps=self.steps, step=self.step)
         return self.loss_at(adversary, inputs, labels, clean=self.clean)
