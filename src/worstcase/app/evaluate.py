@@ -11,10 +11,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from worstcase.app import naming, schema, shares, sweeps
+from worstcase.app import naming, schema, sweeps
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
+from worstcase.app.merging import merge
 from worstcase.app.pulses import shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
@@ -45,7 +46,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     from worstcase.evaluation.measured import read_chip
 
     if cfg["merge"]:
-        shares.merge(cfg, _siblings(cfg, folder), folder)
+        merge(cfg, _siblings(cfg, folder), folder)
     subject = under_test(cfg)
     if cfg["pulses"] is not None:
         subject.crossbar.thg = shared_out(cfg, subject.crossbar, subject.datamodule)
