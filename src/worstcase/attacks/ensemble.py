@@ -208,9 +208,8 @@ class _Team:
         for step in range(steps):
             left = 1 - step / steps
             objective = member.objective(left, **classes)
-            gradient = run.gradient(objective, update.perturbation, self.batches.take(member.samples))
-            update(gradient, member.step * left)
-            del gradient  # not to be held beside the next
+            batches = self.batches.take(member.samples)
+            update(run.gradient(objective, update.perturbation, batches), member.step * left)
         accuracy = run.score(update.perturbation, member=member.name)
         self.lowest.append((accuracy, Start(run.box, update.perturbation)))
         self.lowest.sort(key=lambda kept: kept[0])

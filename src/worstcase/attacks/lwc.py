@@ -14,6 +14,7 @@ from worstcase.attacks.updates import FreeAdam, ProjectedAdam
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import objective as find_objective
+from worstcase.task import Inputs
 
 
 class LWC(Attack):
@@ -94,23 +95,28 @@ class LWC(Attack):
 
     def _trial(self, run: Search, c: float) -> tuple[bool, float]:
         """Minimise Eq. 10 for one c: whether the result is in the box, and its accuracy when projected."""
-        magnitude, box = _MAGNITUDES[self.magnitude], run.box
+        box = run.box
         update = (ProjectedAdam if self.project == "step" else FreeAdam)(box, box.zero())
         perturbation = update.perturbation
         for _ in range(self.epochs):
             for batch in run.batches():
-                gradient = run.gradient(self._objective, perturbation, [batch])
-                of_magnitude = _gradient(magnitude, perturbation, box)
-                for name, g in gradient.items():
-                    g.mul_(c / len(batch[1])).add_(of_magnitude.pop(name))
-                    if box.half_width[name].ndim:
-                        g *= box.half_width[name] > 0  # weights that may not deviate stay where they are
-                update(gradient, self.lr)
-                del gradient  # not to be held beside the next
+                update(self._gradient_of_eq_10(run, c, perturbation, batch), self.lr)
             feasible = box.contains(perturbation)
             scored = perturbation if feasible else box.project(perturbation)
             accuracy = run.score(scored, c=c, magnitude=largest(perturbation, box).item())
         return feasible, accuracy
+
+    def _gradient_of_eq_10(
+        self, run: Search, c: float, perturbation: Perturbation, batch: tuple[Inputs, Tensor]
+    ) -> Perturbation:
+        """Over one mini-batch; 0 for weights that may not deviate."""
+        gradient = run.gradient(self._objective, perturbation, [batch])
+        of_magnitude = _gradient(_MAGNITUDES[self.magnitude], perturbation, run.box)
+        for name, g in gradient.items():
+            g.mul_(c / len(batch[1])).add_(of_magnitude.pop(name))
+            if run.box.half_width[name].ndim:
+                g *= run.box.half_width[name] > 0
+        return gradient
 
 
 def _range_of_c(c_range: tuple[float, float]) -> tuple[float, float]:
