@@ -154,9 +154,10 @@ def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path
 
 def test_quantised_training_and_evaluation(tmp_path, trained):
     bits = ["model.weight_bits=4", "model.activation_bits=4"]
-    run("src.train", "method=atrice", *QUICK, *bits, f"hydra.run.dir={tmp_path}")
+    run("src.train", "method=atrice", *QUICK, *bits, "search_dtype=bfloat16", f"hydra.run.dir={tmp_path}")
     content = record(tmp_path)
     assert (content["weight_bits"], content["activation_bits"]) == (4, 4)
+    assert content["attacks"][0]["parameters"]["search_dtype"] == "bfloat16"
     run("src.evaluate", f"run={tmp_path}", "attack=flwc")
     (evaluation,) = (tmp_path / "evaluations").glob("flwc-*")
     assert record(evaluation)["clean_accuracy"] == content["clean_accuracy"]  # the ranges came along

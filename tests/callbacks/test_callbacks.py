@@ -32,13 +32,14 @@ def test_the_attack_after_each_epoch_can_select_the_checkpoint(tmp_path, small_n
 
 def test_each_attack_runs_once_on_the_test_split_and_its_result_is_kept(tmp_path, small_net, small_loader):
     method = Vanilla(Crossbar(small_net, 0.1), num_classes=3)
-    at_test = WorstCaseAtTest([FLWC(steps=1), LWC(epochs=2)])
+    at_test = WorstCaseAtTest([FLWC(steps=1), LWC(epochs=2)], search_dtype="bfloat16")
     test = trainer(tmp_path, at_test)
     before = {name: tensor.clone() for name, tensor in small_net.state_dict().items()}
     test.test(method, small_loader, verbose=False)
     flwc, lwc = at_test.evaluation.attacks
     assert (flwc.attack, lwc.attack) == ("flwc", "lwc")
     assert lwc.samples == 40 and lwc.feasible and flwc.feasible
+    assert {lwc.parameters["search_dtype"], flwc.parameters["search_dtype"]} == {"bfloat16"}
     lowest = min(flwc.accuracy, lwc.accuracy)
     assert test.callback_metrics["test/attacked_accuracy"] == pytest.approx(lowest)
     assert test.callback_metrics["test/accuracy"] == pytest.approx(lwc.clean_accuracy)
@@ -70,3 +71,5 @@ def test_attacks_in_a_mapping_run_in_order_and_none_is_skipped():
     assert WorstCaseAtTest({"first": first, "none": None, "last": last}).attacks == [first, last]
     with pytest.raises(ValueError, match="diagnosis=long: must be short, full"):
         WorstCaseAtTest([first], diagnosis="long")
+    with pytest.raises(ValueError, match="search_dtype=half: must be bfloat16"):
+        WorstCaseAtTest([first], search_dtype="half")

@@ -38,6 +38,7 @@ class TrainConfig:
     programming: Any = MISSING
     diagnosis: str | None = None
     certificate: str | None = MISSING
+    search_dtype: str | None = None
     scale: str = MISSING
     model: Any = MISSING
     dataset: Any = MISSING

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from worstcase.attacks import Attack
+from worstcase.attacks.base import check_search_dtype
 from worstcase.evaluation.evaluate import check_certificate, check_diagnosis, evaluate
 from worstcase.evaluation.evaluation import Evaluation
 from worstcase.methods import Method
@@ -43,6 +44,7 @@ class WorstCaseAtTest(L.Callback):
         seed: of the attacks' random draws.
         diagnosis: ``short`` or ``full`` explains the worst chip found; None does not.
         certificate: what proves a bound that no chip is below, or None; see `worstcase.evaluate`.
+        search_dtype: ``bfloat16``, in which the attacks then follow gradients; see `worstcase.attacks.Attack`.
     """
 
     def __init__(
@@ -51,12 +53,15 @@ class WorstCaseAtTest(L.Callback):
         seed: int = 0,
         diagnosis: str | None = None,
         certificate: str | None = "auto",
+        search_dtype: str | None = None,
     ) -> None:
         check_diagnosis(diagnosis)
         check_certificate(certificate)
+        check_search_dtype(search_dtype)
         given = attacks.values() if isinstance(attacks, Mapping) else attacks
         self.attacks = [attack for attack in given if attack is not None]
         self.seed, self.diagnosis, self.certificate = seed, diagnosis, certificate
+        self.search_dtype = search_dtype
         self.evaluation: Evaluation | None = None
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,6 +72,7 @@ class WorstCaseAtTest(L.Callback):
             self.attacks,
             diagnosis=self.diagnosis,
             certificate=self.certificate,
+            search_dtype=self.search_dtype,
             seed=self.seed,
         )
         pl_module.log("test/attacked_accuracy", self.evaluation.attacked_accuracy)
