@@ -10,7 +10,7 @@ from torch import nn
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble
-from worstcase.attacks.ensemble import FINISHES, FIRST, INTO_ONE_CLASS, MEMBERS, TWO_CLASSES, Start
+from worstcase.attacks.ensemble import FINISHES, FIRST, INTO_ONE_CLASS, MEMBERS, TWO_CLASSES, Start, _Team
 from worstcase.attacks.passes import accuracy
 from worstcase.attacks.search import Search
 from worstcase.chip.box import Box
@@ -155,6 +155,35 @@ def test_it_leaves_a_chip_that_gives_one_answer():
     assert lowest["sigmoid margin"] >= 0.2 and lowest["cross-entropy"] >= 0.2
     assert max(lowest[INTO_ONE_CLASS.name], lowest[TWO_CLASSES.name]) < 0.1
     assert found.accuracy < 0.02
+
+
+@pytest.mark.usefixtures("short_ensemble")
+def test_a_finish_starts_from_chips_that_give_several_answers(small_net, small_batches, monkeypatch):
+    """Those of the first round are lower, but give one answer to everything."""
+    begun, made, shares = [], [], []
+    score, attack = Search.score, _Team.attack
+
+    def scored(run, perturbation, **context):
+        score(run, perturbation, **context)
+        shares.append(run.one_answer)
+        first = context.get("member") in {member.name for member in MEMBERS}
+        run.one_answer = 1.0 if first else 0.9
+        return 0.2 if first else 0.3
+
+    def attacked(team, member, start, **classes):
+        begun.append((member, [by for by, of in made if of is start]))
+        accuracy = attack(team, member, start, **classes)
+        made.extend((member, of) for *_, of in team.lowest if all(of is not known for _, known in made))
+        return accuracy
+
+    monkeypatch.setattr(Search, "score", scored)
+    monkeypatch.setattr(_Team, "attack", attacked)
+    Ensemble()(Crossbar(small_net, 0.1), small_batches, progress=False)
+    _, best_three = FINISHES[0]
+    starts = [by for member, by in begun if member is best_three]
+    assert len(starts) == 3 and not any(member in MEMBERS for by in starts for member in by)
+    given = torch.cat([small_net.eval()(images).argmax(1) for images, _ in small_batches])
+    assert shares[0] == pytest.approx(given.bincount().max().item() / len(given))
 
 
 def test_a_start_keeps_a_chip_nearly_and_in_the_box():

@@ -35,6 +35,7 @@ CLASSES = 10  # into which everything is pushed, at most
 BEST = 2  # of these, which exchange their samples with others
 PARTNERS = 3  # of each of these
 COLLAPSED = 0.5  # an accuracy below which a chip may give one answer to everything
+ONE_ANSWER = 0.98  # of the decisions: such a chip is right on that class, and hardly a gradient leads away from it
 FLIPS = 50  # tries a weight, for networks of few weights
 
 
@@ -93,8 +94,9 @@ class Ensemble(Attack):
     another, and that class's own samples out of it (the pattern of the paper's Table III), and lets the best two
     of these classes exchange samples with others: a chip that merely gives one answer is right on that class, and
     no gradient leads out of there. Then it finishes on the sigmoid of the margin, which is nearest to the accuracy
-    itself: the lowest three chips make some steps, the lowest two of these more (`FINISHES`). Each later round
-    does all this again, from a random point of the box. Networks of a few weights end with single weights flipped
+    itself: the lowest three chips make some steps, the lowest two of these more (`FINISHES`); one that gives one
+    answer to nearly everything only if no others are left. Each later round does all this again, from a random
+    point of the box. Networks of a few weights end with single weights flipped
     one by one.
 
     Args:
@@ -171,7 +173,7 @@ class _Team:
         self.generator = torch.Generator(run.device).manual_seed(run.seed)
         self.batches = MiniBatches(run, self.generator)
         self.start = Start(run.box, run.box.zero())
-        self.lowest: list[tuple[float, Start]] = []
+        self.lowest: list[tuple[bool, float, Start]] = []  # whether it gives one answer; its accuracy
         self.found: dict[str, dict[str, Any]] = {}
 
     def begin_anew(self) -> None:
@@ -193,7 +195,7 @@ class _Team:
     def finish(self, finishes: Sequence[tuple[int, Member]]) -> None:
         """Go on from the lowest chips."""
         for number_, member in finishes:
-            starts = [start for _, start in self.lowest[:number_]]
+            starts = [start for *_, start in self.lowest[:number_]]
             self.lowest.clear()
             while starts:
                 self.attack(member, starts.pop(0))
@@ -211,8 +213,8 @@ class _Team:
             batches = self.batches.take(member.samples)
             update(run.gradient(objective, update.perturbation, batches), member.step * left)
         accuracy = run.score(update.perturbation, member=member.name)
-        self.lowest.append((accuracy, Start(run.box, update.perturbation)))
-        self.lowest.sort(key=lambda kept: kept[0])
+        self.lowest.append((run.one_answer > ONE_ANSWER, accuracy, Start(run.box, update.perturbation)))
+        self.lowest.sort(key=lambda kept: kept[:2])
         del self.lowest[KEPT:]
         self._record(member, accuracy, run.passes - before)
         return accuracy

@@ -53,6 +53,7 @@ class Search:
         self._unmoved = set(self.box.movable)  # arrays whose gradient was always zero
         self.worst = self.box.zero()
         self.worst_accuracy = 2.0  # above any accuracy
+        self.one_answer = 0.0  # share of the decisions of the chip scored last that get its most frequent answer
         self._lowest_shown = 1.0
         self.history: list[dict[str, Any]] = []
         self.members: list[dict[str, Any]] = []
@@ -85,6 +86,7 @@ class Search:
             ValueError: the reference set is empty, or its labels are not those of the network's classes.
         """
         correct: int | Tensor = 0
+        given: int | Tensor = 0  # how often each answer was
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
             outputs = self.crossbar(inputs, perturbation)
@@ -92,6 +94,9 @@ class Search:
                 check(outputs, labels)
             logits, answers = decisions(outputs, labels)
             correct += right_answers(logits, answers).sum()
+            given += torch.zeros_like(logits[0], dtype=torch.long).index_add_(
+                0, logits.argmax(1), torch.ones_like(answers)
+            )
             samples += len(labels)
             made += len(answers)
             mini_batches += 1
@@ -103,6 +108,7 @@ class Search:
             mini_batches,
             logits.shape[1],
         )
+        self.one_answer = int(given.max()) / made
         self._forwards += samples
         return self._keep(perturbation, int(correct) / made, context)
 
