@@ -102,6 +102,7 @@ class Search:
             mini_batches += 1
         if not made:
             raise ValueError("the reference set has no samples")
+        assert isinstance(given, Tensor)
         self.samples, self.decisions, self.mini_batches, self.classes = (
             samples,
             made,
