@@ -40,6 +40,13 @@ def folders(*overrides):
     return {job.folder for job in sweeps.jobs(overrides)}
 
 
+def test_the_first_run_lies_where_the_readme_says(hydra):
+    """Its identity, and that of all finished runs, does not change as settings are added."""
+    (folder,) = folders()
+    readme = (REPOSITORY / "README.md").read_text()
+    assert f"record: outputs/{folder.relative_to('multirun')}/results.json" in readme
+
+
 def test_each_figure_and_table_of_the_paper_is_an_experiment():
     assert set(EXPERIMENTS) - {"study_template"} == SECTIONS.keys() - OF_PROJECT
 

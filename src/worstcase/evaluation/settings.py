@@ -100,7 +100,15 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         newer = [key for key in ("verified", "reuse") if method.get(key) is False]
         newer += [key for key in ("warm_up",) if method.get(key) is None]
         kept["method"] = {key: value for key, value in method.items() if key not in newer}
+    if callbacks := config.get("callbacks"):
+        kept["callbacks"] = {name: _without_null_search_dtype(one) for name, one in callbacks.items()}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
+
+
+def _without_null_search_dtype(callback: Any) -> Any:
+    if not isinstance(callback, Mapping):
+        return callback
+    return {key: value for key, value in callback.items() if (key, value) != ("search_dtype", None)}
 
 
 def without_download(dataset: Mapping[str, Any]) -> dict[str, Any]:
