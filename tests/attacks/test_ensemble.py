@@ -186,6 +186,17 @@ def test_a_finish_starts_from_chips_that_give_several_answers(small_net, small_b
     assert shares[0] == pytest.approx(given.bincount().max().item() / len(given))
 
 
+@pytest.mark.usefixtures("short_ensemble")
+def test_a_batch_without_a_decision_is_no_obstacle():
+    """All of its pixels have the label that is ignored."""
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 2, 5)
+    labels = torch.randint(3, (4, 2, 5))
+    batches = [(images, torch.full_like(labels, 255)), (images, labels)]
+    found = Ensemble()(Crossbar(nn.Conv2d(1, 3, 1), 0.2), batches, progress=False)
+    assert (found.decisions, found.samples) == (40, 8)
+
+
 def test_a_start_keeps_a_chip_nearly_and_in_the_box():
     """In a box that is not symmetric, and in which some weights do not deviate."""
     box = Crossbar(nn.Linear(40, 30), 0.1).box

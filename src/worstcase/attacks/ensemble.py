@@ -96,8 +96,7 @@ class Ensemble(Attack):
     no gradient leads out of there. Then it finishes on the sigmoid of the margin, which is nearest to the accuracy
     itself: the lowest three chips make some steps, the lowest two of these more (`FINISHES`); one that gives one
     answer to nearly everything only if no others are left. Each later round does all this again, from a random
-    point of the box. Networks of a few weights end with single weights flipped
-    one by one.
+    point of the box. Networks of a few weights end with single weights flipped one by one.
 
     Args:
         rounds: how many, 1 or more, if there is no budget.
