@@ -100,7 +100,7 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         newer = [key for key in ("verified", "reuse") if method.get(key) is False]
         newer += [key for key in ("warm_up",) if method.get(key) is None]
         kept["method"] = {key: value for key, value in method.items() if key not in newer}
-    if callbacks := config.get("callbacks"):
+    if isinstance(callbacks := config.get("callbacks"), Mapping):
         kept["callbacks"] = {name: _without_null_search_dtype(one) for name, one in callbacks.items()}
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 
