@@ -94,8 +94,8 @@ class Search:
                 check(outputs, labels)
             logits, answers = decisions(outputs, labels)
             correct += right_answers(logits, answers).sum()
-            none = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
-            given += none.index_add_(0, logits.argmax(1), torch.ones_like(answers))
+            counts = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
+            given += counts.index_add_(0, logits.argmax(1), torch.ones_like(answers))
             samples += len(labels)
             made += len(answers)
             mini_batches += 1

@@ -19,6 +19,12 @@ DATA_FILES = ("file", "test", "train")
 
 SHARED = ("pulses", "share", "programming")
 """What th_g follows from where pulses are shared out."""
+NEWER: dict[tuple[str, ...], dict[str, Any]] = {
+    (): {"search_dtype": None, "reprogram": None},
+    ("method",): {"verified": False, "reuse": False, "warm_up": None},
+    ("callbacks", "worst_case_at_test"): {"search_dtype": None},
+}
+"""By their place, settings that were added later, and the value that leaves a job what it was before them."""
 NO_MAPPING = {"pair": False, "device_bits": None, "cut_off": False}
 """The settings of one device a weight, with a digital sign."""
 
@@ -94,21 +100,17 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         places.append("chip")
     if "share" in config:
         places += SHARED
-    places += [new for new in ("search_dtype", "reprogram") if config.get(new) is None]
-    kept = {key: value for key, value in config.items() if key not in places} | of_devices(config)
-    if method := config.get("method"):
-        newer = [key for key in ("verified", "reuse") if method.get(key) is False]
-        newer += [key for key in ("warm_up",) if method.get(key) is None]
-        kept["method"] = {key: value for key, value in method.items() if key not in newer}
-    if isinstance(callbacks := config.get("callbacks"), Mapping):
-        kept["callbacks"] = {name: _without_null_search_dtype(one) for name, one in callbacks.items()}
+    kept = {key: value for key, value in _as_before(config).items() if key not in places} | of_devices(config)
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 
 
-def _without_null_search_dtype(callback: Any) -> Any:
-    if not isinstance(callback, Mapping):
-        return callback
-    return {key: value for key, value in callback.items() if (key, value) != ("search_dtype", None)}
+def _as_before(settings: Mapping[str, Any], *place: str) -> dict[str, Any]:
+    newer = NEWER.get(place, {})
+    return {
+        key: _as_before(value, *place, key) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if key not in newer or value is not newer[key]
+    }
 
 
 def without_download(dataset: Mapping[str, Any]) -> dict[str, Any]:
