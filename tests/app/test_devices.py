@@ -13,7 +13,7 @@ from worstcase.app import naming
 from worstcase.app.devices import in_numbers
 from worstcase.chip.tolerance_file import digest_of
 from worstcase.evaluation.record import Record
-from worstcase.evaluation.settings import NO_MAPPING, of_devices, without_place
+from worstcase.evaluation.settings import NEWER, NO_MAPPING, of_devices, without_place
 from worstcase.models import LeNet
 from worstcase.verify.cost import Programming
 
@@ -307,3 +307,14 @@ def test_parameters_that_are_named_are_programmed_in_every_command(tmp_path, mon
     run("worstcase", "evaluate", *words, "arrays=[]", at=tmp_path)
     evaluations = [Record.load(folder) for folder in (trained / "evaluations").iterdir()]
     assert sorted(one.parameters_perturbed for one in evaluations) == [160, 784 * 16 + 160]
+
+
+@pytest.mark.parametrize(("place", "key"), [(place, key) for place, newer in NEWER.items() for key in newer])
+def test_a_setting_that_came_later_leaves_a_job_what_it_was(place, key):
+    def job(**settings):
+        for group in reversed(place):
+            settings = {group: {"name": "va"} | settings}
+        return {"seed": 0} | settings
+
+    assert without_place(job()) == without_place(job(**{key: NEWER[place][key]}))
+    assert without_place(job()) != without_place(job(**{key: "said"}))
