@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of the ensemble")
     parser.add_argument("--before", type=Path, help="csv of another version; its ensemble is drawn too")
     arguments = parser.parse_args()
+    arguments.to.parent.mkdir(parents=True, exist_ok=True)
 
     parts = []
     if arguments.before:
