@@ -1,0 +1,68 @@
+"""F-LWC and LWC by hand, and closed forms on networks whose worst case is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from worstcase import Crossbar
+from worstcase.attacks import FLWC, LWC
+
+
+@pytest.mark.parametrize("attack", [FLWC(), FLWC(update="epoch"), LWC(), LWC(project="end", lr=0.1)])
+@pytest.mark.parametrize("seed", range(10))
+def test_linear_network_closed_form(attack, seed):
+    """One sample, O = W x: the lowest margin in the box is at a vertex, margin - 2 bound |x|_1.
+
+    With two classes the true row takes -bound sign(x) and the other +bound sign(x). Just above the th_g at
+    which that reaches zero the attack must fail the sample, and just below nothing can.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(6, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(2, 6, generator=generator))
+    x = torch.randn(1, 6, generator=generator)
+    logits = layer(x).detach()
+    label = logits.argmax(1)
+    critical = (logits.max() - logits.min()) / (2 * layer.weight.abs().max() * x.abs().sum())
+    for factor, accuracy in ((1.001, 0.0), (0.999, 1.0)):
+        crossbar = Crossbar(layer, factor * critical.item())
+        assert attack(crossbar, [(x, label)], progress=False).accuracy == accuracy
+
+
+def test_flwc_is_algorithm_1_on_one_step():
+    """By hand: one batch, one step of the whole bound against the sign of the hinge's gradient."""
+    layer = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    images, labels = torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1])
+    found = FLWC(steps=1)(Crossbar(layer, 0.5), [(images, labels)], progress=False)
+    # by row of W: sample 1 adds (2, 1) to row 0 and takes it from row 1, sample 2 (0, 3) the other way
+    gradient = torch.tensor([[2.0, 1.0 - 3.0], [-2.0, -1.0 + 3.0]])
+    perturbed = layer.weight.detach() - 0.5 * gradient.sign()
+    expected = ((images @ perturbed.T).argmax(1) == labels).double().mean().item()
+    assert found.final_accuracy == expected == 0.5
+    assert torch.equal(found.perturbation["weight"], -0.5 * gradient.sign())
+
+
+def test_flwc_updates_once_a_batch_and_never_leaves_the_box(small_net, small_batches):
+    """Algorithm 1 as printed would take batches x steps steps of bound / steps and leave the box."""
+    seen = []
+    crossbar = Crossbar(small_net, 0.1)
+    crossbar.register_forward_hook(lambda module, inputs, out: seen.append(len(inputs[0])))
+    FLWC(steps=2)(crossbar, small_batches, progress=False)
+    assert len(seen) == 3 + 2 * (3 + 3)
+
+
+def test_free_lwc_finds_the_largest_feasible_c(small_net, small_batches):
+    found = LWC(project="end", lr=0.1, trials=12)(Crossbar(small_net, 0.1), small_batches, progress=False)
+    last = {entry["c"]: entry for entry in found.history[1:]}  # each trial's last entry
+    assert len(last) > 3
+    feasible = [c for c, entry in last.items() if entry["magnitude"] <= 1]
+    infeasible = [c for c, entry in last.items() if entry["magnitude"] > 1]
+    assert max(feasible) < min(infeasible)
+    assert found.final_accuracy == last[max(feasible)]["accuracy"]
+
+
+def test_projected_lwc_needs_one_trial(small_net, small_batches):
+    found = LWC()(Crossbar(small_net, 0.1), small_batches, progress=False)
+    assert {entry["c"] for entry in found.history[1:]} == {1e3}
