@@ -67,6 +67,18 @@ def test_a_network_trained_without_th_g_counts_at_every_th_g_and_others_at_their
     assert not results_frame([tmp_path]).as_trained.any()
 
 
+@pytest.mark.parametrize(("method", "at_larger"), [("vanilla", 0.2), ("atrice", 0.3)])
+def test_a_chip_found_at_a_smaller_th_g_counts_at_a_larger_one_of_the_same_network(
+    method, at_larger, study, tmp_path
+):
+    for thg, accuracy in ((0.01, 0.2), (0.03, 0.3)):
+        one = record_of(Record.load(study / "va" / "thg0.03-seed0"), method=method, seed=0, thgs=[thg])
+        lwc = dataclasses.replace(one.attacks[0], accuracy=accuracy)
+        add(tmp_path / f"{thg}", one, attacks=[lwc])
+    rows = sections(study, tmp_path)["fig8a"].rows.query(f"method == '{method}' and attack == 'lwc'")
+    assert [each[0] for each in rows["each seed"]] == [0.2, at_larger]
+
+
 def test_runs_with_different_settings_are_not_pooled_as_seeds(study, trained, tmp_path):
     record = Record.load(study / "va" / "thg0.03-seed1")
     other = {**record.config, "model": {**record.config["model"], "optimizer": {"lr": 1.0}}}

@@ -71,7 +71,8 @@ def _fig8(name: str, network: str, results: pd.DataFrame) -> Section | None:
     beside = found.assign(paper=of_table5.fillna(of_table6), th_g=found.thg.map("{:g}".format))
     rows = rows_beside(_sorted(beside, ["method", "attack", "thg"]), ["method", "attack", "th_g"])
     caption = (
-        "Accuracy against the write-verify bound. The paper prints no numbers with this figure; the column "
+        "Accuracy against the write-verify bound. Where one network is attacked at several, a chip that was found "
+        "at a smaller one counts at the larger too. The paper prints no numbers with this figure; the column "
         "'paper' repeats those of Tables V and VI."
     )
     title = f"Fig. {name[3:].replace('8', '8(')}): {network}"
@@ -100,8 +101,22 @@ def method_tables(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _hardened(results: pd.DataFrame) -> pd.DataFrame:
     """What F-LWC, LWC and the ensemble find at the th_g of the training, and the accuracy as programmed."""
-    found = beside_paper(results[results.as_trained])
+    found = beside_paper(_carried_up(results[results.as_trained]))
     return found[found.attack.isin(ATTACKS) & found.default]
+
+
+def _carried_up(results: pd.DataFrame) -> pd.DataFrame:
+    """The results, each no higher than what its attack found on the same network at a smaller th_g.
+
+    A chip in a smaller box is in the larger one too. Of methods that train without th_g, each job of a sweep
+    attacks the same network at its own th_g, and knows nothing of what the others find.
+    """
+    once = results.trained_once.fillna(False)
+    network = ["network", "dataset", "method", "seed", "network_settings", "method_settings", "reference_settings"]
+    same = [*network, "trained_commit", "clean_accuracy", "attack", "attack_settings"]
+    by_thg = results[once].sort_values("thg", kind="stable")
+    lowest_yet = by_thg.groupby(same, dropna=False).attacked_accuracy.cummin()
+    return results.assign(attacked_accuracy=results.attacked_accuracy.mask(once, lowest_yet))
 
 
 def _of_table6(found: pd.DataFrame) -> pd.Series:

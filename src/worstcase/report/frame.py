@@ -22,6 +22,7 @@ COLUMNS = {
     "dataset": "name of the data set, from dataset=",
     "method": "training method; missing if weights were given",
     "trained_thg": "th_g that the network was trained for",
+    "trained_once": "whether one training, without th_g, serves every th_g; missing if weights were given",
     "seed": "seed of the training; missing if `training` is",
     "thg": "th_g of the attack",
     "as_trained": "whether the training was for this th_g; true for trainings without th_g and for given weights",
@@ -84,7 +85,7 @@ def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd
     for row in rows:
         row |= {name: min(row[name], _LARGEST) for name in _INTEGERS if row[name] is not None}
     types = dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_INTEGERS, "Int64")
-    types |= dict.fromkeys(("as_trained", "explained"), "boolean")
+    types |= dict.fromkeys(("as_trained", "trained_once", "explained"), "boolean")
     frame = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     return frame.astype({name: types.get(name, "string") for name in COLUMNS})
 
@@ -99,6 +100,7 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
         "dataset": record.dataset,
         "method": record.method,
         "trained_thg": _trained_thg(training),
+        "trained_once": trains_without_thg(training.config) if training else None,
         "seed": training.seed if training else None,
         "full_scale": record.full_scale,
         "weight_bits": record.weight_bits,
