@@ -3,6 +3,8 @@
 python -m src.train -m method=vanilla,atrice thg=0.01,0.02,0.03,0.04 seed=0,1,2 \\
     hydra.sweep.dir=multirun/first_look
 python examples/accuracy_over_thg.py multirun/first_look accuracy_over_thg.png
+
+A third argument names the attack that counts, for instance ensemble; without it, all of a run's count.
 """
 
 import sys
@@ -11,15 +13,16 @@ from worstcase import results_frame
 from worstcase.evaluation.figures import accuracy_over_thg
 
 
-def main(sweep: str, picture: str) -> None:
+def main(sweep: str, picture: str, attack: str | None = None) -> None:
     results = results_frame([sweep])
-    results = results[results.kind == "train"]
+    results = results[(results.kind == "train") & (results.attack == (attack or results.attack))]
     if results.empty:
-        sys.exit(f"error: no finished runs below {sweep}; make some with: python -m src.train -m seed=0,1,2")
+        by = f" with {attack}" if attack else ""
+        sys.exit(f"error: no finished runs{by} below {sweep}; make some with: python -m src.train -m seed=0,1,2")
     accuracy_over_thg(results).savefig(picture, dpi=150)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -83,3 +83,5 @@ def test_the_example_draws_a_sweep(sweep, tmp_path):
     assert "no finished runs below" in done.stderr
     run("examples.accuracy_over_thg", sweep, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+    by_none = run("examples.accuracy_over_thg", sweep, picture, "no_such_attack", fails=True)
+    assert "no finished runs with no_such_attack below" in by_none.stderr
