@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from two_classes import two_classes
 
 from worstcase import Crossbar, DeviceMapping, Tolerance, evaluate
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
@@ -99,13 +100,7 @@ ONE_BY_ONE = [FLWC(), FLWC(update="epoch"), LWC(), LWC(project="end", lr=0.1), P
 @pytest.mark.parametrize("seed", range(5))
 def test_linear_network_closed_form(table, attack, seed):
     """Two classes, one sample: the worst chip is a vertex, at which each weight's end lowers the margin most."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(6, 2, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(2, 6, generator=generator))
-    x = torch.randn(1, 6, generator=generator)
-    logits = layer(x).detach()
-    label = logits.argmax(1)
+    layer, x, logits, label = two_classes(seed)
     sign = torch.full((2, 1), -1.0)
     sign[label] = 1
     box = Crossbar(layer, table).box

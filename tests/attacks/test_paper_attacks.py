@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from two_classes import two_classes
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
@@ -16,13 +17,7 @@ def test_linear_network_closed_form(attack, seed):
     With two classes the true row takes -bound sign(x) and the other +bound sign(x). Just above the th_g at
     which that reaches zero the attack must fail the sample, and just below nothing can.
     """
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(6, 2, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(2, 6, generator=generator))
-    x = torch.randn(1, 6, generator=generator)
-    logits = layer(x).detach()
-    label = logits.argmax(1)
+    layer, x, logits, label = two_classes(seed)
     critical = (logits.max() - logits.min()) / (2 * layer.weight.abs().max() * x.abs().sum())
     for factor, accuracy in ((1.001, 0.0), (0.999, 1.0)):
         crossbar = Crossbar(layer, factor * critical.item())
