@@ -15,6 +15,7 @@ from worstcase.report.section import Section
 
 HARDENED = ["flwc", "lwc", "ensemble"]
 ATTACKS = [CLEAN, *HARDENED]
+CARRIED_UP = "Of one network that is attacked at several th_g, a chip found at a smaller one counts at the larger."
 
 
 def table5(results: pd.DataFrame) -> Section | None:
@@ -27,7 +28,9 @@ def table5(results: pd.DataFrame) -> Section | None:
     beside = found.assign(paper=published(found, numbers.TABLE5, "method").where(by_lwc))
     beside["paper deviation"] = published(found, numbers.TABLE5_DEVIATIONS, "method").where(by_lwc)
     rows = rows_beside(beside, ["network", "method", "attack"])
-    caption = "Regular, variation-aware and adversarial training at th_g 0.03. The paper's attack is LWC."
+    caption = (
+        f"Regular, variation-aware and adversarial training at th_g 0.03. The paper's attack is LWC. {CARRIED_UP}"
+    )
     title = "Table V: training methods"
     return Section("table5", title, caption, rows, found, bars("table5", rows, "accuracy"))
 
@@ -43,7 +46,7 @@ def table6(results: pd.DataFrame) -> Section | None:
     rows = rows_beside(_sorted(beside, ["method", "thg", "attack"], trained), ["method", "sigma_d", "attack"])
     caption = (
         "ConvNet on CIFAR-10 at th_g = sigma_d / 10. The paper's numbers stand beside F-LWC, since its 1.51 % for "
-        "vanilla at sigma_d 0.3 is F-LWC's number in Table IV."
+        f"vanilla at sigma_d 0.3 is F-LWC's number in Table IV. {CARRIED_UP}"
     )
     title = "Table VI: TRICE and A-TRICE"
     return Section("table6", title, caption, rows, found, _over_thg("table6", found))
@@ -71,9 +74,8 @@ def _fig8(name: str, network: str, results: pd.DataFrame) -> Section | None:
     beside = found.assign(paper=of_table5.fillna(of_table6), th_g=found.thg.map("{:g}".format))
     rows = rows_beside(_sorted(beside, ["method", "attack", "thg"]), ["method", "attack", "th_g"])
     caption = (
-        "Accuracy against the write-verify bound. Where one network is attacked at several, a chip that was found "
-        "at a smaller one counts at the larger too. The paper prints no numbers with this figure; the column "
-        "'paper' repeats those of Tables V and VI."
+        "Accuracy against the write-verify bound. The paper prints no numbers with this figure; the column "
+        f"'paper' repeats those of Tables V and VI. {CARRIED_UP}"
     )
     title = f"Fig. {name[3:].replace('8', '8(')}): {network}"
     return Section(name, title, caption, rows, found, _over_thg(name, found))
@@ -88,7 +90,10 @@ def compared_methods(results: pd.DataFrame) -> Section | None:
     rows = rows_beside(_sorted(found, ["shown", "method", "attack"]), ["network", "method", "attack"])
     compared = [(title, own) for title, own in method_tables(results) if own.method.nunique() > 2]
     figures = {f"methods-{number}": methods(own, title) for number, (title, own) in enumerate(compared, 1)}
-    caption = "All training methods at th_g 0.03. One attack may fail on a hardened network: compare the lowest."
+    caption = (
+        "All training methods at th_g 0.03. One attack may fail on a hardened network: compare the lowest. "
+        f"{CARRIED_UP}"
+    )
     return Section("methods", "Training methods of this project", caption, rows, found, figures)
 
 
