@@ -103,7 +103,7 @@ def test_python_in_the_documents_runs(page, trained, short_ensemble, tmp_path, m
     blocks = [block for block in blocks if "transformers" not in block]  # tests/test_families.py runs it
     run = worstcase.load_run(trained)
     images, labels = next(iter(run.datamodule.test_dataloader()))
-    torch.manual_seed(0)  # the same untrained network each time
+    torch.manual_seed(0)  # two untrained networks in a hundred are below the 5 % that an example asks for
     net = LeNet()
     names = {"net": net, "loader": [(images, labels)], "deviations": worstcase.Crossbar(net, 0.03).box.sample()}
     for block in blocks:
