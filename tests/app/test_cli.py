@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 from commands import QUICK, files, run, running, shorten_ensembles, without_times
 
 ONE_EPOCH = "trainer.max_epochs=1"
@@ -154,7 +155,9 @@ def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path
 
 def test_quantised_training_and_evaluation(tmp_path, trained):
     bits = ["model.weight_bits=4", "model.activation_bits=4"]
-    run("src.train", "method=atrice", *QUICK, *bits, "search_dtype=bfloat16", f"hydra.run.dir={tmp_path}")
+    done = run("src.train", "method=atrice", *QUICK, *bits, "search_dtype=bfloat16", f"hydra.run.dir={tmp_path}")
+    slow = torch.backends.cpu.get_cpu_capability() == "AVX2" and not torch.cuda.is_available()
+    assert slow == ("search_dtype=bfloat16: this processor (AVX2) computes" in done.stderr)
     content = record(tmp_path)
     assert (content["weight_bits"], content["activation_bits"]) == (4, 4)
     assert content["attacks"][0]["parameters"]["search_dtype"] == "bfloat16"

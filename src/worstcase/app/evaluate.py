@@ -16,6 +16,7 @@ from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
 from worstcase.app.merging import merge
+from worstcase.app.precision import warn_of_slow_bfloat16
 from worstcase.app.pulses import shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
@@ -48,6 +49,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     if cfg["merge"]:
         merge(cfg, _siblings(cfg, folder), folder)
     subject = under_test(cfg)
+    warn_of_slow_bfloat16(cfg, next(subject.crossbar.parameters()).device.type)
     if cfg["pulses"] is not None:
         subject.crossbar.thg = shared_out(cfg, subject.crossbar, subject.datamodule)
     evaluation = worstcase.evaluate(

@@ -16,6 +16,7 @@ from worstcase.app import resume, sweeps, tracking
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import is_first_process, run_job
+from worstcase.app.precision import warn_of_slow_bfloat16
 from worstcase.app.pulses import check_pulses, shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
@@ -79,6 +80,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+    warn_of_slow_bfloat16(cfg, trainer.strategy.root_device.type)
     unfinished = resume.unfinished(folder)
     if unfinished:
         resume.go_on_with_metrics(loggers, unfinished)
