@@ -1,6 +1,7 @@
 """The zoo: what is published can be loaded and checked."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_a_row_of_the_leaderboard_is_the_record(published):
     assert f"| {100 * lowest:.2f} |" in page
     assert f"[{published.name}]({published.parent.name}/{published.name})" in page
     assert f"{record.parameters_perturbed:,} weights" in page
+
+
+@pytest.mark.parametrize("place", sorted(zoo.ZOO.glob("*/evaluations/*")), ids=lambda place: place.parts[-3])
+def test_where_an_evaluation_made_the_numbers_its_command_stands_too(place):
+    run = place.parts[-3]
+    command = re.sub(r"run=\S+", f"run=zoo/{run}", Record.load(place).command)
+    page = zoo.leaderboard([zoo.ZOO / run]).replace(str(zoo.ZOO), "zoo")
+    assert f"    {Record.load(zoo.ZOO / run).command}\n" in page
+    assert f"    {command}\n" in page
 
 
 def test_the_page_is_what_the_command_writes(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable
@@ -127,14 +128,15 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     frame = results_frame(folders)
     frame = frame[(frame["attack"] == JUDGE) & frame["as_trained"].fillna(False)]
     networks = [_best_known(runs) for _, runs in frame.groupby("training")]
-    frame = pd.DataFrame(networks, columns=frame.columns)
+    frame = pd.DataFrame(networks, columns=[*frame.columns, "commands"])
     same = ["dataset", "network", "weights_perturbed", "weight_bits", "samples", "thg"]
     parts = []
     for key, rows in frame.groupby(same, dropna=False, sort=True):
         trained = [_row(runs, seen_from) for _, runs in rows.groupby(TRAINING, dropna=False)]
         trained.sort(key=lambda row: -row.attacked)
         table = HEAD + "".join(row.text for row in trained)
-        parts.append(_heading(*key) + table + "\n" + "".join(f"    {row.command}\n" for row in trained))
+        commands = [command for row in trained for command in row.commands]
+        parts.append(_heading(*key) + table + "\n" + "".join(f"    {command}\n" for command in commands))
     return "\n".join(parts)
 
 
@@ -143,11 +145,20 @@ TRAINING = ["method", "network_settings", "method_settings"]
 
 
 def _best_known(runs: pd.DataFrame) -> pd.Series:
-    """Of a training and its evaluations: the lowest accuracy found, and the highest proven."""
-    best = runs.iloc[0].copy()
-    best["attacked_accuracy"] = runs["attacked_accuracy"].min()
-    best["certified_accuracy"] = runs["certified_accuracy"].max()
+    """Of a training and its evaluations: the lowest accuracy found, the highest proven, and the commands of both."""
+    lowest = runs.loc[runs["attacked_accuracy"].idxmin()]
+    proven = runs.loc[runs["certified_accuracy"].fillna(-1).idxmax()]
+    best = lowest.copy()
+    best["certified_accuracy"] = proven["certified_accuracy"]
+    evaluations = [run for run in (lowest, proven) if run["kind"] == "evaluate"]
+    best["commands"] = [_on(run["training"], run["command"]) for run in evaluations]
     return best
+
+
+def _on(training: str, command: str) -> str:
+    """An evaluation's command, given the run where it lies now."""
+    words = [f"run={Path(training).as_posix()}" if w.startswith("run=") else w for w in shlex.split(command)]
+    return shlex.join(words)
 
 
 HEAD = """
@@ -168,8 +179,8 @@ class _Row(NamedTuple):
 
     attacked: float
     text: str
-    command: str
-    """That of the first seed."""
+    commands: list[str]
+    """Of the first seed: that of the training, and those of evaluations that found or proved more."""
 
 
 def _row(runs: pd.DataFrame, seen_from: Path | None) -> _Row:
@@ -183,8 +194,8 @@ def _row(runs: pd.DataFrame, seen_from: Path | None) -> _Row:
         _short(first["trained_commit"] or ""),
         ", ".join(_link(Path(folder), seen_from) for folder in runs["training"]),
     ]
-    command = Record.load(Path(first["training"])).command
-    return _Row(float(runs["attacked_accuracy"].mean()), f"| {' | '.join(cells)} |\n", command)
+    commands = dict.fromkeys([Record.load(Path(first["training"])).command, *first["commands"]])
+    return _Row(float(runs["attacked_accuracy"].mean()), f"| {' | '.join(cells)} |\n", list(commands))
 
 
 def _short(commit: str) -> str:
@@ -211,7 +222,8 @@ PAGE = """# Leaderboard
 
 How well networks hold: those of [zoo/](../zoo), attacked by `attack=ensemble` on the whole test set. Percent, mean
 ± standard deviation over the seeds of the training. No chip within th_g is below *proven* (see
-[certificate](certificate.md)), and *attacked* is the lowest that was found: the worst chip is between the two.
+[certificate](certificate.md)), and *attacked* is the lowest that was found: the worst chip is between the two. A dash:
+no proof was tried.
 
 To load one, and to attack it again with another seed:
 
