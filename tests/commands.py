@@ -166,9 +166,12 @@ QUICK = [  # a training of a few seconds
 ]
 
 
+PROVENANCE = ("train_seconds", "git_commit", "trained_commit")
+
+
 def without_times(content: dict) -> dict:
     """A record without what differs between runs: durations, and the commit, which may change meanwhile."""
-    content = {key: value for key, value in content.items() if key not in ("train_seconds", "git_commit")}
+    content = {key: value for key, value in content.items() if key not in PROVENANCE}
     for results in ("attacks", "certified"):
         content[results] = [{k: v for k, v in found.items() if k != "seconds"} for found in content[results]]
     return content

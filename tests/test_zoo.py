@@ -1,7 +1,9 @@
 """The zoo: what is published can be loaded and checked."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,9 @@ from commands import REPOSITORY
 from safetensors.torch import load_file
 
 import worstcase
-from worstcase import load_run, zoo
+from worstcase import load_run, save_tolerances, zoo
 from worstcase.attacks.passes import accuracy
+from worstcase.chip.tolerance_file import digest_of
 from worstcase.evaluation.record import Record
 
 NAMES = zoo.names()
@@ -103,6 +106,40 @@ def test_a_row_of_the_leaderboard_is_the_record(published):
     assert f"| {100 * lowest:.2f} |" in page
     assert f"[{published.name}]({published.parent.name}/{published.name})" in page
     assert f"{record.parameters_perturbed:,} weights" in page
+
+
+def test_an_evaluation_of_other_data_or_weights_is_in_no_row(published, tmp_path):
+    folder = shutil.copytree(published, tmp_path / "zoo" / "lenet")
+    page = zoo.leaderboard([tmp_path / "zoo"])
+    own = Record.load(folder)
+    lower = [dataclasses.replace(found, accuracy=0.0) for found in own.attacks]
+    others = {
+        "images": {"samples": 50, "decisions": 50},
+        "layers": {"config": {**own.config, "exclude": ["conv1"]}},
+        "bits": {"weight_bits": 4},
+        "weights": {"config": {**own.config, "checkpoint": "other.pt"}},
+    }
+    for name, changes in {"the same": {}, **others}.items():
+        place = folder / "evaluations" / name
+        place.mkdir(parents=True)
+        values = {"kind": "evaluate", "source_run": "../..", "attacks": lower, "certified_accuracy": None}
+        unproven = {"certified": [], "certified_up_to": [], "diagnosis": None}
+        dataclasses.replace(own, **{**values, **unproven, **changes}).save(place)
+        assert (zoo.leaderboard([tmp_path / "zoo"]) == page) == bool(changes), name
+        shutil.rmtree(place)
+
+
+def test_th_g_of_single_weights_comes_along(mine, tmp_path):
+    thg = {"conv1.weight": torch.linspace(0.01, 0.03, 54).view(6, 1, 3, 3), "*": 0.03}
+    save_tolerances(mine / "tolerances.safetensors", thg)
+    record = json.loads((mine / "results.json").read_text())
+    said = {"file": str(mine / "mine.safetensors"), "digest": digest_of(thg), "largest": 0.03, "by_array": {}}
+    record["config"]["thg"] = said
+    (mine / "results.json").write_text(json.dumps(record))
+    folder = zoo.publish(mine, "lenet", tmp_path)
+    assert str(mine) not in (folder / "results.json").read_text()
+    loaded = load_run(folder).crossbar.tolerance
+    assert torch.equal(loaded["conv1.weight"], thg["conv1.weight"])
 
 
 @pytest.mark.parametrize("place", sorted(zoo.ZOO.glob("*/evaluations/*")), ids=lambda place: place.parts[-3])

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
+from worstcase.chip.tolerance import NAME
 from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ def _publish_record(record: Record, place: Path, copy: Path) -> None:
     copy.mkdir(parents=True, exist_ok=True)
     for chip in {found.perturbation for found in record.attacks}:
         shutil.copy(place / chip, copy / chip)
+    if isinstance(thg := record.config.get("thg"), dict) and "digest" in thg:
+        shutil.copy(place / NAME, copy / NAME)
+        thg["file"] = NAME
     for settings in (record.config, record.config["dataset"]):
         if "data_dir" in settings:
             settings["data_dir"] = "data"
@@ -126,7 +130,8 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     from worstcase.report.frame import results_frame
 
     frame = results_frame(folders)
-    frame = frame[(frame["attack"] == JUDGE) & frame["as_trained"].fillna(False)]
+    trained = frame[frame["kind"] == "train"][["training", *AS_TRAINED]].drop_duplicates()
+    frame = frame[(frame["attack"] == JUDGE) & frame["as_trained"].fillna(False)].merge(trained)
     networks = [_best_known(runs) for _, runs in frame.groupby("training")]
     frame = pd.DataFrame(networks, columns=[*frame.columns, "commands"])
     same = ["dataset", "network", "weights_perturbed", "weight_bits", "samples", "thg"]
@@ -140,12 +145,14 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     return "\n".join(parts)
 
 
+AS_TRAINED = ["network_settings", "reference_settings"]
+"""What an evaluation shares with its training if it is of the same network, devices and data."""
 TRAINING = ["method", "network_settings", "method_settings"]
 """What is equal in trainings that differ only in the seed."""
 
 
 def _best_known(runs: pd.DataFrame) -> pd.Series:
-    """Of a training and its evaluations: the lowest accuracy found, the highest proven, and the commands of both."""
+    """Of a training and its evaluations: the lowest found, the highest proven, and the commands of both."""
     lowest = runs.loc[runs["attacked_accuracy"].idxmin()]
     proven = runs.loc[runs["certified_accuracy"].fillna(-1).idxmax()]
     best = lowest.copy()
@@ -222,8 +229,8 @@ PAGE = """# Leaderboard
 
 How well networks hold: those of [zoo/](../zoo), attacked by `attack=ensemble` on the whole test set. Percent, mean
 ± standard deviation over the seeds of the training. No chip within th_g is below *proven* (see
-[certificate](certificate.md)), and *attacked* is the lowest that was found: the worst chip is between the two. A dash:
-no proof was tried.
+[certificate](certificate.md)), and *attacked* is the lowest that was found: the worst chip is between the two.
+Without a number, no proof was tried.
 
 To load one, and to attack it again with another seed:
 

@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 from commands import QUICK, files, run, running, shorten_ensembles, without_times
+from safetensors.torch import save_file
 
 ONE_EPOCH = "trainer.max_epochs=1"
 
@@ -176,6 +177,19 @@ def test_training_starts_from_given_weights(trained, tmp_path):
     few = [words for words in QUICK if "limit" not in words]
     run("src.train", "method=vanilla", *few, given, f"hydra.run.dir={tmp_path}")
     assert record(tmp_path)["clean_accuracy"] > record(trained)["clean_accuracy"] - 0.03
+
+
+def test_other_weights_in_the_same_file_make_another_job(trained, tmp_path):
+    given = tmp_path / "given.safetensors"
+    state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    weights = {name.removeprefix("crossbar.net."): tensor for name, tensor in state.items() if "net." in name}
+    folder = f"hydra.run.dir={tmp_path}/${{run_folder:}}"
+    for scale in (1.0, 0.0):
+        save_file({name: scale * tensor for name, tensor in weights.items()}, given)
+        run("src.train", "method=vanilla", *QUICK, f"init_from={given}", folder)
+    moved = shutil.move(given, tmp_path / "moved.safetensors")
+    assert "finished already" in run("src.train", "method=vanilla", *QUICK, f"init_from={moved}", folder).stderr
+    assert len(list(tmp_path.rglob("results.json"))) == 2
 
 
 def test_evaluation_on_another_limit(trained, tmp_path):

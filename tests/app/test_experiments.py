@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
+from worstcase import results_frame
 from worstcase.app import doors, job, naming, resume, schema, status, sweeps
 from worstcase.app.state import Begun
 from worstcase.evaluation.record import Record
@@ -96,6 +97,12 @@ def test_a_network_that_trains_without_th_g_is_trained_once_for_all(hydra):
     assert trainings("experiment=fig8a", "method=vanilla", "method.monitor=val/attacked_accuracy") == 5
 
 
+def test_a_callback_that_stops_by_an_attack_makes_training_depend_on_th_g(hydra):
+    stop = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,mode:max,monitor:val/%s}"
+    assert trainings("experiment=fig8a", "method=vanilla", stop % "accuracy") == 1
+    assert trainings("experiment=fig8a", "method=vanilla", stop % "attacked_accuracy") == 5
+
+
 def test_training_without_th_g_gives_the_same_weights_at_every_th_g(tmp_path):
     for method in ("vanilla", "va"):
         states = []
@@ -122,8 +129,13 @@ def test_jobs_at_several_th_g_share_a_training_also_when_they_run_at_once(tmp_pa
     assert len({(record.train_seconds, record.epochs, record.clean_accuracy) for record in records}) == 1
     accuracies = [record.attacked_accuracy for record in records]
     assert accuracies[0] == records[0].clean_accuracy and accuracies == sorted(accuracies, reverse=True)
+    assert {record.trained_commit for record in records} == {records[0].git_commit}
     (tmp_path / "0.1" / "results.json").unlink()  # a job that is repeated takes its own
+    told = tmp_path / "0.1" / resume.TRAINED
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"commit": "b" * 40}))
     assert "epoch 1" not in run(*small, "thg=0.1", f"hydra.run.dir={tmp_path / '0.1'}").stderr
+    assert Record.load(tmp_path / "0.1").trained_commit == "b" * 40 != Record.load(tmp_path / "0.1").git_commit
+    assert set(results_frame([tmp_path / "0.1"]).trained_commit) == {"b" * 40}
     assert not list(tmp_path.glob(".training*"))
     other = run(*small, "seed=1", "thg=0.1", f"hydra.run.dir={tmp_path / 'seed1'}").stderr
     assert "epoch 3 of 3" in other and "trained already" not in other

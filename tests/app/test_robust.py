@@ -274,6 +274,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
         (["+trainer.limit_test_batches=x"], "trainer.limit_test_batches=x: must be above 0"),
         (["+trainer.check_val_every_n_epoch=x"], "trainer.check_val_every_n_epoch=x: must be at most"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run: leaves no checkpoint"),
+        (["+trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be 32-true, 16-mixed or bf16-mixed"),
         (["+trainer.check_val_every_n_epoch=9"], "must be at most trainer.max_epochs=1"),
     ],
 )

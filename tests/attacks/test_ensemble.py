@@ -238,6 +238,20 @@ def test_large_batches_cost_no_more(small_net):
     assert passes[0] == pytest.approx(passes[1], rel=0.01)
 
 
+@pytest.mark.parametrize(("classes", "samples", "batch"), [(12, 1000, 100), (10, 560, 10)])
+def test_a_start_costs_one_pass_and_no_member(classes, samples, batch, monkeypatch):
+    monkeypatch.setattr(Ensemble, "share_of_steps", 0.1)
+    torch.manual_seed(0)
+    net, images = nn.Linear(20, classes), torch.randn(samples, 20)
+    labels = net(images).argmax(1)
+    crossbar = Crossbar(net, 0.001)
+    batches = list(zip(images.split(batch), labels.split(batch), strict=True))
+    alone = Ensemble()(crossbar, batches, progress=False)
+    started = Ensemble()(crossbar, batches, start=crossbar.box.zero(), progress=False)
+    assert alone.members[-1]["member"] == "finish of the best two" and alone.accuracy > 0
+    assert started.passes == pytest.approx(alone.passes + 1)
+
+
 def test_a_step_sees_samples_from_all_over_data_that_is_sorted_by_class(small_net):
     labels = torch.arange(3).repeat_interleave(32)
     images = labels.view(-1, 1, 1, 1) + torch.zeros(96, 1, 6, 6)

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from worstcase import Crossbar
+from worstcase import Crossbar, Tolerance
 from worstcase.chip.crossbar import evaluating
 from worstcase.chip.memory_layout import takes_channels_last
 from worstcase.models import LeNet, ResNet18
@@ -178,6 +180,28 @@ def test_thg_is_another_within_a_block_and_then_what_it_was():
     with pytest.raises(ValueError, match=r"thg=1\.5: must be"), crossbar.bounded_by(1.5):
         pass
     assert crossbar.thg == 0.1
+
+
+def test_a_number_of_numpy_scales_a_table_as_any_number_does():
+    crossbar = Crossbar(nn.Linear(2, 2), Tolerance([0, 1], [-0.01, -0.05], [0.02, 0.02]))
+    for number in (0.03, np.float64(0.03), np.float32(0.03)):
+        with crossbar.bounded_by(number):
+            scaled = crossbar.tolerance
+            assert scaled.lower == pytest.approx([-0.006, -0.03]) and scaled.upper == pytest.approx([0.012, 0.012])
+
+
+def test_a_chip_of_any_layout_can_be_saved(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 4)).to(
+        memory_format=torch.channels_last
+    )
+    net[2].weight = nn.Parameter(torch.randn(8 * 16, 4).T)
+    crossbar = Crossbar(net, 0.1).eval()
+    d = crossbar.box.sample("vertex")
+    save_file(crossbar.chip(d), tmp_path / "chip.safetensors")
+    x = torch.randn(2, 3, 6, 6)
+    expected = crossbar(x, d)
+    net.load_state_dict(load_file(tmp_path / "chip.safetensors"))
+    torch.testing.assert_close(net(x), expected)
 
 
 def test_names_of_a_perturbation_must_be_those_of_the_arrays():

@@ -41,6 +41,10 @@ def test_numbers_for_arrays_are_the_box_of_these_numbers(small_net, tmp_path):
     thg = {"0.weight": 0.01, "5.weight": 0.03}
     save_tolerances(tmp_path / "own.safetensors", thg)
     assert load_tolerances(tmp_path / "own.safetensors") == thg
+    with_patterns = {"0.weight": 0.01, "5.*": 0.03, "*": 0.02}  # the first that fits counts
+    save_tolerances(tmp_path / "patterns.safetensors", with_patterns)
+    again = Crossbar(small_net, load_tolerances(tmp_path / "patterns.safetensors"))
+    assert same_box(again, Crossbar(small_net, with_patterns)) and same_box(again, Crossbar(small_net, thg))
     weights = Crossbar(small_net, thg).programmed()
     exact = {name: torch.full(w.shape, thg[name], dtype=torch.double) for name, w in weights.items()}
     assert same_box(Crossbar(small_net, thg), Crossbar(small_net, exact))

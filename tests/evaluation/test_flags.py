@@ -58,6 +58,19 @@ def test_only_the_largest_rise_with_th_g_is_flagged():
     assert "rises with th_g, 40.00% at 0.02 and 55.00% at 0.03" in flag
 
 
+def test_chips_that_are_sampled_are_no_search_that_failed():
+    drawn = [
+        found("monte_carlo", thg, 0.9, own, distribution={"chips": 9}) for thg, own in ((0.01, 0.5), (0.02, 0.8))
+    ]
+    assert red_flags([*drawn, found("flwc", 0.02, 0.9, 0.7)], random_vertex=0.75) == []
+
+
+def test_a_rise_with_th_g_is_one_of_the_same_settings():
+    attacks = [found("lwc", thg, 0.9, own) for thg, own in ((0.01, 0.5), (0.02, 0.4))]
+    attacks += [found("lwc", thg, 0.9, own, parameters={"epochs": 1}) for thg, own in ((0.01, 0.6), (0.02, 0.55))]
+    assert red_flags(attacks) == []
+
+
 def test_one_attack_with_two_settings_at_one_th_g_raises_no_flag():
     attacks = [found("flwc", 0.02, 0.9, own) for own in (0.5, 0.8)]
     assert red_flags(attacks) == []

@@ -156,6 +156,53 @@ def test_a_parameter_that_the_networks_own_code_multiplies_with_is_named_or_flag
         Crossbar(net, 0.2, arrays=["v"])
 
 
+class Twice(nn.Module):
+    """A layer whose weight the network's own code multiplies with again, by another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 6, bias=False)
+        self.out = self.fc.weight
+
+    def forward(self, x):
+        return torch.relu(self.fc(x)) @ self.out
+
+
+class Pair(nn.Module):
+    """Two names of one tensor, and no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return torch.relu(x @ self.a) @ self.b
+
+
+@pytest.mark.parametrize(("make", "named", "array"), [(Twice, ["out"], "fc.weight"), (Pair, ["b", "a"], "b")])
+def test_one_tensor_by_two_names_is_one_array_with_one_deviation(make, named, array):
+    torch.manual_seed(0)
+    net, x = make(), torch.randn(200, 6)
+    labels = own_labels(net, x)
+    crossbar = Crossbar(net, 0.2, arrays=named)
+    assert crossbar.coverage().programmed == {array: 36} and crossbar.coverage().digital == {}
+    found = evaluate(crossbar, [(x, labels)], attacks=[attacks.FLWC()], progress=False)
+    plain = make()
+    plain.load_state_dict(found.worst_chip())
+    assert (own_labels(plain, x) == labels).double().mean().item() == pytest.approx(found.attacked_accuracy)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_bias_that_is_an_array_deviates_with_and_without_bits(bits):
+    net = nn.Sequential(nn.Linear(4, 3))
+    crossbar = Crossbar(net, 0.5, arrays=["*bias"], weight_bits=bits).eval()
+    deviation = crossbar.box.zero() | {"0.bias": crossbar.box.sample("vertex")["0.bias"]}
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(crossbar(x, deviation) - crossbar(x), deviation["0.bias"].expand(5, 3))
+    assert torch.equal(crossbar.chip(deviation)["0.bias"], crossbar.programmed()["0.bias"] + deviation["0.bias"])
+
+
 class Tied(nn.Module):
     """A table, and a head that shares its tensor."""
 
@@ -186,8 +233,9 @@ def test_a_head_is_told_apart_from_the_table_that_shares_its_tensor():
     torch.testing.assert_close(crossbar(ids, d).detach(), run(untied, ids))
     with pytest.raises(ValueError, match=r"head\.weight shares its tensor with table\.weight, which is digital"):
         crossbar.chip(d)
-    with pytest.raises(ValueError, match=r"table\.weight: the network .* looks numbers up in it"):
-        Crossbar(Tied(functional=True), 0.2, arrays=["table.weight"])(ids)
+    for functional, name in ((True, "table"), (False, "head")):
+        with pytest.raises(ValueError, match=rf"{name}\.weight: the network .* looks numbers up in it"):
+            Crossbar(Tied(functional=functional), 0.2, arrays=["table.weight"])(ids)
 
 
 def test_what_is_digital_is_said_and_flagged():

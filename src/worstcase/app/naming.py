@@ -70,6 +70,8 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
         settings["thg"] = in_numbers(settings["thg"], settings["sigmas"])
     if isinstance(settings.get("dataset"), dict):
         settings["dataset"] = _identified(settings["dataset"])
+    if settings.get("init_from") and (digest := digest_of_files([Path(settings["init_from"])])):
+        settings["init_digest"] = digest
     return settings
 
 

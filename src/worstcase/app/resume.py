@@ -34,6 +34,8 @@ class Trained:
     """The monitored metric of that epoch."""
     training: str
     """A digest of all settings that it depends on."""
+    commit: str | None = None
+    """That it was trained at."""
 
     def save(self, folder: Path) -> None:
         write_json(folder / TRAINED, asdict(self))

@@ -276,6 +276,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.max_epochs=null: must be a whole number, 1 or more")
     if trainer.get("fast_dev_run"):
         raise ConfigError("trainer.fast_dev_run: leaves no checkpoint; say dataset.limit=100 trainer.max_epochs=1")
+    if str(precision := trainer.get("precision")) in ("16-true", "bf16-true", "64-true", "64"):
+        raise ConfigError(f"trainer.precision={precision}: must be 32-true, 16-mixed or bf16-mixed")
     for part in ("train", "val", "test"):
         share = trainer.get(f"limit_{part}_batches")
         if share is not None and not (_is_number(share) and share > 0):

@@ -20,7 +20,7 @@ from worstcase.app.precision import warn_of_slow_bfloat16
 from worstcase.app.pulses import check_pulses, shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
-from worstcase.evaluation.record import CHECKPOINT, LAST, Record
+from worstcase.evaluation.record import CHECKPOINT, LAST, Record, git_commit
 
 if TYPE_CHECKING:
     import lightning as L
@@ -96,6 +96,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
                     epochs=trainer.current_epoch,
                     validation=best.best_model_score.item(),
                     training=resume.digest(cfg),
+                    commit=git_commit(),
                 )
                 if is_first_process():
                     trained.save(folder)
@@ -123,6 +124,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         train_seconds=trained.seconds,
         epochs=trained.epochs,
         validation=trained.validation,
+        trained_commit=trained.commit,
     )
     at_test.evaluation.save(folder, record)
     return record

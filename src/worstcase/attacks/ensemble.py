@@ -102,7 +102,8 @@ class Ensemble(Attack):
         rounds: how many, 1 or more, if there is no budget.
         budget: passes over the reference set, at most. Members are tried in the same order whatever it is, until
             the next does not fit: a larger budget does all that a smaller one does first, so with the same seed it
-            never finds less. One that the first member does not fit in is refused when the attack begins.
+            never finds less; only on networks of a few weights, whose single flips begin where the members end,
+            it may. One that the first member does not fit in is refused when the attack begins.
 
     Cost: a member takes 2 passes for each time that its steps go through the reference set, and 1 for its score.
     Memory, in sizes of the perturbed weights: the worst and the current perturbation, the chip's weights, the
@@ -136,11 +137,13 @@ class Ensemble(Attack):
         first = sum(_passes(run, member) for member in (FIRST, *MEMBERS)) + _passes_of(run, FINISHES[:1])
         later = classes * _passes(run, INTO_ONE_CLASS) + exchanges * _passes(run, TWO_CLASSES)
         later += _passes_of(run, FINISHES)
+        if run.classes > CLASSES:
+            later += 1  # of a mini-batch, which tells the likely ones
         passes = 2 + max(1, self.rounds - 1) * first + (self.rounds - 1) * later
         return passes + (FLIPS * run.weights if run.weights <= WEIGHTS else 0)
 
     def search(self, run: Search) -> None:
-        budget = self.expected_passes(run)
+        budget = math.inf if self.budget is None else self.budget
         team = _Team(run, budget)
         if (least := run.passes + _passes(run, FIRST)) > budget:
             raise ValueError(f"budget={budget:g}: the first member needs {math.ceil(least)} passes here")
@@ -157,7 +160,7 @@ class Ensemble(Attack):
                     team.push_into_classes()
                     team.finish(FINISHES)
         if is_small:
-            flip_weights(run, budget, team.generator)
+            flip_weights(run, self.expected_passes(run), team.generator)
 
 
 class _Spent(Exception):  # noqa: N818 (no error)

@@ -126,8 +126,15 @@ def find_arrays(net: nn.Module, layers: Mapping[str, nn.Module], named: Sequence
         if not fitting:
             raise ValueError(f"arrays: no parameter is named {pattern!r}; there are {', '.join(own)}")
         for name in fitting:
-            if not any(name in array.sources for array in arrays.values()):
-                arrays[name] = Array(*own[name], [name], None, {name})
+            if any(name in array.sources for array in arrays.values()):
+                continue
+            module, parameter = own[name]
+            tensor = id(module._parameters[parameter])
+            if tensor in by_tensor and by_tensor[tensor].place is None:
+                by_tensor[tensor].names.append(name)
+                by_tensor[tensor].sources.add(name)
+                continue
+            arrays[name] = by_tensor[tensor] = Array(module, parameter, [name], None, {name})
     return arrays
 
 
@@ -190,7 +197,8 @@ def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[
     state = net.state_dict()  # it knows the versions of layers
     for name, tensor in state.items():
         owner = shared.get(name)
-        state[name] = (tensor if owner is None else held[owner]).detach().clone()
+        own = tensor if owner is None else held[owner]
+        state[name] = own.detach().clone(memory_format=torch.contiguous_format)  # as safetensors needs them
     return state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -114,7 +115,8 @@ class Crossbar(nn.Module):
                 "arrays= names parameters that its own code multiplies with"
             )
         self.thg = thg
-        self._bias_names = biases(chosen)
+        in_devices = {name for array in self._arrays.values() for name in array.names}
+        self._bias_names = [name for name in biases(chosen) if name not in in_devices]
         self._layout = MemoryLayout(net)
         self._manners: Manners | None = None
         self.outputs = OutputQuantiser(list(chosen.values()), activation_bits) if activation_bits else None
@@ -200,10 +202,10 @@ class Crossbar(nn.Module):
                 takes their place.
         """
         before = self._devices
-        if self.has_one_bound or not isinstance(thg, int | float):
+        if self.has_one_bound or not isinstance(thg, Real):
             self.thg = thg
-        elif thg != self.thg:
-            self._devices = self._devices.scaled_to(thg)
+        elif float(thg) != self.thg:
+            self._devices = self._devices.scaled_to(float(thg))
         try:
             yield
         finally:

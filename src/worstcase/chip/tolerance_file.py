@@ -1,7 +1,8 @@
 """th_g of each weight, or of each array, in a file: what `worstcase.verify` shares out and a Crossbar takes.
 
 The file is safetensors, with a tensor for each array, named as it: of the weight's shape, or one number for all
-its weights. Values are th_g, 0 or more, in units of the full scale. Nothing in a file is executed.
+its weights. A name may be a pattern; as a file has no order, names come before patterns, and long ones before
+short ones. Values are th_g, 0 or more, in units of the full scale. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -42,10 +43,16 @@ def load_tolerances(file: str | Path, *, digest: str | None = None) -> dict[str,
     for name, t in found.items():
         if not t.is_floating_point() or not bool((t.isfinite() & (t >= 0)).all()) or not t.numel():
             raise ValueError(f"{file}: {name} must hold th_g, finite floating-point numbers, 0 or more")
-    tolerances = {name: t if t.ndim else t.item() for name, t in sorted(found.items())}
+    tolerances = {
+        name: found[name] if found[name].ndim else found[name].item() for name in sorted(found, key=_rank)
+    }
     if digest is not None and digest_of(tolerances) != digest:
         raise ValueError(f"{file} holds other tolerances than those of the record; their digest is not {digest}")
     return tolerances
+
+
+def _rank(name: str) -> tuple[bool, int, str]:
+    return bool(set(name) & set("*?[")), -len(name), name
 
 
 def save_tolerances(file: str | Path, tolerances: Mapping[str, float | Tensor]) -> None:

@@ -71,7 +71,7 @@ def _explained(section: str, flags: Iterable[str]) -> list[str]:
 
 
 def _above_a_random_vertex(found: Found, vertex: float) -> Iterator[str]:
-    if found.accuracy > vertex:
+    if found.accuracy > vertex and not found.distribution:  # sampled chips do not search
         yield f"{_at(found)}: finds {_p(found.accuracy)}, but a random vertex has {_p(vertex)}"
 
 
@@ -145,8 +145,13 @@ def _attacks_disagree(attacks: Sequence[Found]) -> Iterator[str]:
 
 
 def _rises_with_thg(attacks: Sequence[Found]) -> Iterator[str]:
-    for attack in dict.fromkeys(found.attack for found in attacks):
-        own = sorted((f.thg, min(entry["accuracy"] for entry in _own(f))) for f in attacks if f.attack == attack)
+    alike: dict[str, list[Found]] = {}  # the same attack with the same settings
+    for found in attacks:
+        if not found.distribution:
+            alike.setdefault(f"{found.attack} {found.parameters}", []).append(found)
+    for several in alike.values():
+        attack = several[0].attack
+        own = sorted((found.thg, min(entry["accuracy"] for entry in _own(found))) for found in several)
         pairs = ((one, other) for one, other in combinations(own, 2) if one[0] < other[0])
         (small, low), (large, high) = max(pairs, key=lambda p: p[1][1] - p[0][1], default=(own[0], own[0]))
         if _points(high, low) > POINTS:

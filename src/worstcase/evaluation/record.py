@@ -147,6 +147,8 @@ class Record:
     """The lowest that this run's attacks found."""
     schema_version: int = SCHEMA_VERSION
     git_commit: str | None = field(default_factory=git_commit)
+    trained_commit: str | None = None
+    """Of training: where another job trained the network, at an earlier commit perhaps; None: not told."""
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def __post_init__(self) -> None:

@@ -73,6 +73,9 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
         >>> trains_without_thg({"method": {"trains_without_thg": True, "monitor": "val/accuracy"}})
         True
     """
+    callbacks = [one for one in (config.get("callbacks") or {}).values() if isinstance(one, Mapping)]
+    if {str(one.get("monitor")) for one in callbacks} & {"val/attacked_accuracy", "val/certified_accuracy"}:
+        return False  # such as early stopping
     method = config.get("method") or {}
     of_devices = method.get("sigma", 0) is None or method.get("verified") is True
     return method.get("trains_without_thg") is True and method.get("monitor") == "val/accuracy" and not of_devices
@@ -81,9 +84,9 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that identifies a job: without its threads, and the folders of its data and its run.
 
-    Data sets that only their folder identifies keep it. Digests identify the weights of an evaluation, a chip that
-    was read back, and data in files. Devices of which nothing is said are left out: a job is the same as before
-    they could be said.
+    Data sets that only their folder identifies keep it. Digests identify the weights that an evaluation attacks or
+    a training starts from, a chip that was read back, and data in files. Devices of which nothing is said are left
+    out: a job is the same as before they could be said.
 
     Example:
         >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
@@ -98,6 +101,8 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
         places += ["run", "checkpoint"]
     if config.get("chip_digest"):
         places.append("chip")
+    if config.get("init_digest"):
+        places.append("init_from")
     if "share" in config:
         places += SHARED
     kept = {key: value for key, value in _as_before(config).items() if key not in places} | of_devices(config)

@@ -118,7 +118,7 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
         "command": record.command,
         "sweep": record.sweep,
         "commit": record.git_commit,
-        "trained_commit": training.git_commit if training else None,
+        "trained_commit": (training.trained_commit or training.git_commit) if training else None,
     }
     for attack in record.attacks:
         thg = _rounded(attack.thg)
@@ -164,7 +164,7 @@ def _as_trained(thg: float, record: Record, training: Record | None) -> bool:
 
 def _network_settings(record: Record, training: Record | None) -> str:
     trained = (training or record).config
-    made = {key: trained.get(key) for key in ("net", "init_from", "model", "trainer", "full_scale")}
+    made = {key: trained.get(key) for key in ("net", "init_from", "init_digest", "model", "trainer", "full_scale")}
     made |= {key: trained.get(key) for key in ("layers", "exclude")} | {"dataset": _data(trained)}
     given = ("checkpoint",) if training else ("checkpoint", "weights")
     return _settings(made | {key: record.config.get(key) for key in given})

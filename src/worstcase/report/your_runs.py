@@ -93,7 +93,7 @@ def _over_thg(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7.0, 0.4 + 3.4 * len(panels) + _height_of_legend(styles)), layout="constrained")
     drawn = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, ((network, dataset, full_scale), of) in zip(drawn, panels, strict=True):
-        for _, own in of.groupby([of.training.fillna(of.network_settings), "reference_settings"]):
+        for _, own in of.groupby([of.training.fillna(""), "network_settings", "reference_settings"]):
             by_thg = 100 * own.groupby("thg")[["attacked_accuracy", "certified_accuracy"]].min().astype(float)
             lowest = pd.Series({0.0: 100 * own.clean_accuracy.min()} | by_thg.attacked_accuracy.to_dict())
             line: dict[str, Any] = {"lw": 1, "ms": 5, "alpha": 0.75, "clip_on": False}
