@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import REPOSITORY
+from commands import QUICK, REPOSITORY, run, shorten_ensembles
 from safetensors.torch import load_file
 
 import worstcase
 from worstcase import load_run, save_tolerances, zoo
 from worstcase.attacks.passes import accuracy
-from worstcase.chip.tolerance_file import digest_of
 from worstcase.evaluation.record import Record
 
 NAMES = zoo.names()
@@ -108,38 +107,62 @@ def test_a_row_of_the_leaderboard_is_the_record(published):
     assert f"{record.parameters_perturbed:,} weights" in page
 
 
-def test_an_evaluation_of_other_data_or_weights_is_in_no_row(published, tmp_path):
+@pytest.fixture
+def evaluated(published, tmp_path):
+    """Writes an evaluation of a published network, which found 0.1 % and proved nothing, and returns its page."""
     folder = shutil.copytree(published, tmp_path / "zoo" / "lenet")
-    page = zoo.leaderboard([tmp_path / "zoo"])
     own = Record.load(folder)
-    lower = [dataclasses.replace(found, accuracy=0.0) for found in own.attacks]
-    others = {
-        "images": {"samples": 50, "decisions": 50},
-        "layers": {"config": {**own.config, "exclude": ["conv1"]}},
-        "bits": {"weight_bits": 4},
-        "weights": {"config": {**own.config, "checkpoint": "other.pt"}},
-    }
-    for name, changes in {"the same": {}, **others}.items():
-        place = folder / "evaluations" / name
-        place.mkdir(parents=True)
-        values = {"kind": "evaluate", "source_run": "../..", "attacks": lower, "certified_accuracy": None}
-        unproven = {"certified": [], "certified_up_to": [], "diagnosis": None}
-        dataclasses.replace(own, **{**values, **unproven, **changes}).save(place)
-        assert (zoo.leaderboard([tmp_path / "zoo"]) == page) == bool(changes), name
-        shutil.rmtree(place)
+    lower = [dataclasses.replace(found, accuracy=0.001) for found in own.attacks]
+    unproven = {"certified_accuracy": None, "certified": [], "certified_up_to": [], "diagnosis": None}
+
+    def page(**changes):
+        values = {"kind": "evaluate", "source_run": "../..", "attacks": lower, **unproven, **changes}
+        place = folder / "evaluations" / "one"
+        place.mkdir(parents=True, exist_ok=True)
+        dataclasses.replace(own, **values).save(place)
+        return zoo.leaderboard([tmp_path / "zoo"])
+
+    before = zoo.leaderboard([tmp_path / "zoo"])
+    return own, before, page
 
 
-def test_th_g_of_single_weights_comes_along(mine, tmp_path):
-    thg = {"conv1.weight": torch.linspace(0.01, 0.03, 54).view(6, 1, 3, 3), "*": 0.03}
-    save_tolerances(mine / "tolerances.safetensors", thg)
-    record = json.loads((mine / "results.json").read_text())
-    said = {"file": str(mine / "mine.safetensors"), "digest": digest_of(thg), "largest": 0.03, "by_array": {}}
-    record["config"]["thg"] = said
-    (mine / "results.json").write_text(json.dumps(record))
-    folder = zoo.publish(mine, "lenet", tmp_path)
-    assert str(mine) not in (folder / "results.json").read_text()
-    loaded = load_run(folder).crossbar.tolerance
-    assert torch.equal(loaded["conv1.weight"], thg["conv1.weight"])
+def test_an_evaluation_of_other_data_or_weights_is_in_no_row(evaluated):
+    own, before, page = evaluated
+    assert page(samples=50, decisions=50) == before
+    assert page(config={**own.config, "exclude": ["conv1"]}) == before
+    assert page(weight_bits=4) == before
+    assert page(config={**own.config, "checkpoint": "other.pt"}) == before
+
+
+def test_an_evaluation_of_the_same_data_is_in_its_row(evaluated):
+    own, before, page = evaluated
+    named = {key: one for key, one in own.config["dataset"].items() if one is not None}
+    for changes in ({}, {"config": {**own.config, "dataset": {**named, "batch_size": 500, "val_fraction": 0.2}}}):
+        assert "| 0.10 |" in page(**changes) and "| 0.10 |" not in before
+
+
+def test_each_th_g_of_a_network_that_is_trained_without_it_has_a_table(evaluated):
+    own, _, page = evaluated
+    assert own.config["method"]["trains_without_thg"]
+    lower = [dataclasses.replace(found, accuracy=0.001, thg=0.05) for found in own.attacks]
+    both = page(attacks=lower, thg=0.05)
+    assert "th_g 0.03" in both and "th_g 0.05" in both and both.count("| 0.10 |") == 1
+
+
+def test_th_g_of_single_weights_comes_along(tmp_path):
+    thg = {"conv1.weight": torch.linspace(0.01, 0.03, 54).view(6, 1, 3, 3), "fc*": 0.02, "*": 0.03}
+    save_tolerances(tmp_path / "mine.safetensors", thg)
+    words = [*QUICK, "attack@test_attack=ensemble", "method=vanilla", f"thg={tmp_path / 'mine.safetensors'}"]
+    run("src.train", *words, f"hydra.run.dir={tmp_path / 'run'}", before=(shorten_ensembles,))
+    crossbar = load_run(tmp_path / "run").crossbar
+    folder = zoo.publish(tmp_path / "run", "lenet", tmp_path / "zoo")
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "mine.safetensors").unlink()
+    published = load_run(folder)
+    assert published.record.config["thg"]["file"] == "tolerances.safetensors"
+    assert list(published.crossbar.tolerance) == list(thg)
+    for name, high in crossbar.box.high.items():
+        assert torch.equal(published.crossbar.box.high[name], high)
 
 
 @pytest.mark.parametrize("place", sorted(zoo.ZOO.glob("*/evaluations/*")), ids=lambda place: place.parts[-3])

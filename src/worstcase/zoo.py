@@ -7,6 +7,7 @@ that were kept, and the worst chips that its attacks found, so that every number
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -130,9 +131,10 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     from worstcase.report.frame import results_frame
 
     frame = results_frame(folders)
+    frame["reference_settings"] = frame["reference_settings"].map(_of_the_test_set)
     trained = frame[frame["kind"] == "train"][["training", *AS_TRAINED]].drop_duplicates()
     frame = frame[(frame["attack"] == JUDGE) & frame["as_trained"].fillna(False)].merge(trained)
-    networks = [_best_known(runs) for _, runs in frame.groupby("training")]
+    networks = [_best_known(runs) for _, runs in frame.groupby(["training", "thg"])]
     frame = pd.DataFrame(networks, columns=[*frame.columns, "commands"])
     same = ["dataset", "network", "weights_perturbed", "weight_bits", "samples", "thg"]
     parts = []
@@ -151,6 +153,15 @@ TRAINING = ["method", "network_settings", "method_settings"]
 """What is equal in trainings that differ only in the seed."""
 
 
+def _of_the_test_set(settings: str) -> str:
+    """Reference settings without those of the training data, and those that are null."""
+    said = json.loads(settings).items()
+    return json.dumps({key: one for key, one in said if one is not None and key not in OF_TRAINING_DATA})
+
+
+OF_TRAINING_DATA = ("data.batch_size", "data.val_fraction", "data.augmented")
+
+
 def _best_known(runs: pd.DataFrame) -> pd.Series:
     """Of a training and its evaluations: the lowest found, the highest proven, and the commands of both."""
     lowest = runs.loc[runs["attacked_accuracy"].idxmin()]
@@ -164,8 +175,11 @@ def _best_known(runs: pd.DataFrame) -> pd.Series:
 
 def _on(training: str, command: str) -> str:
     """An evaluation's command, given the run where it lies now."""
-    words = [f"run={Path(training).as_posix()}" if w.startswith("run=") else w for w in shlex.split(command)]
-    return shlex.join(words)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a foreign record's
+        return command
+    return shlex.join(f"run={Path(training).as_posix()}" if word.startswith("run=") else word for word in words)
 
 
 HEAD = """

@@ -184,7 +184,7 @@ def test_thg_is_another_within_a_block_and_then_what_it_was():
 
 def test_a_number_of_numpy_scales_a_table_as_any_number_does():
     crossbar = Crossbar(nn.Linear(2, 2), Tolerance([0, 1], [-0.01, -0.05], [0.02, 0.02]))
-    for number in (0.03, np.float64(0.03), np.float32(0.03)):
+    for number in (0.03, np.float64(0.03), np.float32(0.03), torch.tensor(0.03)):
         with crossbar.bounded_by(number):
             scaled = crossbar.tolerance
             assert scaled.lower == pytest.approx([-0.006, -0.03]) and scaled.upper == pytest.approx([0.012, 0.012])

@@ -233,8 +233,8 @@ def test_a_head_is_told_apart_from_the_table_that_shares_its_tensor():
     torch.testing.assert_close(crossbar(ids, d).detach(), run(untied, ids))
     with pytest.raises(ValueError, match=r"head\.weight shares its tensor with table\.weight, which is digital"):
         crossbar.chip(d)
-    for functional, name in ((True, "table"), (False, "head")):
-        with pytest.raises(ValueError, match=rf"{name}\.weight: the network .* looks numbers up in it"):
+    for functional in (True, False):
+        with pytest.raises(ValueError, match=r"table\.weight: the network .* looks numbers up in it"):
             Crossbar(Tied(functional=functional), 0.2, arrays=["table.weight"])(ids)
 
 

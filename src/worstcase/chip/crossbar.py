@@ -202,10 +202,11 @@ class Crossbar(nn.Module):
                 takes their place.
         """
         before = self._devices
-        if self.has_one_bound or not isinstance(thg, Real):
+        is_number = isinstance(thg, Real) or (isinstance(thg, Tensor) and thg.ndim == 0)
+        if self.has_one_bound or not is_number:
             self.thg = thg
-        elif float(thg) != self.thg:
-            self._devices = self._devices.scaled_to(float(thg))
+        elif float(thg) != self.thg:  # type: ignore[arg-type]
+            self._devices = self._devices.scaled_to(float(thg))  # type: ignore[arg-type]
         try:
             yield
         finally:

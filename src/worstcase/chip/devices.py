@@ -57,10 +57,8 @@ class Devices:
         _check(mapping, full_scale, weight_bits)
         limit = 1.0 if full_scale == "layer_max" else math.inf
         of = {name: _checked(one, limit, name) for name, one in of_each_array(said, arrays).items()}
-        if has_weights(said):
-            if any(isinstance(one, Tolerance) for one in of.values()):
-                raise ValueError("thg: tensors with a number for each weight and tables cannot be mixed")
-            said = of
+        if has_weights(said) and any(isinstance(one, Tolerance) for one in of.values()):
+            raise ValueError("thg: tensors with a number for each weight and tables cannot be mixed")
         said = said if isinstance(said, Tolerance | Mapping) else float(said)
         largest = [*map(mapping.largest, of.values()), *(_largest_when_stuck(*one, of) for one in stuck.items())]
         return cls(said, of, mapping, weight_bits, stuck, max(largest), limit)

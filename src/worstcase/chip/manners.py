@@ -101,6 +101,7 @@ class _Used:
         self.array_of = {
             source: name for name, array in arrays.items() for source in (*array.sources, *array.names)
         }
+        self.names = {name: array.names for name, array in arrays.items()}
         self.computed = {name for name, array in arrays.items() if array.place}
         self.others: dict[str, None] = {}
 
@@ -108,11 +109,16 @@ class _Used:
         held = sorted({self.array_of[name] for name in origin.names if name in self.array_of})
         if held and (origin.is_data or not origin.is_itself or self.computed.intersection(held)):
             raise ValueError(
-                f"{', '.join(held)}: the network multiplies with a tensor that it computes from it elsewhere, or "
-                "looks numbers up in it, so its devices' deviations would be misplaced; leave it out (exclude=)"
+                f"{self._named(held)}: the network multiplies with a tensor that it computes from it elsewhere, "
+                "or looks numbers up in it, so its devices' deviations would be misplaced; leave it out "
+                "(exclude=), or do not name it in arrays="
             )
         if not held and not origin.is_data:
             self.others |= dict.fromkeys(sorted(origin.names))
+
+    def _named(self, arrays: list[str]) -> str:
+        """With all the names of a tensor."""
+        return ", ".join(dict.fromkeys(name for array in arrays for name in (array, *self.names[array])))
 
     def refuse_written(self, written: list[str]) -> None:
         if held := sorted({self.array_of[name] for name in written if name in self.array_of}):

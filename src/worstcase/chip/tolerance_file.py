@@ -1,8 +1,9 @@
 """th_g of each weight, or of each array, in a file: what `worstcase.verify` shares out and a Crossbar takes.
 
 The file is safetensors, with a tensor for each array, named as it: of the weight's shape, or one number for all
-its weights. A name may be a pattern; as a file has no order, names come before patterns, and long ones before
-short ones. Values are th_g, 0 or more, in units of the full scale. Nothing in a file is executed.
+its weights. A name may be a pattern, of which the first that fits counts: the order is in the file's metadata, and
+without it names come before patterns, and long patterns before short ones. Values are th_g, 0 or more, in units of
+the full scale. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from worstcase.digests import DIGITS
+
+SEPARATOR = "\n"
+"""Of the names in the metadata."""
 
 
 def load_tolerances(file: str | Path, *, digest: str | None = None) -> dict[str, float | Tensor]:
@@ -34,7 +39,9 @@ def load_tolerances(file: str | Path, *, digest: str | None = None) -> dict[str,
     if not file.is_file():
         raise FileNotFoundError(f"there is no file of tolerances at {file}")
     try:
-        found = load_file(file)
+        with safe_open(file, "pt") as content:
+            found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no mapping)
+            told = (content.metadata() or {}).get("order", "").split(SEPARATOR)
     except Exception as error:  # a broken file can make the reader fail in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{file} is no safetensors file of tolerances: {reason}") from None
@@ -43,9 +50,8 @@ def load_tolerances(file: str | Path, *, digest: str | None = None) -> dict[str,
     for name, t in found.items():
         if not t.is_floating_point() or not bool((t.isfinite() & (t >= 0)).all()) or not t.numel():
             raise ValueError(f"{file}: {name} must hold th_g, finite floating-point numbers, 0 or more")
-    tolerances = {
-        name: found[name] if found[name].ndim else found[name].item() for name in sorted(found, key=_rank)
-    }
+    order = told if sorted(told) == sorted(found) else sorted(found, key=_rank)
+    tolerances = {name: found[name] if found[name].ndim else found[name].item() for name in order}
     if digest is not None and digest_of(tolerances) != digest:
         raise ValueError(f"{file} holds other tolerances than those of the record; their digest is not {digest}")
     return tolerances
@@ -65,7 +71,8 @@ def save_tolerances(file: str | Path, tolerances: Mapping[str, float | Tensor]) 
         ...     load_tolerances(f"{folder}/own.safetensors")
         {'conv': 0.03, 'fc': tensor([[0.0100, 0.0500]])}
     """
-    save_file({name: _tensor(one).cpu().contiguous() for name, one in tolerances.items()}, file)
+    tensors = {name: _tensor(one).cpu().contiguous().clone() for name, one in tolerances.items()}
+    save_file(tensors, file, metadata={"order": SEPARATOR.join(tolerances)})
 
 
 def described(tolerances: Mapping[str, float | Tensor], file: str) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class Record:
     schema_version: int = SCHEMA_VERSION
     git_commit: str | None = field(default_factory=git_commit)
     trained_commit: str | None = None
-    """Of training: where another job trained the network, at an earlier commit perhaps; None: not told."""
+    """At which the network was trained, which another job may have done; None in evaluations and older records."""
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def __post_init__(self) -> None:

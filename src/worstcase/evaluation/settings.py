@@ -73,8 +73,10 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
         >>> trains_without_thg({"method": {"trains_without_thg": True, "monitor": "val/accuracy"}})
         True
     """
-    callbacks = [one for one in (config.get("callbacks") or {}).values() if isinstance(one, Mapping)]
-    if {str(one.get("monitor")) for one in callbacks} & {"val/attacked_accuracy", "val/certified_accuracy"}:
+    callbacks = config.get("callbacks")
+    described = callbacks.values() if isinstance(callbacks, Mapping) else ()
+    watched = {str(one.get("monitor")) for one in described if isinstance(one, Mapping)}
+    if watched & {"val/attacked_accuracy", "val/certified_accuracy"}:
         return False  # such as early stopping
     method = config.get("method") or {}
     of_devices = method.get("sigma", 0) is None or method.get("verified") is True

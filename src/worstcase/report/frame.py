@@ -164,8 +164,9 @@ def _as_trained(thg: float, record: Record, training: Record | None) -> bool:
 
 def _network_settings(record: Record, training: Record | None) -> str:
     trained = (training or record).config
-    made = {key: trained.get(key) for key in ("net", "init_from", "init_digest", "model", "trainer", "full_scale")}
-    made |= {key: trained.get(key) for key in ("layers", "exclude")} | {"dataset": _data(trained)}
+    init = "init_digest" if trained.get("init_digest") else "init_from"
+    made = {key: trained.get(key) for key in ("net", "model", "trainer", "full_scale", "layers", "exclude")}
+    made |= {"init_from": trained.get(init), "dataset": _data(trained)}
     given = ("checkpoint",) if training else ("checkpoint", "weights")
     return _settings(made | {key: record.config.get(key) for key in given})
 
