@@ -12,6 +12,7 @@ from networks import IMAGES, LARGE, NETWORKS, Skewed, check_no_chip_is_below, ma
 from random_networks import ACTIVATION_FUNCTIONS, ACTIVATIONS
 from torch import Tensor, nn
 
+from worstcase import evaluate
 from worstcase.attacks import FLWC
 from worstcase.attacks.passes import accuracy
 from worstcase.certificate import Unsupported, certify, largest_thgs
@@ -44,6 +45,29 @@ def test_no_chip_is_below_the_bound_of_quantised_weights_and_outputs(name: str, 
     images = torch.randn(6, *shape)
     crossbar.calibrate([(images, images)])
     check_no_chip_is_below(crossbar, images, chips=20)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 20.0])
+def test_softplus_that_falls_at_its_threshold_leaves_its_bounds_nowhere(threshold: float) -> None:
+    x = torch.linspace(-1, 2, 1201)
+    for f, options in ((nn.Softplus(beta=2.0, threshold=threshold), ()), (F.softplus, (2.0, threshold))):
+        rule = MODULES[nn.Softplus] if isinstance(f, nn.Softplus) else FUNCTIONS[f]
+        for low, high in itertools.combinations(range(0, 1201, 24), 2):
+            y, values = rule(f, Interval(x[low], x[high]), *options), f(x[low : high + 1], *options)
+            assert y.low <= values.amin() and values.amax() <= y.high
+    with pytest.raises(Unsupported, match="threshold=-1"):
+        MODULES[nn.Softplus](nn.Softplus(threshold=-1.0), Interval(x[0], x[1]))
+
+
+@pytest.mark.parametrize("method", ["interval", "linear"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(2), nn.LayerNorm(2), nn.GroupNorm(1, 2)])
+def test_a_norm_whose_own_parameters_are_in_devices_is_not_proven(norm: nn.Module, method: str) -> None:
+    crossbar = Crossbar(nn.Sequential(nn.Linear(2, 2, bias=False), norm), 0.1, arrays=["1.*"]).eval()
+    batches = [(torch.randn(5, 2), torch.zeros(5, dtype=torch.long))]
+    with pytest.raises(Unsupported, match=r"1 .* whose own parameters are in devices"):
+        certify(crossbar, batches, method)
+    result = evaluate(crossbar, batches, [FLWC()], certificate=method, progress=False)
+    assert not result.certified_accuracy and "own parameters are in devices" in result.record().not_certified
 
 
 @pytest.mark.parametrize("rules", [MODULES, FUNCTIONS], ids=["layers", "functions"])

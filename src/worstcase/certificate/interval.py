@@ -26,6 +26,7 @@ from worstcase.certificate.tables import (
     LINEAR_FUNCTIONS,
     METHODS,
     MODULES,
+    NORMS,
     QUERIES,
     TRANSPOSED,
     TRANSPOSED_FUNCTIONS,
@@ -129,6 +130,8 @@ class IntervalBounds(fx.Interpreter):
         y: Any
         if len(args) > 1 or kwargs:
             raise Unsupported(f"{name_of(target)} ({kind.__name__}) with several arguments")
+        if kind in NORMS and any(id(p) in self._values for p in module.parameters(recurse=False)):
+            raise Unsupported(f"{name_of(target)} ({kind.__name__}), whose own parameters are in devices")
         if kind in LINEAR or kind in TRANSPOSED:
             if target not in self._weights:
                 weight = Interval.of(self._of(module.weight))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from worstcase.certificate.products import Interval, Unsupported, slack
 
@@ -96,6 +97,16 @@ def smooth(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) ->
 def smooth_positive(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:
     """The same of a function that gives nothing negative, such as the sigmoid."""
     return _rounded(positive(f, x, *args, **options), x)
+
+
+def softplus(f: Callable[..., Tensor], x: Interval, beta: float = 1.0, threshold: float = 20.0) -> Interval:
+    """As PyTorch computes it: where beta x passes the threshold it falls, by at most exp(-threshold) / beta."""
+    if isinstance(f, nn.Softplus):
+        beta, threshold = f.beta, f.threshold
+    if not (beta > 0 and threshold >= 0):
+        raise Unsupported(f"softplus with beta={beta:g} and threshold={threshold:g}")
+    y = smooth_positive(F.softplus, x, beta, threshold)
+    return y.widened(torch.full_like(y.low, math.exp(-threshold) / beta))
 
 
 def rising(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:

@@ -20,6 +20,7 @@ from worstcase.certificate.rules import (
     signless,
     smooth,
     smooth_positive,
+    softplus,
     subtracted,
     valley,
 )
@@ -27,6 +28,7 @@ from worstcase.certificate.rules import (
 LINEAR = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d}
 TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+NORMS = {*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm}
 DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
 SHAPES = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS}
 _MAX_POOLS: set[type] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d}
@@ -45,7 +47,8 @@ MODULES: dict[type, Rule] = {
     **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardsigmoid], positive),
     **dict.fromkeys([nn.LeakyReLU, nn.ELU, nn.CELU], rising),
     **dict.fromkeys([nn.Tanh, nn.SELU, nn.LogSigmoid, nn.Softsign], smooth),
-    **dict.fromkeys([nn.Sigmoid, nn.Softplus], smooth_positive),
+    nn.Sigmoid: smooth_positive,
+    nn.Softplus: softplus,
     nn.Hardtanh: signless,
     nn.GELU: _GELU,
     nn.SiLU: _SILU,
@@ -65,7 +68,8 @@ FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys([F.relu, torch.relu, F.relu6, F.hardsigmoid], positive),
     **dict.fromkeys([F.leaky_relu, F.elu, F.celu], rising),
     **dict.fromkeys([torch.tanh, F.tanh, F.selu, F.logsigmoid, F.softsign], smooth),
-    **dict.fromkeys([torch.sigmoid, F.sigmoid, F.softplus], smooth_positive),
+    **dict.fromkeys([torch.sigmoid, F.sigmoid], smooth_positive),
+    F.softplus: softplus,
     **dict.fromkeys([F.hardtanh, F.pad], signless),
     **dict.fromkeys([operator.add, torch.add], added),
     **dict.fromkeys([operator.sub, torch.sub], subtracted),
