@@ -77,6 +77,9 @@ def main() -> None:
         images, labels, bounds = (
             t[: arguments.decisions or None] for t in certified(crossbar, list(run.datamodule.test_dataloader()))
         )
+        if not len(labels):
+            print(f"{folder}: no decision is proven at th_g {crossbar.thg:g}")
+            continue
         least = torch.full_like(bounds, torch.inf)
         for chip in chips(crossbar, images, labels, arguments.chips):
             with torch.no_grad():

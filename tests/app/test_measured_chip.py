@@ -93,6 +93,7 @@ def test_which_weights_to_program_again_is_left_and_shown(mine, loaded, tmp_path
     ("words", "message"),
     [
         (["reprogram=0.9"], "reprogram=0.9: needs chip=FILE"),
+        ([f"chip={__file__}", "reprogram=95"], "reprogram=95: must be above 0 and at most 1, an accuracy"),
         (["chip=none.npz"], "no chip at none.npz; say chip=FILE, .safetensors or .npz"),
         (["chip_holds=volts"], "chip_holds=volts: must be deviations or weights"),
     ],

@@ -55,7 +55,11 @@ def test_the_answer_is_left_shown_and_right(trained, tmp_path):
         mine.crossbar.thg = found.thg
         assert mine.crossbar.box.contains(chip)
         assert accuracy(mine.crossbar, reference, chip) == pytest.approx(found.accuracy)
-    assert torch.isfinite(torch.tensor(answer["broken_thg"]))
+    chip = load_file(tmp_path / "answer" / "broken_chip.safetensors")
+    mine.crossbar.thg = answer["broken_thg"]
+    assert mine.crossbar.box.contains(chip) and answer["broken_accuracy"] < target
+    assert accuracy(mine.crossbar, reference, chip) == pytest.approx(answer["broken_accuracy"])
+    assert f"has {answer['broken_accuracy']:.2%}: broken_chip.safetensors" in shown
 
     again = asked(trained, *words, at=tmp_path)
     assert "finished already" in again.stderr and "breaks it" in again.stdout

@@ -229,3 +229,12 @@ def test_weights_that_may_be_stuck_by_hand():
 def test_weights_that_cannot_be_stuck(stuck, message):
     with pytest.raises(ValueError, match=message):
         crossbar_of([1.0, 2.0], 0.1, stuck=stuck)
+
+
+def test_a_number_is_its_own_standard_deviation_however_it_is_said():
+    mapping, weight = DeviceMapping(device_bits=2), [2.0, -1.0, 0.5]
+    said = [0.03, {"*": 0.03}, {"*": torch.full((1, 3), 0.03)}]
+    for thg in said:
+        crossbar = crossbar_of(weight, thg, mapping=mapping, weight_bits=4)
+        (sigma,) = crossbar.sigma().values()
+        assert sigma.expand(1, 3).tolist() == [pytest.approx([0.06] * 3)]

@@ -280,3 +280,25 @@ def test_th_g_is_restored_after_an_attack_that_failed(small_net, small_loader):
     with pytest.raises(RuntimeError, match="the attack failed"):
         worstcase.evaluate(crossbar, small_loader, [Failing()], thgs=[0.2, 0.3], progress=False)
     assert crossbar.thg == 0.1
+
+
+@pytest.mark.parametrize(
+    ("thg", "options"),
+    [(0.1, {"stuck": {"weight": torch.tensor([[torch.nan, 1.0], [torch.nan, torch.nan]])}}), ({"*": 0.0}, {})],
+)
+def test_where_tolerances_cannot_be_scaled_no_largest_th_g_is_searched(thg, options):
+    crossbar = Crossbar(nn.Linear(2, 2, bias=False), thg, **options)
+    batches = [(torch.eye(2), torch.arange(2))]
+    options = {"certificate": "interval", "up_to": True, "progress": False}
+    result = worstcase.evaluate(crossbar, batches, [attacks.FLWC()], **options)
+    assert result.record().certified_up_to == [] and result.certificates
+
+
+def test_one_tensor_as_th_g_of_several_arrays_is_saved_and_read_again(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    thg = {"[02].weight": torch.full((4, 4), 0.02)}
+    batches = [(torch.eye(4), torch.arange(4))]
+    worstcase.evaluate(Crossbar(net, thg), batches, [attacks.FLWC()], progress=False).save(tmp_path)
+    again = Crossbar(net, worstcase.load_tolerances(tmp_path / "tolerances.safetensors"))
+    chip = load_file(tmp_path / "perturbation.safetensors")
+    assert list(again.tolerance) == list(thg) and again.box.contains(chip)

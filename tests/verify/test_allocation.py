@@ -47,6 +47,13 @@ def test_more_pulses_mean_tighter_bounds_for_all_and_what_does_not_matter_gets_t
     assert loose[0] == pytest.approx(widest) and tight[0] == pytest.approx(widest)
 
 
+def test_no_bound_is_wider_than_a_crossbar_takes():
+    coarse = Programming(sigma=0.4, weight_bits=2, device_bits=1)
+    bounds = allocated({"w": torch.tensor([0.0, 1.0, 2.0])}, 2.2, coarse)["w"]
+    assert bounds[0] == 1 and bool((bounds <= 1).all())
+    assert coarse.pulses(bounds).mean().item() == pytest.approx(2.2, rel=1e-3)
+
+
 @pytest.mark.parametrize("wrong", [[-1.0, 1.0], [0.0, 0.0], [float("nan"), 1.0]])
 def test_what_cannot_be_shared_out_is_refused(wrong):
     with pytest.raises(ValueError, match="sensitivity"):

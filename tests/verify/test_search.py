@@ -51,6 +51,37 @@ def test_the_chip_that_breaks_is_in_its_box_and_does(small_net, small_batches):
     assert plain["broken_thg"] == found.broken_thg and plain["pulses_per_weight"]["broken"] > 2
 
 
+@pytest.mark.parametrize("first", [1e-4, torch.full((2, 2), 0.01)])
+def test_pulses_are_counted_weight_by_weight(first):
+    torch.manual_seed(0)
+    crossbar = Crossbar(
+        nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 3, bias=False)), {"0.weight": first, "*": 0.02}
+    )
+    images = torch.randn(20, 2)
+    data = [(images, crossbar.eval()(images).argmax(1))]
+    found = tolerance(crossbar, data, 0.9, attack=EXACT, certificate=None, progress=False)
+    there = torch.as_tensor(first).max().item() * found.broken_thg / 0.02
+    expected = (4 * Programming().pulses(there) + 6 * Programming().pulses(found.broken_thg)) / 10
+    assert found.pulses_per_weight()["broken"] == pytest.approx(expected.item(), rel=1e-4)
+    assert f"{expected.item():.3g} pulses a weight" in str(found)
+
+
+def test_pulses_that_cannot_be_counted_are_not_told():
+    crossbar, data = linear([[2.0, 1.0]])
+    pair = Crossbar(crossbar.net, 0.6, mapping=DeviceMapping(pair=True))  # the weight deviates by up to 1.2
+    found = tolerance(pair, data, 1.0, attack=EXACT, precision=0.01, progress=False)
+    assert found.proven_thg <= 1 / 6 <= found.broken_thg <= 1.02 * found.proven_thg
+    assert found.pulses_per_weight() == dict.fromkeys(("proven", "broken", "array", "weight"))
+    assert "pulses" not in str(found)
+
+
+def test_where_weights_may_be_stuck_nothing_is_searched():
+    crossbar, data = linear([[2.0, 1.0]])
+    stuck = {"weight": torch.tensor([[torch.nan, 1.0], [torch.nan, torch.nan]])}
+    with pytest.raises(ValueError, match="cannot where weights may be stuck"):
+        tolerance(Crossbar(crossbar.net, 0.1, stuck=stuck), data, 1.0, attack=EXACT, progress=False)
+
+
 def test_what_nothing_breaks_has_no_end():
     """With one image of zeros every chip gives the same answer."""
     crossbar, data = linear([[0.0, 0.0]])

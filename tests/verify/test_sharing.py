@@ -116,5 +116,34 @@ def test_what_no_number_of_pulses_keeps_has_no_answer():
     assert cheapest(crossbar, data, 1.0, 2.5, attack=WorstVertices(), progress=False) is None
 
 
+class Needs(Attack):
+    """Fails where a weight has so many pulses: more, the more of its runs there were."""
+
+    name = "needs"
+
+    def __init__(self, *pulses):
+        self.pulses = pulses
+        self.tried = []
+
+    def search(self, run):
+        self.tried.append(Programming().pulses(run.crossbar.box.high["weight"].double()).mean().item())
+        if self.tried[-1] < self.pulses[min(len(self.tried), len(self.pulses)) - 1]:
+            run.score(run.box.at({"weight": torch.tensor([[-1.0, -1.0], [1.0, 1.0]])}))
+
+    def expected_passes(self, run):
+        return 2
+
+
+def test_the_most_pulses_are_tried_before_there_is_no_answer():
+    crossbar, data = linear(torch.tensor([[1.0, 0.999]]), torch.tensor([0]))
+    attack = Needs(*[3.5] * 30, 5.0)
+    assert cheapest(crossbar, data, 1.0, 4.0, by="same", attack=attack, progress=False).pulses_per_weight < 3.6
+    never = Needs(9.0)
+    assert cheapest(crossbar, data, 1.0, 4.0, by="same", attack=never, progress=False) is None
+    assert never.tried[-1] == pytest.approx(4.0, rel=1e-5)
+    late = Needs(*[3.9] * len(attack.tried[:-1]), 3.99)  # the long attack finds more than the short ones
+    assert cheapest(crossbar, data, 1.0, 4.0, by="same", attack=late, progress=False).pulses_per_weight == 4.0
+
+
 def test_command_and_report_know_the_same_ways():
     assert list(CHOICES["share"]) == list(WAYS) == list(pulses.WAYS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from worstcase.data import ImageDataModule
 
 
+log = logging.getLogger(__name__)
 RANKS = "reprogram.safetensors"
 """By array, the place of each weight in the order in which to program a chip again: 0 is the first."""
 
@@ -88,12 +91,21 @@ def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> di
         read_chip(Path(cfg["chip"])),
         cfg["reprogram"],
         chip_holds=cfg["chip_holds"],
-        training=list(subject.datamodule.val_dataloader()),
+        training=None if (images := training_images(subject)) is None else list(images),
         seed=cfg["seed"],
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: rank.cpu().contiguous() for name, rank in found.rank.items()}, folder / RANKS)
     return {"to_keep": cfg["reprogram"], "accuracy": found.accuracy, "weights": found.weights, "file": RANKS}
+
+
+def training_images(subject: Subject) -> Iterable[Any] | None:
+    """The validation split, whose gradients tell which weights matter; None where there are no training data."""
+    try:
+        return subject.datamodule.val_dataloader()
+    except FileNotFoundError as error:
+        log.info("gradients are those of the images that are attacked: %s", error)
+        return None
 
 
 @dataclass(frozen=True)

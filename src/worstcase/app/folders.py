@@ -22,6 +22,7 @@ LEFT = (  # files that a job writes, besides those in its subfolders
     "perturbation*.safetensors",
     "worst_chip.safetensors",
     "tolerances*.safetensors",
+    "broken_chip.safetensors",
     "reprogram.safetensors",
     "confusion.png",
     "confidence.png",

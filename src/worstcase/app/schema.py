@@ -221,8 +221,11 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_devices(settings)
     if "accuracy" in settings:
         _check_search(settings)
-    if settings.get("reprogram") is not None and not settings.get("chip"):
-        raise ConfigError(f"reprogram={settings['reprogram']:g}: needs chip=FILE, a chip that was read back")
+    if (to_keep := settings.get("reprogram")) is not None:
+        if not settings.get("chip"):
+            raise ConfigError(f"reprogram={to_keep:g}: needs chip=FILE, a chip that was read back")
+        if not 0 < to_keep <= 1:
+            raise ConfigError(f"reprogram={to_keep:g}: must be above 0 and at most 1, an accuracy")
     if settings.get("pulses") is not None and isinstance(settings["thg"], list):
         raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":

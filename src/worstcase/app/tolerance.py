@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,16 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming
 from worstcase.app.doors import CONF
-from worstcase.app.evaluate import Subject, described, flagged, under_test
+from worstcase.app.evaluate import described, flagged, training_images, under_test
 from worstcase.app.job import run_job
 from worstcase.app.pulses import programming
 from worstcase.app.start import start
 from worstcase.evaluation.record import Record, write_json
 
 ANSWER = "tolerance.json"
+BROKEN = "broken_chip.safetensors"
+"""The deviations of the chip that breaks the accuracy, by array in weight units."""
 BY_WEIGHT = "tolerances_by_weight.safetensors"
-log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="tolerance")
@@ -40,6 +39,8 @@ def main() -> None:
 
 def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     """Search as the settings say, and leave the answer beside the record, perturbations and figures."""
+    from safetensors.torch import save_file
+
     import worstcase
     from worstcase.evaluation.evaluation import Evaluation
     from worstcase.evaluation.flags import of_the_network, red_flags
@@ -56,7 +57,7 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
         programming=programming(cfg, crossbar),
         precision=cfg["precision"],
         where=cfg["where"],
-        training=_training_images(subject) if cfg["where"] else None,
+        training=training_images(subject) if cfg["where"] else None,
         seed=cfg["seed"],
     )
     evaluation = Evaluation(
@@ -69,6 +70,8 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     )
     answer = found.plain()
     folder.mkdir(parents=True, exist_ok=True)
+    if found.broken_chip is not None:
+        save_file({name: d.cpu().contiguous() for name, d in found.broken_chip.items()}, folder / BROKEN)
     if by_weight := found.shared.get("weight"):
         worstcase.save_tolerances(folder / BY_WEIGHT, by_weight.thg)
     write_json(folder / ANSWER, answer)
@@ -77,15 +80,6 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
         result = evaluation.record(**described("tolerance", cfg, folder, subject))
         evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
-
-
-def _training_images(subject: Subject) -> Iterable[Any] | None:
-    """Those by which pulses are shared out, the validation split; None where there are no training data."""
-    try:
-        return subject.datamodule.val_dataloader()
-    except FileNotFoundError as error:
-        log.info("pulses are shared out by the images that are attacked: %s", error)
-        return None
 
 
 def print_answer(answer: dict[str, Any]) -> None:
@@ -108,6 +102,8 @@ def print_answer(answer: dict[str, Any]) -> None:
         cells = ["-" if (value := answer[key][by]) is None else f"{value:.3g}" for key in costs.values()]
         table.add_row(f"no attack breaks it: th_g of each {by}", "see below", *cells)
     Console().print(table)
+    if (left := answer.get("broken_accuracy")) is not None:
+        print(f"the chip that breaks it has {left:.2%}: {BROKEN}, in the same folder")
     if answer["tolerances"]:
         each = ", ".join(f"{name} {thg:.3g}" for name, thg in answer["tolerances"].items())
         print(f"th_g of each array: {each}")

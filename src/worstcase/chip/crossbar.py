@@ -193,6 +193,11 @@ class Crossbar(nn.Module):
         """Whether an answer depends on the other samples of its batch; False before the first batch."""
         return self._manners is not None and self._manners.depends_on_the_batch
 
+    @property
+    def can_be_scaled(self) -> bool:
+        """Whether all tolerances can be scaled by one factor to another largest one."""
+        return self.has_one_bound or (self.thg > 0 and not self.stuck)
+
     @contextmanager
     def bounded_by(self, thg: Said) -> Iterator[None]:
         """Within the block another tolerance holds.

@@ -93,7 +93,7 @@ class Devices:
         Raises:
             ValueError: it is out of range, or nothing deviates that could be scaled, or weights may be stuck.
         """
-        _checked(largest, self.limit, "")
+        _checked(largest, self.mapping.largest(self.limit), "")
         if self.stuck:
             raise ValueError(
                 f"thg={largest}: where weights may be stuck, tolerances are not scaled; set crossbar.thg"
@@ -134,9 +134,15 @@ class Devices:
         if self.have_one_bound:
             return {name: self.largest * scale for name, scale in scales.items()}
         return {
-            name: scales[name] * self.mapping.sigma(relative, self.of[name], self.weight_bits)
+            name: scales[name] * self._sigma(relative, self.of[name])
             for name, relative in self._relative(weights, scales)
         }
+
+    def _sigma(self, relative: Tensor, tolerance: float | Tolerance | Tensor) -> Tensor:
+        """Of a weight that has a number as tolerance, that number, however it is said."""
+        if isinstance(tolerance, Tolerance) or not self.mapping.is_simple:
+            return self.mapping.sigma(relative, tolerance, self.weight_bits)
+        return torch.as_tensor(tolerance).to(relative) * torch.ones_like(relative)
 
     def _relative(self, weights: Mapping[str, Tensor], scales: Scales) -> Iterator[tuple[str, Tensor]]:
         """The weights in units of their full scale, in float64; one for all, where their value does not matter."""

@@ -129,7 +129,7 @@ def evaluate(
                 spent = sum(one.passes for one in found if one.thg == thg)
                 with crossbar.bounded_by(thg):
                     proven.append(_certificate(crossbar, loader, certificate, spent))
-            largest = largest_thgs(crossbar, loader) if up_to else None
+            largest = largest_thgs(crossbar, loader) if up_to and crossbar.can_be_scaled else None
         except Unsupported as error:
             proven, why_not = [], f"not supported: {error}"
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)

@@ -32,7 +32,7 @@ def allocated(
         programming: of the devices; None: those of the paper's example.
 
     Returns:
-        th_g of each weight, by array, in the sensitivity's shapes, in float64.
+        th_g of each weight, at most 1, by array, in the sensitivity's shapes, in float64.
 
     Raises:
         ValueError: fewer pulses than devices, or sensitivities that are negative, not finite, or all 0.
@@ -47,7 +47,7 @@ def allocated(
     flat = torch.cat([one.detach().double().flatten().cpu() for one in sensitivity.values()])
     if not bool((flat.isfinite() & (flat >= 0)).all()) or not bool(flat.any()):
         raise ValueError("sensitivity: each must be finite and 0 or more, and not all may be 0")
-    bounds = _at_price(flat, _price(flat, pulses, programming)) / programming.sigmas_of_full_scale
+    bounds = _bounds(flat, _price(flat, pulses, programming), programming)
     parts = bounds.split([one.numel() for one in sensitivity.values()])
     return {name: part.reshape(one.shape) for (name, one), part in zip(sensitivity.items(), parts, strict=True)}
 
@@ -57,9 +57,14 @@ def _price(sensitivity: Tensor, pulses: float, programming: Programming) -> floa
     low, high = -200.0, 200.0
     for _ in range(80):
         middle = (low + high) / 2
-        bounds = _at_price(sensitivity, middle) / programming.sigmas_of_full_scale
+        bounds = _bounds(sensitivity, middle, programming)
         low, high = (low, middle) if programming.pulses(bounds).mean() > pulses else (middle, high)
     return low
+
+
+def _bounds(sensitivity: Tensor, log_price: float, programming: Programming) -> Tensor:
+    """th_g of each weight, at most 1: as wide as a crossbar takes it."""
+    return (_at_price(sensitivity, log_price) / programming.sigmas_of_full_scale).clamp_max(1.0)
 
 
 def _at_price(sensitivity: Tensor, log_price: float) -> Tensor:

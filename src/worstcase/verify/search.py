@@ -14,6 +14,7 @@ from worstcase.attacks.passes import accuracy as accuracy_of
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.tolerance import of_each_array
 from worstcase.task import Loader
 from worstcase.verify.cost import Programming
 from worstcase.verify.sharing import OURS, Shared, cheapest, not_countable
@@ -39,6 +40,11 @@ class ToleranceSearch:
     """The number of programmed weights."""
     broken_chip: dict[str, Tensor] | None = field(repr=False)
     """A chip in the box of `broken_thg` that is below: by array, in weight units."""
+    broken_accuracy: float | None
+    """Of that chip."""
+    pulses: dict[str, float | None]
+    """That a weight takes on average at the ``proven`` and the ``broken`` th_g; None where there is none, or where
+    pulses cannot be counted."""
     attacks: list[AttackResult] = field(repr=False)
     """At each th_g that was attacked, in rising order."""
     certificates: list[Certificate] = field(repr=False)
@@ -53,7 +59,7 @@ class ToleranceSearch:
     def pulses_per_weight(self) -> dict[str, float | None]:
         """What both ends cost, on average, and tolerances of arrays and of weights; None where there are none."""
         shared = {by: self.shared[by].pulses_per_weight if by in self.shared else None for by in OURS}
-        return {"proven": self._pulses(self.proven_thg), "broken": self._pulses(self.broken_thg), **shared}
+        return {**self.pulses, **shared}
 
     def seconds(self) -> dict[str, float | None]:
         """The time that these take for all weights; None where it is not known."""
@@ -67,9 +73,6 @@ class ToleranceSearch:
         pulses = self.pulses_per_weight()
         return {end: None if p is None else cost(p * self.weights) for end, p in pulses.items()}
 
-    def _pulses(self, thg: float | None) -> float | None:
-        return self.programming.pulses(thg).item() if thg else None
-
     def plain(self) -> dict[str, Any]:
         """The answer in plain types, as in ``tolerance.json``."""
         return {
@@ -77,6 +80,7 @@ class ToleranceSearch:
             "clean_accuracy": self.clean_accuracy,
             "proven_thg": self.proven_thg,
             "broken_thg": self.broken_thg,
+            "broken_accuracy": self.broken_accuracy,
             "pulses_per_weight": self.pulses_per_weight(),
             "seconds": self.seconds(),
             "joules": self.joules(),
@@ -94,22 +98,22 @@ class ToleranceSearch:
         }
 
     def __str__(self) -> str:
-        pulses = self.pulses_per_weight()
+        cost = {end: f", {p:.3g} pulses a weight" if p else "" for end, p in self.pulses.items()}
         lines = [f"to keep {self.accuracy:.2%} (as programmed {self.clean_accuracy:.2%}):"]
         if self.proven_thg is None:
             lines.append(f"nothing is proven: {self.not_certified}")
         elif self.proven_thg == 0:
             lines.append("no th_g is proven to keep it")
         else:
-            lines.append(
-                f"th_g {self.proven_thg:.3g} is proven to keep it, {pulses['proven']:.3g} pulses a weight"
-            )
+            lines.append(f"th_g {self.proven_thg:.3g} is proven to keep it{cost['proven']}")
         if self.broken_thg is None:
             lines.append("no attack broke it at any th_g")
         else:
-            lines.append(f"th_g {self.broken_thg:.3g} breaks it, {pulses['broken']:.3g} pulses a weight")
-        for by in self.shared:
-            lines.append(f"with one th_g for each {by} no attack breaks it at {pulses[by]:.3g} pulses a weight")
+            lines.append(f"th_g {self.broken_thg:.3g} breaks it{cost['broken']}")
+        for by, found in self.shared.items():
+            lines.append(
+                f"with one th_g for each {by} no attack breaks it at {found.pulses_per_weight:.3g} pulses a weight"
+            )
         return "\n".join(lines)
 
 
@@ -148,7 +152,8 @@ def tolerance(
         progress: see `worstcase.evaluate`.
 
     Raises:
-        ValueError: a setting is out of range, or the network does not have the accuracy as programmed.
+        ValueError: a setting is out of range, weights may be stuck, or the network does not have the accuracy as
+            programmed.
 
     Cost: about ten attacks and twenty certificates; twenty short attacks and some long ones to share out pulses.
 
@@ -170,7 +175,10 @@ def tolerance(
         raise ValueError(f"accuracy={accuracy:g}: the network as programmed has {clean:.4g}; ask for that at most")
     if not crossbar.thg:
         raise ValueError("thg=0: the search begins at the crossbar's th_g, which must be above 0")
-    first, limit = crossbar.thg, 1.0 if crossbar.full_scale == "layer_max" else crossbar.thg / SMALLEST
+    if crossbar.stuck:
+        raise ValueError("the search scales th_g, which it cannot where weights may be stuck")
+    largest = crossbar.mapping.largest(1.0)
+    first, limit = crossbar.thg, largest if crossbar.full_scale == "layer_max" else crossbar.thg / SMALLEST
     attacks = _Attacks(crossbar, loader, attack or Ensemble(), accuracy, seed, progress)
     broken = attacks.search(first, limit, precision)
     proofs: list[Certificate] = []
@@ -197,7 +205,7 @@ def tolerance(
     programming = programming or Programming()
     shared: dict[str, Shared] = {}
     not_shared = "it was not asked for" if not where else not_countable(crossbar)
-    most = programming.pulses(broken / (1 + precision)).item() if broken else 0.0
+    most = (broken and _pulses_at(broken / (1 + precision), crossbar, programming)) or 0.0
     if not not_shared and most < (1 + precision) * programming.devices:
         not_shared = "about one pulse a device is enough for the same th_g everywhere"
     if not not_shared:
@@ -212,6 +220,8 @@ def tolerance(
         for by in OURS:
             if found := cheapest(crossbar, loader, accuracy, most, by=by, **options):
                 shared[by] = found
+        if not shared:
+            not_shared = f"sharing them out breaks it too at {most:.3g} pulses a weight"
     return ToleranceSearch(
         accuracy=accuracy,
         clean_accuracy=clean,
@@ -220,12 +230,29 @@ def tolerance(
         programming=programming,
         weights=crossbar.coverage().weights,
         broken_chip=attacks.chip,
+        broken_accuracy=attacks.accuracy_of_chip,
+        pulses={
+            end: _pulses_at(thg, crossbar, programming) if thg else None
+            for end, thg in (("proven", proven), ("broken", broken))
+        },
         attacks=sorted(attacks.found, key=lambda found: found.thg),
         certificates=sorted(proofs, key=lambda proof: proof.thg),
         not_certified=why_not,
         shared=shared,
         not_shared=not_shared or None,
     )
+
+
+def _pulses_at(thg: float, crossbar: Crossbar, programming: Programming) -> float | None:
+    """Pulses a weight on average where the largest th_g is this one; None where they cannot be counted."""
+    if not_countable(crossbar):
+        return None
+    with crossbar.bounded_by(thg):
+        of = of_each_array(crossbar.tolerance, crossbar.programmed())
+    sizes, pulses = crossbar.coverage().programmed, 0.0
+    for name, weights in sizes.items():
+        pulses += float(programming.pulses(of[name]).mean()) * weights  # type: ignore[arg-type]
+    return pulses / sum(sizes.values()) if math.isfinite(pulses) else None
 
 
 class _Attacks:
@@ -239,6 +266,7 @@ class _Attacks:
         self.found: list[AttackResult] = []
         self.chip: dict[str, Tensor] | None = None
         """The chip that breaks the accuracy in the smallest box so far."""
+        self.accuracy_of_chip: float | None = None
 
     def search(self, first: float, limit: float, precision: float) -> float | None:
         """The smallest th_g at which an attack broke the accuracy; `chip` is then the one that does."""
@@ -264,7 +292,7 @@ class _Attacks:
             found = self.attack(self.crossbar, self.loader, start=start, **self.options)
         self.found.append(found)
         if found.accuracy < self.accuracy:
-            self.chip = found.perturbation
+            self.chip, self.accuracy_of_chip = found.perturbation, found.accuracy
         return found.accuracy < self.accuracy
 
     def _shrunk(self, kept: float, broken: float, precision: float) -> float:
@@ -275,7 +303,7 @@ class _Attacks:
             thg = max(broken / (1 + precision), kept)
             with self.crossbar.bounded_by(thg):
                 smaller = self.crossbar.box.project({name: d * (thg / whole) for name, d in chip.items()})
-            if accuracy_of(self.crossbar, self.loader, smaller) >= self.accuracy:
+            if (left := accuracy_of(self.crossbar, self.loader, smaller)) >= self.accuracy:
                 break
-            self.chip, broken = smaller, thg
+            self.chip, self.accuracy_of_chip, broken = smaller, left, thg
         return broken

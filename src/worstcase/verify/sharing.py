@@ -235,12 +235,13 @@ def cheapest(
         else:
             low = middle
     step = 1 + precision
-    while high <= (1 + 1e-9) * (most - devices):
+    while True:
         attacks += 1
         if verified := kept(high, _long(attack), seed + FRESH + attacks):
             return verified
-        high, step = high * step, step**2
-    return None
+        if high >= most - devices:
+            return None
+        high, step = min(high * step, most - devices), step**2
 
 
 def _short(attack: Attack) -> Attack:
