@@ -244,7 +244,7 @@ PAGE = """# Leaderboard
 How well networks hold: those of [zoo/](../zoo), attacked by `attack=ensemble` on the whole test set. Percent, mean
 ± standard deviation over the seeds of the training. No chip within th_g is below *proven* (see
 [certificate](certificate.md)), and *attacked* is the lowest that was found: the worst chip is between the two.
-Without a number, no proof was tried.
+Without a number, nothing was proven: no proof was tried, or the network has parts without a rule.
 
 To load one, and to attack it again with another seed:
 

@@ -53,6 +53,14 @@ def test_of_patterns_the_first_that_fits_counts_when_read_back_too(patterns, tmp
     assert list(load_tolerances(tmp_path / "own.safetensors").items()) == list(thg.items())
 
 
+def test_the_order_of_patterns_is_part_of_what_identifies_them_and_that_of_names_is_not():
+    def digest(*names):
+        return digest_of({name: len(name) / 100 for name in names})
+
+    assert digest("a.weight", "b.weight") == digest("b.weight", "a.weight")
+    assert digest("1*", "*", "0.weight") != digest("*", "1*", "0.weight")
+
+
 def test_without_an_order_names_come_before_patterns_and_long_ones_before_short(tmp_path):
     names = ["[0-9].weight", "*", "0.weight", "5.*"]
     save_file({name: torch.tensor(0.01) for name in names}, tmp_path / "own.safetensors")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from worstcase import Crossbar, DeviceMapping, attacks, tolerance
+from worstcase import Crossbar, DeviceMapping, Tolerance, attacks, tolerance
 from worstcase.verify.cost import Programming
+from worstcase.verify.figure import answer_over_thg
 
 EXACT = attacks.FLWC(steps=10)
 """Of a linear layer whose images all push the same way it finds the worst vertex."""
@@ -73,6 +74,33 @@ def test_pulses_that_cannot_be_counted_are_not_told():
     assert found.proven_thg <= 1 / 6 <= found.broken_thg <= 1.02 * found.proven_thg
     assert found.pulses_per_weight() == dict.fromkeys(("proven", "broken", "array", "weight"))
     assert "pulses" not in str(found)
+    words = [text.get_text() for text in answer_over_thg(found.plain()).axes[1].get_legend().get_texts()]
+    assert len(words) == 2 and all("pulses not counted" in word for word in words)
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_table_that_nothing_breaks_is_searched_to_its_end(pair):
+    crossbar, data = linear([[0.0, 0.0]])
+    table = Tolerance([0, 1], [-0.01, -0.05], [0.01, 0.05])
+    crossbar = Crossbar(crossbar.net, table, mapping=DeviceMapping(pair=pair))
+    found = tolerance(crossbar, data, 1.0, attack=EXACT, progress=False)
+    assert found.broken_thg is None and found.attacks[-1].thg == pytest.approx(1.2 if pair else 1.0)
+
+
+def test_a_layer_that_is_exact_takes_endless_pulses():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    images = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    data = [(images, net(images).argmax(1))]
+    crossbar = Crossbar(net, {"0.weight": 0.0, "*": 0.02})
+    found = tolerance(crossbar, data, 0.9, attack=EXACT, certificate=None, where=True, progress=False)
+    assert found.broken_thg and found.pulses["broken"] is None and "endless pulses" in found.not_shared
+
+
+def test_bits_of_a_device_change_no_pulses():
+    crossbar, data = linear([[2.0, 1.0]])
+    of_bits = Crossbar(crossbar.net, 0.1, weight_bits=4, mapping=DeviceMapping(device_bits=2))
+    found = tolerance(of_bits, data, 1.0, attack=EXACT, progress=False)
+    assert found.pulses["broken"] == pytest.approx(Programming().pulses(found.broken_thg).item())
 
 
 def test_where_weights_may_be_stuck_nothing_is_searched():

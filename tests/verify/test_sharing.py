@@ -142,7 +142,16 @@ def test_the_most_pulses_are_tried_before_there_is_no_answer():
     assert cheapest(crossbar, data, 1.0, 4.0, by="same", attack=never, progress=False) is None
     assert never.tried[-1] == pytest.approx(4.0, rel=1e-5)
     late = Needs(*[3.9] * len(attack.tried[:-1]), 3.99)  # the long attack finds more than the short ones
-    assert cheapest(crossbar, data, 1.0, 4.0, by="same", attack=late, progress=False).pulses_per_weight == 4.0
+    assert cheapest(crossbar, data, 1.0, 4.0, by="same", attack=late, progress=False).pulses_per_weight > 3.99
+
+
+def test_the_pulses_that_are_told_are_those_of_the_tolerances():
+    crossbar, data = linear()
+    for sigma in (0.1, 1.0):  # at which even the widest bound takes 2.9 pulses
+        programming = Programming(sigma=sigma, weight_bits=2, device_bits=1)
+        options = {"by": "weight", "attack": WorstVertices(), "programming": programming, "progress": False}
+        found = cheapest(crossbar, data, 1.0, 40.0, **options)
+        assert found.pulses_per_weight == pytest.approx(programming.pulses(found.thg["weight"]).mean().item())
 
 
 def test_command_and_report_know_the_same_ways():

@@ -195,7 +195,8 @@ def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> 
         return tolerance
     if isinstance(tolerance, str | bool | Mapping) or tolerance is None:
         raise ValueError(f"thg={tolerance!r}: must be a number or a Tolerance, or these by patterns of names")
-    allowed = "0 <= thg <= 1 (a fraction of the full scale)" if limit == 1 else "finite, 0 or more"
+    finite = math.isfinite(limit)
+    allowed = f"0 <= thg <= {limit:g} (a fraction of the full scale)" if finite else "finite, 0 or more"
     if isinstance(tolerance, Tensor):
         fine = tolerance.isfinite() & (tolerance >= 0) & (tolerance <= limit)
         if not tolerance.is_floating_point() or not bool(fine.all()):

@@ -28,7 +28,8 @@ def allocated(
 
     Args:
         sensitivity: of each weight, by array: how fast the damage grows with its bound, 0 or more and not all 0.
-        pulses: a weight, on average over all weights; more than it has devices.
+        pulses: a weight, on average over all weights; more than it has devices. Where bounds of 1 take more than
+            that, all bounds are 1.
         programming: of the devices; None: those of the paper's example.
 
     Returns:
@@ -63,7 +64,7 @@ def _price(sensitivity: Tensor, pulses: float, programming: Programming) -> floa
 
 
 def _bounds(sensitivity: Tensor, log_price: float, programming: Programming) -> Tensor:
-    """th_g of each weight, at most 1: as wide as a crossbar takes it."""
+    """th_g of each weight, at most 1, the full scale."""
     return (_at_price(sensitivity, log_price) / programming.sigmas_of_full_scale).clamp_max(1.0)
 
 

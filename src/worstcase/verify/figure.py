@@ -30,13 +30,19 @@ def answer_over_thg(answer: Mapping[str, Any]) -> Figure:
     above.axhline(100 * answer["accuracy"], color="0.3", ls="--", label="to be kept")
     every = [point["thg"] for point in answer["attacked"] + answer["certified"] if point["thg"] > 0]
     thgs = torch.logspace(math.log10(min(every)), math.log10(max(every)), 200, dtype=torch.double)
-    below.plot(thgs, Programming(**answer["programming"]).pulses(thgs), color="0.3")
+    of_one_thg, told = Programming(**answer["programming"]).pulses, answer["pulses_per_weight"]
+    ends = {end: answer[f"{end}_thg"] for end in ("proven", "broken") if answer[f"{end}_thg"]}
+    if all(told[end] and math.isclose(told[end], of_one_thg(thg), rel_tol=1e-6) for end, thg in ends.items()):
+        below.plot(thgs, of_one_thg(thgs), color="0.3")
     for end, colour, words in (("proven", "C0", "proven to keep it"), ("broken", "C3", "broken")):
-        if thg := answer[f"{end}_thg"]:
-            pulses = answer["pulses_per_weight"][end]
+        if thg := ends.get(end):
             above.axvline(thg, color=colour, alpha=0.5)
-            below.plot(thg, pulses, "o", color=colour, label=f"{words}: th_g {thg:.3g}, {pulses:.3g} pulses")
             below.axvline(thg, color=colour, alpha=0.5)
+            label = f"{words}: th_g {thg:.3g}"
+            if pulses := told[end]:
+                below.plot(thg, pulses, "o", color=colour, label=f"{label}, {pulses:.3g} pulses")
+            else:
+                below.plot([], [], color=colour, label=f"{label}, pulses not counted")
     for by, style in (("array", "--"), ("weight", ":")):
         if pulses := answer["pulses_per_weight"].get(by):
             below.axhline(pulses, color="C2", ls=style, label=f"th_g of each {by}: {pulses:.3g} pulses")

@@ -14,10 +14,10 @@ from worstcase.attacks.passes import accuracy as accuracy_of
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
-from worstcase.chip.tolerance import of_each_array
+from worstcase.chip.tolerance import largest, of_each_array
 from worstcase.task import Loader
 from worstcase.verify.cost import Programming
-from worstcase.verify.sharing import OURS, Shared, cheapest, not_countable
+from worstcase.verify.sharing import OURS, Shared, cheapest, mean_pulses, not_countable
 
 STEP = 2.0  # from one th_g to the next, until the accuracy is broken
 SMALLEST = 2.0**-20  # of the first th_g: nothing is proven, or everything breaks
@@ -177,8 +177,7 @@ def tolerance(
         raise ValueError("thg=0: the search begins at the crossbar's th_g, which must be above 0")
     if crossbar.stuck:
         raise ValueError("the search scales th_g, which it cannot where weights may be stuck")
-    largest = crossbar.mapping.largest(1.0)
-    first, limit = crossbar.thg, largest if crossbar.full_scale == "layer_max" else crossbar.thg / SMALLEST
+    first, limit = crossbar.thg, _limit(crossbar)
     attacks = _Attacks(crossbar, loader, attack or Ensemble(), accuracy, seed, progress)
     broken = attacks.search(first, limit, precision)
     proofs: list[Certificate] = []
@@ -205,10 +204,12 @@ def tolerance(
     programming = programming or Programming()
     shared: dict[str, Shared] = {}
     not_shared = "it was not asked for" if not where else not_countable(crossbar)
-    most = (broken and _pulses_at(broken / (1 + precision), crossbar, programming)) or 0.0
-    if not not_shared and most < (1 + precision) * programming.devices:
-        not_shared = "about one pulse a device is enough for the same th_g everywhere"
-    if not not_shared:
+    most = _pulses_at(broken / (1 + precision), crossbar, programming) if broken else 0.0
+    if not not_shared and most is None:
+        not_shared = "a weight whose th_g is 0 takes endless pulses"
+    elif not not_shared and most is not None and most < (1 + precision) * programming.devices:
+        not_shared = "about one pulse a device is enough for th_g as it is said"
+    if not not_shared and most is not None:
         options: dict[str, Any] = {
             "training": training,
             "attack": attack,
@@ -243,16 +244,23 @@ def tolerance(
     )
 
 
+def _limit(crossbar: Crossbar) -> float:
+    """The largest th_g of a search: no device deviates by more than its full scale."""
+    if crossbar.full_scale != "layer_max":
+        return crossbar.thg / SMALLEST
+    if crossbar.has_one_bound:
+        return 1.0
+    return (1 - 1e-9) * crossbar.thg / largest(crossbar.tolerance)  # rounding may lead beyond
+
+
 def _pulses_at(thg: float, crossbar: Crossbar, programming: Programming) -> float | None:
     """Pulses a weight on average where the largest th_g is this one; None where they cannot be counted."""
     if not_countable(crossbar):
         return None
     with crossbar.bounded_by(thg):
         of = of_each_array(crossbar.tolerance, crossbar.programmed())
-    sizes, pulses = crossbar.coverage().programmed, 0.0
-    for name, weights in sizes.items():
-        pulses += float(programming.pulses(of[name]).mean()) * weights  # type: ignore[arg-type]
-    return pulses / sum(sizes.values()) if math.isfinite(pulses) else None
+    pulses = mean_pulses(of, crossbar, programming)  # type: ignore[arg-type]
+    return pulses if math.isfinite(pulses) else None
 
 
 class _Attacks:

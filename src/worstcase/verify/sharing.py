@@ -12,7 +12,6 @@ from worstcase.attacks import Attack, AttackResult, Ensemble
 from worstcase.checks import number, whole
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
-from worstcase.chip.mapping import DeviceMapping
 from worstcase.task import Loader
 from worstcase.verify import sensitivities
 from worstcase.verify.allocation import allocated
@@ -95,9 +94,16 @@ class Sharing:
 
 def not_countable(crossbar: Crossbar) -> str:
     """Why the pulses of a network's weights cannot be counted; empty if they can."""
-    if crossbar.mapping != DeviceMapping() or crossbar.stuck or crossbar.depends_on_conductance:
+    if not crossbar.mapping.is_simple or crossbar.stuck or crossbar.depends_on_conductance:
         return "only where each weight has a number as th_g, on sound devices with a digital sign"
     return ""
+
+
+def mean_pulses(thg: Tolerances, crossbar: Crossbar, programming: Programming) -> float:
+    """What the arrays' th_g cost: pulses a weight, on average; infinite where one is 0."""
+    sizes = crossbar.coverage().programmed
+    spent = sum(programming.pulses(thg[name]).mean().item() * weights for name, weights in sizes.items())
+    return spent / sum(sizes.values())
 
 
 def check_countable(crossbar: Crossbar) -> None:
@@ -220,7 +226,7 @@ def cheapest(
         with crossbar.bounded_by(tolerances):
             found = attack(crossbar, loader, seed=seed, progress=progress)
         if found.accuracy >= accuracy:
-            return Shared(tolerances, devices + extra, found)
+            return Shared(tolerances, mean_pulses(tolerances, crossbar, sharing.programming), found)
         sharing.learn(found.perturbation)
         return None
 
