@@ -52,6 +52,7 @@ def record_of(record: Record, *, method: str, seed: int, thgs: list[float]) -> R
         command=f"python -m src.train experiment=fig8a scale=quick method={method} thg={thgs[-1]} seed={seed}",
         sweep=SWEEP,
         git_commit="a" * 40,
+        trained_commit=None,
         flags=[],
     )
 

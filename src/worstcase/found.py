@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -133,3 +134,15 @@ class Found:
     """For an ensemble: each member's accuracy on its own, its lowest accuracy, and its passes."""
     distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None
     """For Monte Carlo: what the sampled chips say about all chips, see `worstcase.attacks.MonteCarlo`."""
+
+
+def at_most(share: float) -> str:
+    """An upper bound in percent with two digits, rounded up, so that a small one does not look like none.
+
+    Example:
+        >>> at_most(0.00002996), at_most(0.0149), at_most(0.95)
+        ('0.0030%', '1.5%', '95%')
+    """
+    percent = 100 * Decimal(share)
+    digits = Decimal(1).scaleb(percent.adjusted() - 1)
+    return f"{percent.quantize(digits, ROUND_CEILING):f}%"

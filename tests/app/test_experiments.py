@@ -268,12 +268,16 @@ def test_jobs_that_inherit_no_environment_know_their_sweep(hydra, tmp_path, monk
     sweep = compose("train", ["thg=0.01"], return_hydra_config=True)
     with open_dict(sweep.hydra):
         sweep.hydra.job.name, sweep.hydra.sweep.dir = "train", str(place)
+        sweep.hydra.overrides.hydra = ["hydra/sweeper=basic", "hydra.mode=MULTIRUN"]
         sweep.hydra.overrides.task = ["init_from='a b'", "lr=tag(log, interval(1e-4,1e-2))"]
     sweeps.announce(sweep)
     job = compose("train", list(sweep.hydra.overrides.hydra), return_hydra_config=True).hydra.job
     assert job.env_set == {name: os.environ[name] for name in (sweeps.SWEEP, sweeps.FAILURES, doors.DOOR)}
     assert unquote(job.env_set[sweeps.FAILURES]).startswith(f"{place}/.failed-")
-    assert shlex.split(unquote(job.env_set[sweeps.SWEEP]))[3:] == sweep.hydra.overrides.task
+    assert shlex.split(unquote(job.env_set[sweeps.SWEEP]))[3:] == [
+        *sweep.hydra.overrides.task,
+        "hydra/sweeper=basic",
+    ]
 
 
 @pytest.mark.parametrize(("name", "refused"), [("train", True), ("evaluate", False)])

@@ -190,6 +190,19 @@ def test_a_torn_last_line_is_drawn_again(cut, small_net, small_batches, tmp_path
         assert without_seconds(tmp_path) == lines
 
 
+def test_a_file_whose_lines_windows_ended_goes_on(small_net, small_batches, tmp_path):
+    def drawn(instances):
+        attack = MonteCarlo(instances=instances)
+        return attack(Crossbar(small_net, 0.05), small_batches, folder=tmp_path, progress=False).distribution
+
+    file = tmp_path / "instances.csv"
+    drawn(6)
+    ended = file.read_bytes().replace(b"\n", b"\r\n")
+    file.write_bytes(ended)
+    assert drawn(6)["accuracies"] == drawn(9)["accuracies"][:6]
+    assert file.read_bytes().startswith(ended) and file.read_bytes().count(b"\n") == 2 + 9
+
+
 def test_instances_of_something_else_are_refused(small_net, small_batches, tmp_path):
     sample(Crossbar(small_net, 0.1), small_batches, tmp_path, instances=2)
     before = (tmp_path / FILE).read_bytes()

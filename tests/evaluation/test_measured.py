@@ -105,6 +105,31 @@ def test_read_weights_one_step_beyond_the_box_have_failed(small_batches, crossba
     assert measure(crossbar, small_batches, weights, "weights").failed_by_array["5.weight"] == 1
 
 
+def test_a_weight_of_few_digits_is_outside_where_its_deviation_is():
+    net = nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(2))
+    crossbar = Crossbar(net, 0.006)
+    batches = [(torch.eye(2, dtype=torch.bfloat16), torch.arange(2))]
+    weight = torch.eye(2, dtype=torch.bfloat16)
+    weight[0, 0] = 1.0078125  # the next number above 1; the box ends at 1.006, which would be rounded to it
+    assert measure(crossbar, batches, {"weight": weight}, "weights").failed == 1
+    assert measure(crossbar, batches, {"weight": weight - torch.eye(2)}, "deviations").failed == 1
+
+
+def test_what_an_earlier_evaluation_left_is_gone(crossbar, small_batches, tmp_path):
+    drawn = [attacks.MonteCarlo(instances=5, sampler=sampler) for sampler in ("uniform", "vertex")]
+    found = worstcase.evaluate(crossbar, small_batches, drawn, thgs=[0.01, 0.05], certificate=None, progress=False)
+    found.save(tmp_path)
+    pictures = {file.name for file in tmp_path.glob("monte_carlo*.png")}
+    assert len(pictures) == 4 and (tmp_path / "accuracy_over_thg.png").is_file()
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    options = {"certificate": None, "diagnosis": None, "progress": False}
+    worstcase.evaluate(crossbar, small_batches, [attacks.FLWC()], **options).save(tmp_path)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"results.json", "perturbation.safetensors", "worst_chip.safetensors", "mine.png"}
+
+
 @pytest.mark.parametrize("bits", [None, 4])
 def test_the_worst_chips_file_is_one_that_plain_pytorch_loads_and_that_can_be_read_back(
     small_net, small_batches, tmp_path, bits

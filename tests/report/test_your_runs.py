@@ -129,6 +129,13 @@ def test_each_network_has_a_line_over_th_g_and_bars_down_to_its_certificate(tmp_
     assert sorted(end for bar in bars for _, end in bar) == pytest.approx([10, 10, 30, 70])
 
 
+def test_given_weights_of_two_evaluations_are_two_networks(tmp_path):
+    given = {"kind": "evaluate", "method": None, "train_seconds": None, "epochs": None}
+    sections, _ = report(tmp_path, own_network(**given), own_network(**given, clean_accuracy=0.6))
+    (axes,) = sections[0].figures["runs-thg"].axes
+    assert sorted(line.get_ydata()[0] for line in axes.lines) == pytest.approx([60, 90])
+
+
 def test_given_weights_have_no_training_seed(tmp_path):
     given = own_network(kind="evaluate", method=None, train_seconds=None, epochs=None)
     sections, _ = report(tmp_path, given)

@@ -72,6 +72,19 @@ def test_a_good_chip_needs_none_and_a_bad_network_has_no_answer():
     assert bad.weights is None and bad.accuracy == 0.5 and bad.mask()["weight"].all()
 
 
+def test_weights_are_programmed_again_on_the_devices_that_there_are():
+    """They deviate by the devices' sigma, whereas the box reaches to where a stuck device would be."""
+    torch.manual_seed(0)
+    net = nn.Linear(100, 5, bias=False)
+    inputs = torch.randn(200, 100)
+    data = [(inputs, net(inputs).argmax(1))]
+    scale = net.weight.abs().max().item()
+    stuck = {"weight": torch.where(torch.rand(5, 100) < 0.5, 0.0, torch.nan)}
+    chip = {"weight": 0.25 * scale * torch.randn(5, 100)}
+    found = reprogram(Crossbar(net, 0.01, stuck=stuck), data, chip, 0.9)
+    assert found.weights is not None and found.accuracy >= 0.9
+
+
 def test_what_is_wrong_is_said():
     crossbar, data = linear(), [(torch.ones(1, 3), torch.tensor([0]))]
     with pytest.raises(ValueError, match="order='best': must be gain, deviation, random"):

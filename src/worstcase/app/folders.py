@@ -11,29 +11,20 @@ from typing import Any
 
 from worstcase.app.schema import ConfigError
 from worstcase.app.state import JOB, Begun
-from worstcase.evaluation.record import CHECKPOINT, EVALUATIONS, LAST
+from worstcase.evaluation.record import CHECKPOINT, EVALUATIONS, FILES, LAST
 from worstcase.evaluation.settings import without_place
 
 LEFT = (  # files that a job writes, besides those in its subfolders
+    *FILES,
     JOB,
     "run.log",
     "metrics.csv",
     "hparams.yaml",
-    "perturbation*.safetensors",
-    "worst_chip.safetensors",
     "tolerances*.safetensors",
     "broken_chip.safetensors",
     "reprogram.safetensors",
-    "confusion.png",
-    "confidence.png",
-    "perturbation.png",
-    "layers.png",
-    "selective_write_verify.png",
-    "accuracy_over_thg.png",
     "tolerance.json",
     "tolerance.png",
-    "search_for_c*.png",
-    "monte_carlo*.png",
 )
 INSTANCES = "instances.csv"  # a user may have put it there
 ANOTHER = "choose another hydra.run.dir"

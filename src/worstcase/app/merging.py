@@ -34,7 +34,7 @@ def merge(settings: dict[str, Any], evaluations: Path, folder: Path) -> None:
     for file in [Path(f"thg{thg:g}", FILE) for thg in thgs] if len(thgs) > 1 else [Path(FILE)]:
         content = _merged([share / file for share in shares], wanted, evaluations)
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(content)
+        (folder / file).write_text(content, newline="\n")
 
 
 def _merged(files: list[Path], wanted: range, evaluations: Path) -> str:

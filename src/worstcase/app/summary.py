@@ -7,6 +7,7 @@ from typing import Any
 
 from worstcase.evaluation.record import RECORD, Record, visible
 from worstcase.evaluation.record_parts import outside, standing
+from worstcase.found import at_most
 
 
 def print_summary(record: Record, folder: str) -> None:
@@ -86,6 +87,6 @@ def _distribution_rows(of: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for kpp in of["kpp"]:
         low, high = ("?" if end is None else f"{end:.2%}" for end in (kpp["low"], kpp["high"]))
         yield f"  KPP at {kpp['percent']:g} %", f"{kpp['accuracy']:.2%}, with 95 % confidence {low} to {high}"
-    yield "  chips worse than all of these", f"at most {of['unseen']:.2%}, with 95 % confidence"
+    yield "  chips worse than all of these", f"at most {at_most(of['unseen'])}, with 95 % confidence"
     if of["infeasible"]:
         yield "  chips outside the bound", str(of["infeasible"])

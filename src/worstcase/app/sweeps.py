@@ -44,9 +44,10 @@ def announce(sweep: DictConfig) -> None:
         raise schema.ConfigError(
             "hydra.sweeper.direction=minimize: training returns an accuracy; say hydra.sweeper.direction=maximize"
         )
+    own = [word for word in sweep.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
     told = {
         FAILURES: str(Path(sweep.hydra.sweep.dir, f".failed-{uuid4().hex}").absolute()),
-        SWEEP: shlex.join([*door(sweep.hydra.job.name).split(), "-m", *sweep.hydra.overrides.task]),
+        SWEEP: shlex.join([*door(sweep.hydra.job.name).split(), "-m", *sweep.hydra.overrides.task, *own]),
     }
     os.environ.update({name: quote(value) for name, value in told.items()})
     with read_write(sweep.hydra.overrides):  # for processes that do not inherit this one's environment

@@ -51,12 +51,13 @@ class InstanceFile:
         self.instances: dict[int, Instance] = {}
         header = f"# {json.dumps(identity)}\n{COLUMNS}\n"
         folder.mkdir(parents=True, exist_ok=True)
-        content = self.path.read_text() if self.path.exists() else ""
-        whole = content[: content.rfind("\n") + 1]  # a kill may have torn the last line
+        found = self.path.read_bytes() if self.path.exists() else b""
+        length = found.rfind(b"\n") + 1  # a kill may have torn the last line
+        content, whole = _text(found), _text(found[:length])
         if header.startswith(whole):
             if not header.startswith(content):
                 raise ValueError(f"{self.path} is no file of Monte Carlo's instances")
-            self.path.write_text(header)
+            self.path.write_text(header, newline="\n")
             return
         for number, line in enumerate(whole.splitlines(), 1):
             if number == 1 or line.startswith("#"):
@@ -66,12 +67,12 @@ class InstanceFile:
                 self.instances.setdefault(index, Instance(correct, bool(feasible), float(match[4])))
             elif line != COLUMNS:
                 raise ValueError(f"{self.path}, line {number} is torn: {line!r}; remove it")
-        os.truncate(self.path, len(whole.encode()))
+        os.truncate(self.path, length)
 
     def append(self, instances: Mapping[int, Instance]) -> None:
         """Add instances by their index."""
         self.instances |= instances
-        with self.path.open("a") as file:
+        with self.path.open("a", newline="\n") as file:
             file.writelines(
                 f"{i},{one.correct},{one.feasible:d},{one.seconds:.6f}\n" for i, one in instances.items()
             )
@@ -88,3 +89,8 @@ class InstanceFile:
             raise ValueError(f"{self.path} is no file of Monte Carlo's instances") from None
         if differences:
             raise ValueError(f"{self.path} holds other instances: {'; '.join(differences)}")
+
+
+def _text(content: bytes) -> str:
+    """Lines that Windows ended too."""
+    return content.decode(errors="replace").replace("\r\n", "\n")

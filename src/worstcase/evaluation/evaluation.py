@@ -17,7 +17,7 @@ from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import NAME, has_weights, plain
 from worstcase.evaluation.measured import Chip
-from worstcase.evaluation.record import AttackRecord, Record
+from worstcase.evaluation.record import FILES, RECORD, AttackRecord, Record
 from worstcase.evaluation.record_parts import outside, standing
 
 PERTURBATION = "perturbation.safetensors"
@@ -167,6 +167,10 @@ class Evaluation:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RECORD).exists():  # no record describes files of another
+            for name in (RECORD, *FILES):
+                for old in list(folder.glob(name)):
+                    old.unlink()
         with self.crossbar.bounded_by(self.thg):
             if has_weights(tolerances := self.crossbar.tolerance):
                 save_tolerances(folder / NAME, tolerances)  # type: ignore[arg-type]

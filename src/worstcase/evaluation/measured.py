@@ -14,6 +14,7 @@ from torch import Tensor
 from worstcase.attacks.passes import accuracy
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.deviation import deviate
 from worstcase.task import Loader
 
 HOLDS = ("deviations", "weights")
@@ -181,9 +182,8 @@ def _without_digital(crossbar: Crossbar, given: dict[str, Tensor]) -> dict[str, 
 
 def _outside(name: str, read: Tensor, programmed: Tensor, box: Box) -> int:
     """The number of weights that no deviation in the box leads to, as W + d is rounded."""
-    wide = read.dtype
-    ends = (programmed.to(wide) + end[name].to(wide) for end in (box.low, box.high))
-    low, high = (end.to(programmed.dtype).to(wide) for end in ends)
+    ends = (deviate(programmed, end[name].expand_as(programmed)) for end in (box.low, box.high))
+    low, high = (end.to(read.dtype) for end in ends)
     return int(((read < low) | (read > high)).sum())
 
 

@@ -37,6 +37,19 @@ RECORD = "results.json"
 CHECKPOINT = Path("checkpoints", "best.ckpt")
 WEIGHTS = "weights.safetensors"
 """What a published run holds in place of the checkpoint: the state dict of its crossbar."""
+FILES = (
+    "perturbation*.safetensors",
+    "worst_chip.safetensors",
+    "confusion.png",
+    "confidence.png",
+    "perturbation.png",
+    "layers.png",
+    "selective_write_verify.png",
+    "accuracy_over_thg.png",
+    "search_for_c*.png",
+    "monte_carlo*.png",
+)
+"""What an evaluation leaves beside its record, as patterns."""
 EVALUATIONS = "evaluations"
 """The folder of a training run that holds its evaluations."""
 LAST = Path("checkpoints", "last.ckpt")

@@ -39,6 +39,9 @@ def shared_pulses(results: pd.DataFrame) -> Section | None:
         order=settings.str["share"].map(list(WAYS).index),
         reference_settings=others.map(json.dumps).astype("string"),
     )
+    several = found.groupby(["shown", "method"]).trained_thg.transform("nunique") > 1
+    trained_for = several & ~found.trained_once.fillna(False)
+    found["method"] = found.method.mask(trained_for, found.method + found.trained_thg.map(" for th_g {:g}".format))
     found = found.sort_values(["shown", "method", "number", "order"], kind="stable")
     found = found.assign(
         pulses=found.number.map("{:g}".format), **{"shared out": settings[found.index].str["share"].map(WAYS)}

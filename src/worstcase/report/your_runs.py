@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from math import ceil
 from typing import Any
@@ -52,6 +53,9 @@ def _rows(found: pd.DataFrame) -> pd.DataFrame:
             "flags": found["flags"],
         }
     )
+    trained = found.trained_thg.mask(found.trained_once.fillna(False))
+    if (trained.notna() & (trained != found.thg)).any():
+        rows.insert(4, "trained for", trained.map("{:g}".format, na_action="ignore").astype("string").fillna("-"))
     if found.chip_accuracy.notna().any():
         rows.insert(len(rows.columns) - 1, "read back", found.chip_accuracy)
     return rows.assign(**{"differs in": differ}) if (differ != "").any() else rows
@@ -87,13 +91,19 @@ def _attacked(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _weights(found: pd.DataFrame) -> pd.Series:
+    """What tells whose weights they are: the training; of given ones their digest; else the evaluation alone."""
+    digests = found.network_settings.map(lambda settings: json.loads(settings).get("weights"))
+    return found.training.fillna(digests.astype("string")).fillna(found.folder)
+
+
 def _over_thg(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
     """One panel per network and data set, with a line for each training, from its accuracy as programmed."""
     panels = sorted(found.groupby(["network", "dataset", "full_scale"]), key=lambda one: -len(one[1]))[:PANELS]
     figure = Figure(figsize=(7.0, 0.4 + 3.4 * len(panels) + _height_of_legend(styles)), layout="constrained")
     drawn = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, ((network, dataset, full_scale), of) in zip(drawn, panels, strict=True):
-        for _, own in of.groupby([of.training.fillna(""), "network_settings", "reference_settings"]):
+        for _, own in of.groupby([_weights(of), "network_settings", "reference_settings"]):
             by_thg = 100 * own.groupby("thg")[["attacked_accuracy", "certified_accuracy"]].min().astype(float)
             lowest = pd.Series({0.0: 100 * own.clean_accuracy.min()} | by_thg.attacked_accuracy.to_dict())
             line: dict[str, Any] = {"lw": 1, "ms": 5, "alpha": 0.75, "clip_on": False}

@@ -14,6 +14,7 @@ from worstcase.attacks.passes import gradient_over
 from worstcase.checks import number
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.noise import verified
 from worstcase.evaluation.measured import deviations_of
 from worstcase.objectives import margin, mean_distance, sigmoid_margin
 from worstcase.seeds import seeded
@@ -93,7 +94,10 @@ def reprogram(
     d = deviations_of(crossbar, chip, chip_holds)
     box = crossbar.box
     generator = seeded(seed, "programmed again", device=next(crossbar.parameters()).device)
-    fresh = box.sample("truncated_gaussian", generator)
+    if crossbar.has_one_bound:
+        fresh = box.sample("truncated_gaussian", generator)
+    else:
+        fresh = verified(box, crossbar.sigma(), generator)
     if order == "gain":
         rank = _by_gain(crossbar, training or loader, d)
     elif order == "deviation":

@@ -35,5 +35,7 @@ def evaluation_figures(record: Record) -> dict[str, Figure]:
         figures["accuracy_over_thg"] = accuracy_over_thg(pd.DataFrame(curve))
     for found in record.attacks:
         if found.distribution:
-            figures[f"monte_carlo-thg{found.thg:g}"] = monte_carlo(record, found)
+            name = f"monte_carlo-thg{found.thg:g}"
+            again = sum(other.startswith(name) for other in figures)
+            figures[f"{name}-{again + 1}" if again else name] = monte_carlo(record, found)
     return figures

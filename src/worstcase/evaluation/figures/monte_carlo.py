@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from worstcase.attacks.distribution import CONFIDENCE, kth_percentile
 from worstcase.evaluation.record import AttackRecord, Record
+from worstcase.found import at_most
 
 POINTS = 100  # of a convergence curve
 
@@ -66,9 +67,10 @@ def monte_carlo(record: Record, found: AttackRecord) -> Figure:
     right.set_ylabel(f"accuracy on the {record.reference} split (%)")
     right.legend(fontsize="small")
     right.grid(alpha=0.3)
+    unseen = at_most(distribution["unseen"])
     figure.suptitle(
         f"{record.model} on {record.dataset}, {size:,} chips ({distribution['sampler']}) at th_g = {found.thg:g}. "
-        f"With {CONFIDENCE:.0%} confidence, at most {distribution['unseen']:.2%} of chips are below the minimum",
+        f"With {CONFIDENCE:.0%} confidence, at most {unseen} of chips are below the minimum",
         fontsize="medium",
     )
     return figure
