@@ -34,7 +34,11 @@ def test_a_published_run_is_the_run(trained, published):
     assert one.record.attacks == other.record.attacks and one.record.git_commit == other.record.git_commit
 
 
-def test_it_names_no_folder_of_the_machine(trained, published):
+def test_it_names_no_folder_of_the_machine(trained, published, mine, tmp_path):
+    record = json.loads((mine / "results.json").read_text())
+    record["sweep"] = f"python -m src.train -m seed=0,1 hydra.sweep.dir={mine.parent}"
+    (mine / "results.json").write_text(json.dumps(record))
+    assert Record.load(zoo.publish(mine, "swept", tmp_path)).sweep == "python -m src.train -m seed=0,1"
     assert Record.load(published).config["data_dir"] == "data"
     assert str(trained.parent) not in (published / "results.json").read_text()
 

@@ -116,6 +116,9 @@ def _publish_record(record: Record, place: Path, copy: Path) -> None:
             settings["data_dir"] = "data"
     if record.source_run:
         record.config["run"] = record.source_run
+    if record.sweep:
+        words = shlex.split(record.sweep)
+        record.sweep = shlex.join(word for word in words if not word.startswith("hydra.sweep.dir="))
     record.save(copy)
 
 

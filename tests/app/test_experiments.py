@@ -345,6 +345,7 @@ def test_a_sweep_killed_twice_runs_only_what_is_missing_and_ends_as_an_undisturb
     assert folders == sorted(folder.relative_to(killed) for folder in finished()) and len(folders) == 6
     for folder in folders:
         first, second = (json.loads((root / folder / "results.json").read_text()) for root in (whole, killed))
+        assert first.pop("sweep").replace(str(whole), str(killed)) == second.pop("sweep")
         assert without_times(first) == without_times(second), folder
         assert folder.parts[-2] == first["method"]
         assert folder.name.startswith(f"thg{first['thg']:g}-seed{first['seed']}-")
