@@ -1,0 +1,33 @@
+"""Results in the documents are those of the records beside them."""
+
+import pandas as pd
+import pytest
+from commands import REPOSITORY
+
+from worstcase import results_frame
+from worstcase.paper import SECTIONS
+from worstcase.report.rows import as_csv
+
+DOCS = REPOSITORY / "docs"
+PUBLISHED = sorted(folder.name for folder in (DOCS / "records").iterdir())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_table_is_what_the_report_makes_of_the_records(name):
+    section = SECTIONS[name](results_frame([DOCS / "records" / name]))
+    assert as_csv(section.rows) == (DOCS / f"{name}.csv").read_bytes().decode()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_page_shows_the_table(name):
+    table = pd.read_csv(DOCS / f"{name}.csv")
+    page = (DOCS / "results.md").read_text()
+    for (method, attack), row in table.groupby(["method", "attack"]):
+        numbers = " | ".join(f"{mean:.1f}" for mean in row.sort_values("th_g")["mean"])
+        assert f"| `{method}` | {attack} | {numbers} |" in page
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_records_name_no_folder_of_a_machine(name):
+    for record in (DOCS / "records" / name).rglob("results.json"):
+        assert '"/' not in record.read_text()
