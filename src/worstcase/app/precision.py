@@ -26,7 +26,5 @@ def warn_of_slow_bfloat16(settings: dict[str, Any], device: str) -> None:
     slow = [f"trainer.precision={precision}"] if str(precision).startswith("bf16") else []
     slow += ["search_dtype=bfloat16"] if settings["search_dtype"] else []
     if slow:
-        message = (
-            "%s: this processor has no AVX-512, so bfloat16 is much slower than float32; leave it out"
-        )
+        message = "%s: this processor has no AVX-512, so bfloat16 is much slower than float32; leave it out"
         log.warning(message, " ".join(slow))
