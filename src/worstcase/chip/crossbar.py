@@ -207,11 +207,10 @@ class Crossbar(nn.Module):
                 takes their place.
         """
         before = self._devices
-        is_number = isinstance(thg, Real) or (isinstance(thg, Tensor) and thg.ndim == 0)
-        if self.has_one_bound or not is_number:
+        if self.has_one_bound or not (isinstance(thg, Real) or (isinstance(thg, Tensor) and thg.ndim == 0)):
             self.thg = thg
-        elif float(thg) != self.thg:  # type: ignore[arg-type]
-            self._devices = self._devices.scaled_to(float(thg))  # type: ignore[arg-type]
+        elif (number := float(thg)) != self.thg:
+            self._devices = self._devices.scaled_to(number)
         try:
             yield
         finally:

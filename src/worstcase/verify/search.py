@@ -205,11 +205,12 @@ def tolerance(
     shared: dict[str, Shared] = {}
     not_shared = "it was not asked for" if not where else not_countable(crossbar)
     most = _pulses_at(broken / (1 + precision), crossbar, programming) if broken else 0.0
-    if not not_shared and most is None:
-        not_shared = "a weight whose th_g is 0 takes endless pulses"
-    elif not not_shared and most is not None and most < (1 + precision) * programming.devices:
-        not_shared = "about one pulse a device is enough for th_g as it is said"
-    if not not_shared and most is not None:
+    if not not_shared:
+        if most is None:
+            not_shared = "a weight whose th_g is 0 takes endless pulses"
+        elif most < (1 + precision) * programming.devices:
+            not_shared = "about one pulse a device is enough for th_g as it is said"
+    if most is not None and not not_shared:
         options: dict[str, Any] = {
             "training": training,
             "attack": attack,
@@ -233,8 +234,8 @@ def tolerance(
         broken_chip=attacks.chip,
         broken_accuracy=attacks.accuracy_of_chip,
         pulses={
-            end: _pulses_at(thg, crossbar, programming) if thg else None
-            for end, thg in (("proven", proven), ("broken", broken))
+            "proven": _pulses_at(proven, crossbar, programming) if proven else None,
+            "broken": _pulses_at(broken, crossbar, programming) if broken else None,
         },
         attacks=sorted(attacks.found, key=lambda found: found.thg),
         certificates=sorted(proofs, key=lambda proof: proof.thg),

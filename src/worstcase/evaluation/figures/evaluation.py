@@ -36,6 +36,6 @@ def evaluation_figures(record: Record) -> dict[str, Figure]:
     for found in record.attacks:
         if found.distribution:
             name = f"monte_carlo-thg{found.thg:g}"
-            again = sum(other.startswith(name) for other in figures)
+            again = sum(other == name or other.startswith(f"{name}-") for other in figures)
             figures[f"{name}-{again + 1}" if again else name] = monte_carlo(record, found)
     return figures
