@@ -141,6 +141,7 @@ def test_given_weights_have_no_training_seed(tmp_path):
     sections, _ = report(tmp_path, given)
     rows = sections[0].rows
     assert set(zip(rows.method, rows.seed, strict=True)) == {("given weights", "-")}
+    assert sections[0].seeds == "given weights"
 
 
 def test_text_from_a_record_stays_text_on_the_page(tmp_path):

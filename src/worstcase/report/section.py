@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
+from worstcase.report.rows import GIVEN
+
 UNITS = {"layer_max": "th_g is in units of each layer's largest weight", "unit": "th_g is in weight units"}
 
 
@@ -32,8 +34,8 @@ class Section:
 
     @property
     def seeds(self) -> str:
-        numbers = sorted(self.runs.seed.dropna().unique())
-        return f"{len(numbers)} seeds ({', '.join(map(str, numbers))})" if len(numbers) > 1 else "1 seed"
+        numbers = ", ".join(map(str, found := sorted(self.runs.seed.dropna().unique())))
+        return f"{len(found)} seeds ({numbers})" if len(found) > 1 else f"seed {numbers}" if found else GIVEN
 
     @property
     def convention(self) -> str:
