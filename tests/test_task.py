@@ -5,7 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from worstcase.task import check, decisions, form, inputs_and_labels, joined, right_answers, split, taken
+from worstcase.task import (
+    check,
+    decisions,
+    form,
+    inputs_and_labels,
+    joined,
+    refuse_one_hot,
+    right_answers,
+    split,
+    taken,
+)
 
 
 def checked(outputs, labels):
@@ -55,14 +65,14 @@ def test_each_token_is_a_decision():
     assert checked(logits, labels)[0].shape == (10, 30) and share(logits, labels) == 1
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 1, 4, 4), (6, 5)])
+@pytest.mark.parametrize("shape", [(6,), (6, 1), (6, 1, 4, 4), (6, 5), (6, 5, 4)])
 def test_one_logit_a_label_means_one_from_above_zero(shape):
     logits = torch.randn(shape)
     for labels in (logits > 0, (logits > 0).float(), (logits > 0).long()):
         labels = labels.clone()
-        if shape == (6, 5):
-            labels[0] = 1 - labels[0].int()  # not one-hot by chance
-            assert share(logits, labels) == 25 / 30
+        if shape[1:2] == (5,):
+            labels[0] = 1 - labels[0].int()
+            assert share(logits, labels) == 5 / 6
         else:
             assert share(logits, labels) == 1
     if shape[1:] and shape[1] == 1:
@@ -77,7 +87,6 @@ def test_one_logit_a_label_means_one_from_above_zero(shape):
     [
         (torch.randn(9, 3), torch.randn(9), "labels of torch.float32: give each the number of its class"),
         (torch.randn(9, 3), torch.rand(9, 3), "every label must be 0 or 1"),
-        (torch.randn(9, 3), torch.eye(3)[torch.arange(9) % 3], "the labels are one-hot"),
         (torch.randn(9, 1), torch.randn(9), "every label must be 0 or 1"),
         (torch.randn(9), torch.arange(9), "every label must be 0 or 1"),
         (torch.randn(9, 3), torch.arange(9) % 3 + 1, "each label must be 0 to 2, but one is 3"),
@@ -93,6 +102,27 @@ def test_anything_else_is_one_clear_error(outputs, labels, message):
         check(outputs, labels)
     assert "label" in str(error.value) or "network" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+ONE_HOT = torch.eye(3)[torch.arange(24) % 3]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [ONE_HOT, ONE_HOT.view(2, 12, 3), ONE_HOT.view(2, 3, 4, 3).movedim(-1, 1).contiguous()],
+    ids=["classes", "tokens", "pixels"],
+)
+def test_one_hot_labels_are_told_from_several_labels_a_sample_by_a_whole_pass(labels):
+    for part in (1, 2):
+        found = [check(torch.randn(batch.shape), batch) for batch in labels.split(part)]
+        with pytest.raises(ValueError, match=r"the labels are one-hot: give the number of each class"):
+            refuse_one_hot(found)
+    more = labels.clone()
+    more[-1] = 1  # the last sample has all labels
+    refuse_one_hot([check(torch.randn(batch.shape), batch) for batch in more.split(1)])
+    unknown = labels.clone()
+    unknown[unknown == 0] = -100  # one is known of each sample, and the others may be
+    refuse_one_hot([check(torch.randn(labels.shape), unknown)])
 
 
 def test_batches_of_dicts_and_tuples_are_taken_apart_and_joined_like_tensors():

@@ -9,7 +9,7 @@ What counts right answers, or follows a gradient towards wrong ones, sees decisi
 | (N, C, ...) | (N, ...) | one a pixel |
 | (N, ..., C) | (N, ...) | one a token |
 | (N,), (N, 1), (N, 1, ...) | (N, ...) or the same, of 0 and 1 | one logit for two classes |
-| (N, L) | (N, L) of 0 and 1 | L labels a sample, each with a logit |
+| (N, L), (N, L, ...), (N, ..., L) | the same, of 0 and 1 | L labels a sample, pixel or token, each with a logit |
 
 Labels of -100 are left out where a sample has several decisions, as are labels of 255 beside fewer classes.
 """
@@ -27,7 +27,7 @@ Inputs = Any
 Loader = Iterable[Any]
 """Batches (inputs, labels), or dicts with labels, iterable again and again."""
 IGNORED = (-100, 255)  # PyTorch's, and the void of segmentation masks
-ONE_HOT = 8  # samples, that labels of one 1 each are no chance
+ONE_HOT = 8  # samples (pixels, tokens), that labels of one 1 each are no chance
 EXPECTED = (
     "expected outputs (N, C) with labels (N,), (N, C, ...) or (N, ..., C) with (N, ...), or one logit for each "
     "label of 0 or 1"
@@ -110,8 +110,11 @@ def decisions(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits[kept], labels[kept]
 
 
-def check(outputs: Any, labels: Tensor) -> None:
+def check(outputs: Any, labels: Tensor) -> int:
     """Make sure that a network's outputs and the labels of a batch belong together; waits for the device.
+
+    Returns:
+        How many one-hot labels the batch has, or 0 if some are not: for `refuse_one_hot`.
 
     Raises:
         ValueError: they do not.
@@ -125,16 +128,31 @@ def check(outputs: Any, labels: Tensor) -> None:
             raise ValueError(
                 f"with an output for each label, every label must be 0 or 1, but one is {other[0]}; {EXPECTED}"
             )
-        one_hot = labels.ndim == 2 and labels.shape[1] > 1 and len(labels) >= ONE_HOT
-        if one_hot and bool((labels.sum(1) == 1).all()):
-            raise ValueError("the labels are one-hot: give each sample the number of its class, labels.argmax(1)")
-        return
+        several = labels.ndim > 1 and labels.shape[1] > 1 and bool(((flat == 0) | (flat == 1)).all())
+        for dim in (1, -1) if several else ():
+            if bool((labels.sum(dim) == 1).all()):
+                return labels.numel() // labels.shape[dim]
+        return 0
     classes = logits.shape[1]
     wrong = answers[(answers < 0) | (answers >= classes)]
     if len(wrong):
         raise ValueError(
             f"the network gives {classes} classes, so each label must be 0 to {classes - 1}, but one is {wrong[0]}"
         )
+    return 0
+
+
+def refuse_one_hot(found: Sequence[int]) -> None:
+    """Tell one-hot labels from several labels a sample, which have the same shape.
+
+    Args:
+        found: what `check` returned for each batch of a pass.
+
+    Raises:
+        ValueError: all labels of the pass are one-hot, and there are eight or more.
+    """
+    if all(found) and sum(found) >= ONE_HOT:
+        raise ValueError("the labels are one-hot: give the number of each class, labels.argmax over the classes")
 
 
 def right_answers(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from answers import run
 from torch import nn
 
 from worstcase import Crossbar, attacks, evaluate
+from worstcase.attacks.passes import accuracy
 from worstcase.chip.crossbar import evaluating
 from worstcase.methods import UniversalAT, Vanilla
 
@@ -67,6 +68,18 @@ def test_one_logit_for_each_label(outputs):
         assert result.clean_accuracy == 1 and 0 <= result.attacked_accuracy < 1
     with evaluating(net):
         assert Vanilla(Crossbar(net, 0.3), num_classes=2).training_loss(x, labels).isfinite()
+
+
+def test_one_hot_labels_are_refused_whatever_the_batches_and_the_shape():
+    x, answers = torch.randn(16, 5, 6), torch.randint(0, 3, (16, 5))
+    one_hot = nn.functional.one_hot(answers, 3).float()
+    for images, labels in ((x, one_hot), (x[:, 0], one_hot[:, 0])):
+        batches = list(zip(images.split(4), labels.split(4), strict=True))
+        for attack in (attacks.MonteCarlo(instances=2), attacks.FLWC()):
+            with pytest.raises(ValueError, match="the labels are one-hot"):
+                attack(Crossbar(nn.Linear(6, 3), 0.05), batches, progress=False)
+        with pytest.raises(ValueError, match="the labels are one-hot"):
+            accuracy(Crossbar(nn.Linear(6, 3), 0.05), batches)
 
 
 @pytest.mark.parametrize(

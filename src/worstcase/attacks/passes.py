@@ -11,7 +11,16 @@ from worstcase.attacks.gradient import gradient
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.objectives import Objective
-from worstcase.task import Inputs, Loader, check, decisions, inputs_and_labels, of_each, right_answers
+from worstcase.task import (
+    Inputs,
+    Loader,
+    check,
+    decisions,
+    inputs_and_labels,
+    of_each,
+    refuse_one_hot,
+    right_answers,
+)
 
 
 def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
@@ -34,15 +43,17 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
         ValueError: there are no samples, or labels and outputs do not belong together.
     """
     correct = made = 0
+    one_hot: list[int] = []
     with evaluating(crossbar):
         for inputs, labels in on_its_device(crossbar, loader):
             outputs = crossbar(inputs, perturbation)
-            check(outputs, labels)
+            one_hot.append(check(outputs, labels))
             logits, answers = decisions(outputs, labels)
             correct += int(right_answers(logits, answers).sum())
             made += len(answers)
     if not made:
         raise ValueError("there are no samples to score")
+    refuse_one_hot(one_hot)
     return correct / made
 
 
@@ -52,6 +63,9 @@ def gradient_over(
     """The gradient in a perturbation of an objective's sum over some data, and the number of decisions.
 
     Also where the caller has switched gradients off. Cost: one forward and one backward pass.
+
+    Raises:
+        ValueError: there are no samples, as in an iterator that was gone through.
     """
     made = 0
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
@@ -62,4 +76,6 @@ def gradient_over(
             made += len(answers)
             for name, g in found.items():
                 total[name] += g
+    if not made:
+        raise ValueError("there are no samples to follow the gradient of; give a list or a DataLoader")
     return total, made

@@ -17,7 +17,7 @@ from worstcase.attacks.reference_set import ReferenceSet
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import Objective
-from worstcase.task import Inputs, Loader, check, decisions, right_answers
+from worstcase.task import Inputs, Loader, check, decisions, refuse_one_hot, right_answers
 
 
 class Search:
@@ -87,11 +87,12 @@ class Search:
         """
         correct: int | Tensor = 0
         given: int | Tensor = 0  # how often each answer was
+        one_hot: list[int] = []
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
             outputs = self.crossbar(inputs, perturbation)
             if not self.history:  # once for all passes, since looking at the labels waits for the device
-                check(outputs, labels)
+                one_hot.append(check(outputs, labels))
             logits, answers = decisions(outputs, labels)
             correct += right_answers(logits, answers).sum()
             counts = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
@@ -101,6 +102,8 @@ class Search:
             mini_batches += 1
         if not made:
             raise ValueError("the reference set has no samples")
+        if one_hot:
+            refuse_one_hot(one_hot)
         assert isinstance(given, Tensor)
         self.samples, self.decisions, self.mini_batches, self.classes = (
             samples,
