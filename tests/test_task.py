@@ -125,6 +125,12 @@ def test_one_hot_labels_are_told_from_several_labels_a_sample_by_a_whole_pass(la
     refuse_one_hot([check(torch.randn(labels.shape), unknown)])
 
 
+@pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3), "n": [1, 3]}, (torch.ones(2, 3), [1, 3])])
+def test_a_list_with_an_entry_for_each_sample_is_refused(batch):
+    with pytest.raises(ValueError, match="is a list with an entry for each sample; make it a tensor"):
+        inputs_and_labels((batch, torch.zeros(2)))
+
+
 def test_batches_of_dicts_and_tuples_are_taken_apart_and_joined_like_tensors():
     x, ids, labels = torch.randn(10, 3), torch.arange(20).view(10, 2), torch.arange(10)
     for batch in ({"x": x, "ids": ids, "scale": torch.ones(()), "labels": labels}, ([x, ids], labels)):

@@ -38,7 +38,8 @@ def inputs_and_labels(batch: Any) -> tuple[Inputs, Tensor]:
     """A batch in two: (inputs, labels), or a dict whose ``labels`` are its labels.
 
     Raises:
-        ValueError: it is neither, or its labels are not a tensor with a label for each input.
+        ValueError: it is neither, its labels are not a tensor with a label for each input, or other inputs of its
+            samples are in a list, which cannot be cut.
 
     Example:
         >>> inputs_and_labels({"input_ids": torch.tensor([[7, 8]]), "labels": torch.tensor([1])})
@@ -63,10 +64,14 @@ def inputs_and_labels(batch: Any) -> tuple[Inputs, Tensor]:
         raise ValueError(f"{needed}, but its inputs are a {type(inputs).__name__}; make them a tensor")
     if not isinstance(labels, Tensor):
         raise ValueError(f"{needed}, but its labels are a {type(labels).__name__}; make them a tensor")
-    if labels.is_complex() or labels.ndim == 0 or len(labels) != samples_in(inputs):
+    samples = samples_in(inputs)
+    parts = inputs if isinstance(inputs, dict) else dict(enumerate(inputs)) if isinstance(inputs, tuple) else {}
+    for key, part in parts.items():
+        if isinstance(part, list) and len(part) == samples > 1 and not tensors_in(part):
+            raise ValueError(f"the batch's {key} is a list with an entry for each sample; make it a tensor")
+    if labels.is_complex() or labels.ndim == 0 or len(labels) != samples:
         raise ValueError(
-            f"{needed}, but there are {samples_in(inputs)} inputs and {labels.dtype} labels of shape "
-            f"{tuple(labels.shape)}"
+            f"{needed}, but there are {samples} inputs and {labels.dtype} labels of shape {tuple(labels.shape)}"
         )
     return inputs, labels
 

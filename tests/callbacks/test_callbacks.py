@@ -71,5 +71,5 @@ def test_attacks_in_a_mapping_run_in_order_and_none_is_skipped():
     assert WorstCaseAtTest({"first": first, "none": None, "last": last}).attacks == [first, last]
     with pytest.raises(ValueError, match="diagnosis=long: must be short, full"):
         WorstCaseAtTest([first], diagnosis="long")
-    with pytest.raises(ValueError, match="search_dtype=half: must be bfloat16"):
+    with pytest.raises(ValueError, match="search_dtype='half': must be 'bfloat16'"):
         WorstCaseAtTest([first], search_dtype="half")

@@ -8,12 +8,12 @@ import torch
 from commands import run
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import worstcase
 from worstcase import Crossbar, attacks, load_run
 from worstcase.attacks import passes
 from worstcase.evaluation.record import Record
-from worstcase.models import LeNet
 
 
 def numbers(record):
@@ -238,23 +238,41 @@ def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
     shutil.rmtree(tmp_path / "new")
 
 
+class Unused(attacks.FLWC):
+    """Follows gradients of half of the samples at most."""
+
+    def search(self, run):
+        assert run.samples == 50, "the attack ran"
+        super().search(run)
+
+
+def shuffled():
+    data = TensorDataset(torch.randn(100, 1, 6, 6), torch.arange(100) % 3)
+    return DataLoader(data, batch_size=50, shuffle=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"attacks": []}, "attacks="),
-        ({"thgs": []}, "thgs="),
-        ({"thgs": [0.1, -1]}, "thg=-1"),
+        ({"attacks": [Unused(), attacks.LWC]}, r"attacks: give objects, such as attacks\.FLWC\(\), not <class"),
+        ({"attacks": [Unused(), attacks.FLWC(objective="into_class:99")]}, "into_class:99"),
+        ({"attacks": Unused(), "thgs": []}, "thgs="),
+        ({"attacks": Unused(), "thgs": [0.1, -1]}, "thg=-1"),
+        ({"attacks": Unused(), "thgs": [0.1, 3.0]}, "3"),
+        ({"attacks": Unused(), "seed": 2**32}, "seed=4294967296"),
+        ({"attacks": Unused(), "heldout": True, "loader": shuffled()}, "shuffling with heldout=True"),
         ({"diagnosis": "long"}, "diagnosis=long: must be short, full, or None"),
         ({"certificate": "exact"}, "certificate=exact: must be auto, interval, linear, or None"),
     ],
 )
-def test_bad_settings_are_refused(small_batches, options, message):
-    net = LeNet()
+def test_bad_settings_are_refused_before_any_work(small_net, small_batches, options, message):
+    options = {"loader": small_batches, **options}
     with pytest.raises(ValueError, match=message):
-        worstcase.evaluate(Crossbar(net, 0.1), small_batches, progress=False, **options)
+        worstcase.evaluate(Crossbar(small_net, 0.1), progress=False, **options)
 
 
-def test_an_attack_starts_from_the_smaller_th_gs_chip_and_the_lowest_is_diagnosed(small_net, small_loader):
+def test_the_smaller_th_gs_chip_counts_too_and_the_lowest_is_diagnosed(small_net, small_loader):
     crossbar = Crossbar(small_net, 0.1)
     two = [attacks.FLWC(steps=2), attacks.LWC(epochs=2)]
     result = worstcase.evaluate(crossbar, small_loader, two, thgs=[0.3, 0.0, 0.1], progress=False)

@@ -93,3 +93,5 @@ def test_what_is_wrong_is_said():
         reprogram(crossbar, data, {}, 1.0)
     with pytest.raises(ValueError, match="accuracy=95"):
         reprogram(crossbar, data, {"weight": torch.zeros(3, 3)}, 95)
+    with pytest.raises(ValueError, match="the data can be gone through only once; give a list or a DataLoader"):
+        reprogram(crossbar, data, {"weight": -torch.ones(3, 3)}, 1.0, training=iter(data))

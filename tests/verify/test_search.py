@@ -125,6 +125,25 @@ def test_the_network_must_have_the_accuracy_to_begin_with():
         tolerance(crossbar, data, 95, progress=False)
 
 
+class Unused(attacks.FLWC):
+    def search(self, run):
+        raise AssertionError("the attack ran")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"certificate": "crown"}, "certificate='crown': must be 'interval', 'linear', or None"),
+        ({"programming": {"sigma": 0.1}}, "must be a Programming"),
+        ({"where": True, "training": iter([])}, "gone through only once"),
+        ({"where": True, "training": [(torch.ones(1, 2), torch.tensor([3]))]}, "each label must be 0 to 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        tolerance(*linear([[2.0, 1.0]]), 1.0, attack=Unused(), progress=False, **options)
+
+
 def test_pulses_are_shared_out_where_it_is_asked_for():
     images = [[1.0, 0.1], [2.0, 0.2]]
     options = {"attack": EXACT, "precision": 0.02, "programming": Programming(sigma=1.0), "progress": False}

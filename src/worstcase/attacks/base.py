@@ -158,4 +158,4 @@ def check_search_dtype(search_dtype: str | None) -> None:
         ValueError: it is anything else.
     """
     if search_dtype not in (None, "bfloat16"):
-        raise ValueError(f"search_dtype={search_dtype}: must be bfloat16, or None for the network's own")
+        raise ValueError(f"search_dtype={search_dtype!r}: must be 'bfloat16', or None for the network's own")

@@ -27,8 +27,11 @@ def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, 
     """The batches where the crossbar is: inputs, and labels.
 
     Raises:
-        ValueError: a batch is not inputs and labels, see `worstcase.task.inputs_and_labels`.
+        ValueError: a batch is not inputs and labels, see `worstcase.task.inputs_and_labels`; or the data can be
+            gone through only once.
     """
+    if isinstance(loader, Iterator):
+        raise ValueError("the data can be gone through only once; give a list or a DataLoader")
     device = next(crossbar.parameters()).device
     for batch in loader:
         inputs, labels = inputs_and_labels(batch)
@@ -57,15 +60,25 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
     return correct / made
 
 
+@torch.no_grad()
+def classes_of(crossbar: Crossbar, loader: Loader) -> int:
+    """The number of classes that a network decides among, by the first batch.
+
+    Raises:
+        ValueError: there is none, or labels and outputs do not belong together.
+    """
+    with evaluating(crossbar):
+        for inputs, labels in on_its_device(crossbar, loader):
+            return decisions(crossbar(inputs), labels)[0].shape[1]
+    raise ValueError("the reference set has no samples")
+
+
 def gradient_over(
     crossbar: Crossbar, loader: Loader, objective: Objective, perturbation: Perturbation
 ) -> tuple[dict[str, Tensor], int]:
     """The gradient in a perturbation of an objective's sum over some data, and the number of decisions.
 
     Also where the caller has switched gradients off. Cost: one forward and one backward pass.
-
-    Raises:
-        ValueError: there are no samples, as in an iterator that was gone through.
     """
     made = 0
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
@@ -76,6 +89,4 @@ def gradient_over(
             made += len(answers)
             for name, g in found.items():
                 total[name] += g
-    if not made:
-        raise ValueError("there are no samples to follow the gradient of; give a list or a DataLoader")
     return total, made

@@ -44,8 +44,9 @@ class ReferenceSet:
         self._passes += 1
         if self._passes > 1 and (samples != before[0] or abs(total - before[1]) > 1e-9 * abs(total)):
             raise ValueError(
-                "the reference set changes from pass to pass (random augmentation, or shuffling that drops the "
-                "last batch?): attacks are scored on the data that they search with; give data that stay the same"
+                "the reference set changes from pass to pass (random augmentation, shuffling that drops the last "
+                "batch, or shuffling with heldout=True?): attacks are scored on the data that they search with; "
+                "give data that stay the same"
             )
 
 

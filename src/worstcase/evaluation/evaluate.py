@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
+from worstcase.attacks.passes import classes_of
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
+from worstcase.checks import check_seed
 from worstcase.chip.crossbar import Crossbar
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.evaluation import Evaluation
@@ -25,9 +27,9 @@ PASSES_OF_LINEAR = 100  # that linear bounds take at most, about
 def evaluate(
     crossbar: Crossbar,
     loader: Loader,
-    attacks: Sequence[Attack] | None = None,
+    attacks: Attack | Sequence[Attack] | None = None,
     *,
-    thgs: Sequence[float] | None = None,
+    thgs: float | Sequence[float] | None = None,
     chip: Mapping[str, Any] | None = None,
     chip_holds: str = "deviations",
     heldout: bool = False,
@@ -35,7 +37,7 @@ def evaluate(
     certificate: str | None = "auto",
     up_to: bool = False,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
     search_dtype: str | None = None,
 ) -> Evaluation:
@@ -46,15 +48,16 @@ def evaluate(
     Args:
         crossbar: the network; its th_g bounds the attacks, and is the same afterwards.
         loader: the reference set, batches (inputs, labels), the same in each pass; attacks minimise the accuracy
-            over all of them.
+            over all of them. To get the same numbers again, also the order has to be the same.
         attacks: each is run at each th_g; None: the ensemble.
-        thgs: in any order; each attack starts at a th_g from what it found at the next smaller one. Tolerances
-            that differ by conductance or array are scaled, see `Crossbar.bounded_by`. None: the crossbar's own.
+        thgs: in any order; at each th_g the chip that an attack found at the next smaller one counts too.
+            Tolerances that differ by conductance or array are scaled, see `Crossbar.bounded_by`. None: the
+            crossbar's own.
         chip: what was read back from a real chip, by array, in weight units, as tensors or NumPy arrays: scored
             too, and held against the box of the largest th_g, wherever it is.
         chip_holds: ``deviations`` from the programmed weights, or ``weights``: see
             `worstcase.evaluation.measured.measure`.
-        heldout: also attack one half of the reference set and score the other.
+        heldout: also attack one half of the reference set, before the whole, and score the other.
         diagnosis: of the worst chip at the largest th_g: ``short``, ``full`` (which also attacks some of the
             weights alone), or None.
         certificate: what proves an accuracy that no chip is below, at each th_g: ``interval`` or ``linear``, see
@@ -85,14 +88,13 @@ def evaluate(
         >>> result.certified_accuracy, result.attacked_accuracy, result.clean_accuracy
         (0.5, 0.5, 1.0)
     """
-    attacks = list(attacks) if attacks is not None else [Ensemble()]
-    if not attacks:
-        raise ValueError("attacks=[]: must be one or more, or None for the ensemble")
+    attacks = _each(attacks, Ensemble())
+    bounds = sorted(set(_each(thgs, crossbar.thg)))
+    _check(crossbar, loader, attacks, bounds)
     check_diagnosis(diagnosis)
     check_certificate(certificate)
-    bounds = sorted(set(thgs)) if thgs is not None else [crossbar.thg]
-    if not bounds:
-        raise ValueError("thgs=[]: must be one or more, or None for the crossbar's own")
+    check_seed("seed", seed)
+    folder = None if folder is None else Path(folder)
     read = None
     if chip is not None:
         with crossbar.bounded_by(bounds[-1]):
@@ -105,10 +107,9 @@ def evaluate(
         for thg in bounds:
             with crossbar.bounded_by(thg):
                 place = state / f"thg{thg:g}" if state and len(bounds) > 1 else state
+                halves = attack_one_half(attack, crossbar, loader, **options) if heldout else (None, None)
                 one = attack(crossbar, loader, start=start, folder=place, **options)
-                if heldout:
-                    halves = attack_one_half(attack, crossbar, loader, **options)
-                    one.attacked_half_accuracy, one.heldout_accuracy = halves
+                one.attacked_half_accuracy, one.heldout_accuracy = halves
             found.append(one)
             start = one.perturbation
     with crossbar.bounded_by(bounds[-1]):
@@ -136,6 +137,29 @@ def evaluate(
     if read:
         flags += of_a_chip(read.accuracy, read.failed, found)
     return Evaluation(crossbar, found, flags, explained, read, proven, why_not, largest)
+
+
+def _each(given: Any, usual: Any) -> list[Any]:
+    if given is None:
+        return [usual]
+    return [given] if isinstance(given, Attack | int | float) else list(given)
+
+
+def _check(crossbar: Crossbar, loader: Loader, attacks: Sequence[Attack], bounds: Sequence[float]) -> None:
+    """Make sure, before any work, that each attack fits the network's classes and each th_g its devices."""
+    if not attacks:
+        raise ValueError("attacks=[]: must be one or more, or None for the ensemble")
+    if odd := [one for one in attacks if not isinstance(one, Attack)]:
+        raise ValueError(f"attacks: give objects, such as attacks.FLWC(), not {odd[0]!r}")
+    if not bounds:
+        raise ValueError("thgs=[]: must be one or more, or None for the crossbar's own")
+    for thg in bounds:
+        with crossbar.bounded_by(thg):
+            _ = crossbar.box
+    if len(attacks) > 1:
+        classes = classes_of(crossbar, loader)
+        for attack in attacks:
+            attack.check_classes(classes)
 
 
 def _certificate(crossbar: Crossbar, loader: Loader, method: str, spent: float) -> Certificate:

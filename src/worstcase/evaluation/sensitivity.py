@@ -32,7 +32,7 @@ def damage_by_layer(
 
     Returns:
         By array: ``accuracy_of_its_part``, the accuracy with only its part of the perturbation; and
-        ``lowest_alone``, the lowest that the ensemble finds from there when only this array may move.
+        ``lowest_alone``, the lowest of that and of what the ensemble finds when only this array may move.
 
     Cost: at most ``budget`` passes per array.
     """
@@ -62,9 +62,9 @@ def selective_write_verify(
 ) -> list[dict[str, float]]:
     """How far the most important weights alone lower the accuracy, and how far all others do if these are exact.
 
-    `importance` ranks the weights. Sets are nested, and an attack starts from the stronger of two perturbations:
-    the given one's part, and what the next smaller set found. So with more movable weights the accuracy is never
-    higher.
+    `importance` ranks the weights. Sets are nested, and the stronger of two perturbations counts beside what the
+    attack finds: the given one's part, and that of the next smaller set. So with more movable weights the accuracy
+    is never higher.
 
     Args:
         shares: of the weights, 0..1, in rising order.

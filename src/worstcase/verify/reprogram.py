@@ -99,7 +99,7 @@ def reprogram(
     else:
         fresh = verified(box, crossbar.sigma(), generator)
     if order == "gain":
-        rank = _by_gain(crossbar, training or loader, d)
+        rank = _by_gain(crossbar, loader if training is None else training, d)
     elif order == "deviation":
         tiny = torch.finfo(torch.float32).tiny
         rank = _ranks({name: one.abs() / box.reach[name].clamp_min(tiny) for name, one in d.items()})

@@ -133,9 +133,9 @@ def tolerance(
 ) -> ToleranceSearch:
     """Find how tight write-verify has to be for a network to keep an accuracy on every chip.
 
-    Both ends are found by bisection, to the precision. An attack starts from the worst chip that was found at the
-    next smaller th_g; a chip that breaks the accuracy is shrunk towards the weights as programmed for as long as
-    it does, which costs a forward pass each time.
+    Both ends are found by bisection, to the precision. The worst chip that was found at the next smaller th_g
+    counts too; a chip that breaks the accuracy is shrunk towards the weights as programmed for as long as it does,
+    which costs a forward pass each time.
 
     Args:
         crossbar: the network; its th_g is where the search begins, and is the same afterwards.
@@ -170,6 +170,11 @@ def tolerance(
     """
     number("accuracy", accuracy, above=0, high=1)
     number("precision", precision, above=0)
+    if certificate not in (None, "interval", "linear"):
+        raise ValueError(f"certificate={certificate!r}: must be 'interval', 'linear', or None")
+    programming = Programming() if programming is None else programming
+    if not isinstance(programming, Programming):
+        raise ValueError(f"programming={programming!r}: must be a Programming, or None")
     clean = accuracy_of(crossbar, loader)
     if clean < accuracy:
         raise ValueError(f"accuracy={accuracy:g}: the network as programmed has {clean:.4g}; ask for that at most")
@@ -177,6 +182,8 @@ def tolerance(
         raise ValueError("thg=0: the search begins at the crossbar's th_g, which must be above 0")
     if crossbar.stuck:
         raise ValueError("the search scales th_g, which it cannot where weights may be stuck")
+    if where and training is not None:
+        accuracy_of(crossbar, training)  # sees that it can be used
     first, limit = crossbar.thg, _limit(crossbar)
     attacks = _Attacks(crossbar, loader, attack or Ensemble(), accuracy, seed, progress)
     broken = attacks.search(first, limit, precision)
@@ -201,7 +208,6 @@ def tolerance(
             )
         except Unsupported as error:
             why_not = f"not supported: {error}"
-    programming = programming or Programming()
     shared: dict[str, Shared] = {}
     not_shared = "it was not asked for" if not where else not_countable(crossbar)
     most = _pulses_at(broken / (1 + precision), crossbar, programming) if broken else 0.0
@@ -265,7 +271,7 @@ def _pulses_at(thg: float, crossbar: Crossbar, programming: Programming) -> floa
 
 
 class _Attacks:
-    """Attacks at several th_g, each of which starts from what the next smaller one found."""
+    """Attacks at several th_g, for each of which what the next smaller one found counts too."""
 
     def __init__(
         self, crossbar: Crossbar, loader: Loader, attack: Attack, accuracy: float, seed: int, progress: bool

@@ -163,7 +163,7 @@ def tightened(
         True
     """
     whole("rounds", rounds, least=0)
-    sharing = Sharing(crossbar, training or loader, by, programming)
+    sharing = Sharing(crossbar, loader if training is None else training, by, programming)
     tolerances = sharing.tolerances(pulses)
     if by not in OURS or not rounds:
         return tolerances
@@ -215,7 +215,7 @@ def cheapest(
     """
     number("accuracy", accuracy, above=0, high=1)
     number("precision", precision, above=0)
-    sharing = Sharing(crossbar, training or loader, by, programming)
+    sharing = Sharing(crossbar, loader if training is None else training, by, programming)
     devices = sharing.programming.devices
     number("most", most, above=devices, also="a weight: each device takes one or more")
     attack = attack or Ensemble()
