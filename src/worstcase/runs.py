@@ -145,7 +145,7 @@ def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
     inputs, labels = of_each(lambda t: t.to(device), taken(inputs, slice(2))), labels[:2].to(device)
     size = ", ".join("x".join(map(str, t.shape[1:])) or "one number" for t in tensors_in(inputs))
     try:
-        with evaluating(crossbar), torch.no_grad():
+        with evaluating(crossbar), torch.enable_grad():  # a graph, for check
             outputs = run(crossbar.net, {}, of_each(Tensor.clone, inputs))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"the network does not take inputs of {size}: {str(error).splitlines()[0]}") from None

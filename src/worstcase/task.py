@@ -27,6 +27,7 @@ Inputs = Any
 Loader = Iterable[Any]
 """Batches (inputs, labels), or dicts with labels, iterable again and again."""
 IGNORED = (-100, 255)  # PyTorch's, and the void of segmentation masks
+SHAPES_ONLY = ("Squeeze", "Unsqueeze", "View", "UnsafeView", "Reshape", "Transpose", "Permute", "Select", "ToCopy")
 ONE_HOT = 8  # samples (pixels, tokens), that labels of one 1 each are no chance
 EXPECTED = (
     "expected outputs (N, C) with labels (N,), (N, C, ...) or (N, ..., C) with (N, ...), or one logit for each "
@@ -105,7 +106,11 @@ def decisions(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         first = len(shape) > 2 and shape[:1] + shape[2:] == of_labels
         last = len(shape) > 2 and shape[:-1] == of_labels
         if first == last:
-            why = "the classes may be in the second or in the last place" if first else EXPECTED
+            why = (
+                "the classes may be in the second or in the last place; pad to another length, with labels of -100"
+                if first
+                else EXPECTED
+            )
             raise ValueError(f"outputs {tuple(shape)} with labels {tuple(of_labels)}: {why}")
         logits = (logits.movedim(1, -1) if first else logits).flatten(0, -2)
         labels = _whole(labels).reshape(-1)
@@ -127,6 +132,8 @@ def check(outputs: Any, labels: Tensor) -> int:
     logits, answers = decisions(outputs, labels)
     shape = (outputs if isinstance(outputs, Tensor) else _logits_of(outputs)).shape
     if _is_binary(shape, labels.shape):
+        if _ends_in_a_sigmoid(outputs if isinstance(outputs, Tensor) else _logits_of(outputs)):
+            raise ValueError("the network ends in a sigmoid: leave it out, since a logit above 0 is the answer 1")
         flat = labels.reshape(-1) if labels.is_floating_point() else labels.reshape(-1).long()
         other = flat[(flat != 0) & (flat != 1) & ~(torch.isin(flat, flat.new_tensor(IGNORED)) & (labels.ndim > 1))]
         if len(other):
@@ -185,6 +192,14 @@ def _is_binary(shape: Sequence[int], of_labels: Sequence[int]) -> bool:
     """Whether each label has a logit of its own."""
     squeezed = (*shape[:1], *shape[2:]) if len(shape) > 1 and shape[1] == 1 else None
     return tuple(of_labels) in (tuple(shape), squeezed)
+
+
+def _ends_in_a_sigmoid(logits: Tensor) -> bool:
+    """By the graph of its gradients, where there is one."""
+    node = logits.grad_fn
+    while node is not None and node.name().startswith(SHAPES_ONLY):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Sigmoid")
 
 
 def _whole(labels: Tensor) -> Tensor:

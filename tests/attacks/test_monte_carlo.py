@@ -206,6 +206,7 @@ def test_a_file_whose_lines_windows_ended_goes_on(small_net, small_batches, tmp_
 def test_instances_of_something_else_are_refused(small_net, small_batches, tmp_path):
     sample(Crossbar(small_net, 0.1), small_batches, tmp_path, instances=2)
     before = (tmp_path / FILE).read_bytes()
+    other = [(images + 1e-3, labels) for images, labels in small_batches]
     for message, changed in {
         r"thg is 0\.1, not 0\.2": lambda: sample(Crossbar(small_net, 0.2), small_batches, tmp_path),
         "seed is 0, not 1": lambda: sample(Crossbar(small_net, 0.1), small_batches, tmp_path, seed=1),
@@ -214,6 +215,7 @@ def test_instances_of_something_else_are_refused(small_net, small_batches, tmp_p
         ),
         "sigma is None, not 0.2": lambda: sample(Crossbar(small_net, 0.1), small_batches, tmp_path, sigma=0.2),
         "network is": lambda: sample(Crossbar(small_net, 0.1, weight_bits=4), small_batches, tmp_path),
+        "data is '40 [^']*', not '40 ": lambda: sample(Crossbar(small_net, 0.1), other, tmp_path),
         "samples is 40, not 16": lambda: sample(Crossbar(small_net, 0.1), small_batches[:1], tmp_path),
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -223,6 +225,16 @@ def test_instances_of_something_else_are_refused(small_net, small_batches, tmp_p
     with pytest.raises(ValueError, match="holds other instances: network is"):
         sample(Crossbar(small_net, 0.1), small_batches, tmp_path)
     assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_a_file_of_an_earlier_version_goes_on(small_net, small_batches, tmp_path):
+    whole = sample(Crossbar(small_net, 0.1), small_batches, tmp_path / "new", instances=4)
+    text = (tmp_path / "new" / FILE).read_text().splitlines(keepends=True)
+    identity = json.loads(text[0].removeprefix("# "))
+    del identity["data"]
+    (tmp_path / FILE).write_text("".join([f"# {json.dumps(identity)}\n", *text[1:4]]))
+    again = sample(Crossbar(small_net, 0.1), small_batches, tmp_path, instances=4)
+    assert again.distribution == whole.distribution
 
 
 @pytest.mark.parametrize("content", ["notes", "notes\nof mine\n", "0,40,1\n", "# {}\n", "# 3\n", "#\n"])

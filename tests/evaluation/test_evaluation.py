@@ -69,6 +69,16 @@ def test_plain_pytorch_loads_the_worst_chip(small_net, small_batches, bits):
     assert accuracy(small_net, small_batches) == result.attacked_accuracy < result.clean_accuracy
 
 
+def test_training_on_does_not_change_the_worst_chip_that_was_found(small_net, small_batches, tmp_path):
+    result = worstcase.evaluate(Crossbar(small_net, 0.1), small_batches, attacks.FLWC(), progress=False)
+    with torch.no_grad():
+        small_net[0].weight.mul_(-1)
+    result.save(tmp_path)
+    for state in (result.worst_chip(), load_file(tmp_path / "worst_chip.safetensors")):
+        small_net.load_state_dict(state)
+        assert accuracy(small_net, small_batches) == pytest.approx(result.attacked_accuracy)
+
+
 def test_two_layers_that_share_a_tensor_share_it_in_the_worst_chip():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))

@@ -82,6 +82,21 @@ def test_one_hot_labels_are_refused_whatever_the_batches_and_the_shape():
             accuracy(Crossbar(nn.Linear(6, 3), 0.05), batches)
 
 
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"logits": t.squeeze(1).double()}])
+@pytest.mark.parametrize("attack", [attacks.MonteCarlo(instances=2), attacks.FLWC()])
+def test_probabilities_in_place_of_logits_are_refused(wrap, attack):
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return wrap(super().forward(x))
+
+    x = torch.randn(64, 6)
+    net = Net(nn.Linear(6, 1), nn.Sigmoid())
+    with pytest.raises(ValueError, match="the network ends in a sigmoid: leave it out"):
+        attack(Crossbar(net, 0.1), [(x, (x[:, 0] > 0).long())], progress=False)
+    several = nn.Sequential(nn.Linear(6, 3), nn.Sigmoid())  # the largest is the answer, as without it
+    assert attack(Crossbar(several, 0.1), [(x, torch.arange(64) % 3)], progress=False).samples == 64
+
+
 @pytest.mark.parametrize(
     "labels", [torch.rand(16, 3), torch.arange(16) % 3 + 1, torch.randint(0, 3, (16, 1)).float()]
 )

@@ -230,6 +230,7 @@ class MonteCarlo(Attack):
             ),
             "network": _digest(run.crossbar, run.box),
             "samples": run.samples,
+            "data": run.data_digest,
             "clean_percent": round(100 * run.history[0]["accuracy"]),  # other machines may differ by a tie
         }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worstcase.task import Loader, inputs_and_labels, tensors_in
 
-PASSES = 3  # that are compared: what changes at random differs at once
+PASSES = 3  # that are compared: what changes at random differs at once; one of what lies in memory and stays
 
 
 class ReferenceSet:
@@ -27,11 +27,17 @@ class ReferenceSet:
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
-        self._passes = PASSES if isinstance(loader, list | tuple) else 0  # what lies in memory stays
-        self._digest = (0, 0.0)
+        self._left = 1 if isinstance(loader, list | tuple) else PASSES
+        self._digest: tuple[int, float] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the samples of its first pass, in any order; the same on machines whose rounding differs."""
+        samples, total = self._digest or (0, 0.0)
+        return f"{samples} {total:.6g}"
 
     def __iter__(self) -> Iterator[Any]:
-        if self._passes == PASSES:
+        if not self._left:
             yield from self.loader
             return
         samples, total = 0, 0.0
@@ -41,8 +47,8 @@ class ReferenceSet:
             total += _digest([*tensors_in(inputs), labels])
             yield batch
         before, self._digest = self._digest, (samples, total)
-        self._passes += 1
-        if self._passes > 1 and (samples != before[0] or abs(total - before[1]) > 1e-9 * abs(total)):
+        self._left -= 1
+        if before and (samples != before[0] or abs(total - before[1]) > 1e-9 * abs(total)):
             raise ValueError(
                 "the reference set changes from pass to pass (random augmentation, shuffling that drops the last "
                 "batch, or shuffling with heldout=True?): attacks are scored on the data that they search with; "

@@ -60,6 +60,11 @@ class Search:
         self.distribution: dict[str, Any] | None = None
         self.score(self.worst)
 
+    @property
+    def data_digest(self) -> str:
+        """Of the reference set's samples."""
+        return self._reference.digest
+
     def batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         return on_its_device(self.crossbar, self._reference)
 
@@ -90,7 +95,8 @@ class Search:
         one_hot: list[int] = []
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
-            outputs = self.crossbar(inputs, perturbation)
+            with torch.set_grad_enabled(not self.history and not mini_batches):  # a graph, for check
+                outputs = self.crossbar(inputs, perturbation)
             if not self.history:  # once for all passes, since looking at the labels waits for the device
                 one_hot.append(check(outputs, labels))
             logits, answers = decisions(outputs, labels)

@@ -45,6 +45,13 @@ class Evaluation:
     """Why nothing is proven."""
     certified_up_to: dict[float, float | None] | None = None
     """See `worstcase.certificate.largest_thgs`; None if it was not asked for, or nothing is proven."""
+    _worst_chip: dict[str, Tensor] | ValueError = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self._worst_chip = self.crossbar.chip(self.worst.perturbation)  # now: the network may be trained on
+        except ValueError as error:
+            self._worst_chip = error
 
     @property
     def clean_accuracy(self) -> float:
@@ -82,7 +89,9 @@ class Evaluation:
         Raises:
             ValueError: no state dict holds the chip, see `Crossbar.chip`; `worst` has its deviations.
         """
-        return self.crossbar.chip(self.worst.perturbation)
+        if isinstance(self._worst_chip, ValueError):
+            raise self._worst_chip
+        return self._worst_chip
 
     def record(self, *, chip_file: str | None = None, **described: Any) -> Record:
         """All of it in plain types.
