@@ -143,6 +143,12 @@ def test_layers_can_be_chosen_and_left_out():
         Crossbar(LeNet(), 0.1, layers=["head"])
 
 
+@pytest.mark.parametrize("setting", ["layers", "exclude", "arrays"])
+def test_a_string_in_place_of_patterns_is_not_taken_letter_by_letter(setting):
+    with pytest.raises(ValueError, match=rf"^{setting}='0\*': must be a list of patterns, such as \['0\*'\]$"):
+        Crossbar(nn.Sequential(nn.Linear(2, 2)), 0.1, **{setting: "0*"})
+
+
 @pytest.mark.parametrize(
     ("net", "options"), [(nn.ReLU(), {}), (nn.BatchNorm1d(3), {}), (nn.Linear(2, 2), {"exclude": ["*"]})]
 )

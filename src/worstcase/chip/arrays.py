@@ -80,6 +80,17 @@ class Coverage:
 # ---- finding them
 
 
+def check_patterns(**settings: Sequence[str]) -> None:
+    """Check that each setting is a list of patterns: a string would be taken letter by letter.
+
+    Raises:
+        ValueError: one is a string.
+    """
+    for name, patterns in settings.items():
+        if isinstance(patterns, str):
+            raise ValueError(f"{name}={patterns!r}: must be a list of patterns, such as [{patterns!r}]")
+
+
 def programmed_layers(net: nn.Module, layers: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Module]:
     """The layers, by name, that multiply their input with a weight and that the patterns choose.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from worstcase.chip.arrays import (
     Coverage,
     biases,
+    check_patterns,
     coverage,
     find_arrays,
     programmed_layers,
@@ -71,10 +72,10 @@ class Crossbar(nn.Module):
             training mode, are fixed in eval mode, and come from `calibrate` if it was not trained so.
 
     Raises:
-        ValueError: th_g or bits out of range, an unknown full scale, a pattern that fits nothing, an array that no
-            pattern of th_g fits, a tensor of another shape than the weight, a mapping that these bits or this full
-            scale do not allow, a network with no
-            weight to perturb, or a layer whose computed weight cannot be followed.
+        ValueError: th_g or bits out of range, an unknown full scale, a string in place of a list of patterns, a
+            pattern that fits nothing, an array that no pattern of th_g fits, a tensor of another shape than the
+            weight, a mapping that these bits or this full scale do not allow, a network with no weight to perturb,
+            or a layer whose computed weight cannot be followed.
 
     Example:
         >>> crossbar = Crossbar(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), thg=0.03)
@@ -101,6 +102,7 @@ class Crossbar(nn.Module):
         check_kind(net)
         check_bits("weight_bits", weight_bits)
         check_bits("activation_bits", activation_bits)
+        check_patterns(layers=layers, exclude=exclude, arrays=arrays)
         if full_scale not in FULL_SCALES:
             raise ValueError(f"full_scale={full_scale!r}: must be one of {', '.join(FULL_SCALES)}")
         self.net = net
