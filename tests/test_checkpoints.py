@@ -140,11 +140,11 @@ def test_a_broken_checkpoint_is_refused_in_one_line(tmp_path, kind, capsys):
 # ---- as people keep them
 
 
-@pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict", "model", "net", "generator"])
 @pytest.mark.parametrize(
     "prefix", ["", "model.", "net.", "_orig_mod.", "module.", "_orig_mod.module.model.", "my_net."]
 )
-def test_a_state_dict_loads_below_any_wrapper_and_prefix(tmp_path, wrapper, prefix):
+def test_a_state_dict_loads_below_any_key_and_prefix(tmp_path, wrapper, prefix):
     torch.manual_seed(0)
     net = LeNet()
     state = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
@@ -171,6 +171,19 @@ def test_of_several_networks_in_a_file_none_is_guessed(tmp_path):
         load_weights(Crossbar(LeNet(), 0.1), tmp_path / "both.pt")
     torch.save({"model": student, "net": student}, tmp_path / "twice.pt")
     load_weights(Crossbar(LeNet(), 0.1), tmp_path / "twice.pt")
+
+
+@pytest.mark.parametrize("keys", [("state_dict", "state_dict_ema"), ("model", "ema"), ("generator", "average")])
+def test_an_average_of_the_weights_beside_them_is_not_overlooked(tmp_path, keys):
+    torch.save({key: LeNet().state_dict() for key in keys}, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match=f"several networks that fit, below {', '.join(keys)};"):
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "both.pt")
+
+
+def test_a_state_dict_too_deep_to_be_found_is_told_with_what_to_do(tmp_path):
+    torch.save({"networks": {"generator": LeNet().state_dict()}}, tmp_path / "deep.pt")
+    with pytest.raises(ValueError, match=r"no named tensors, at its top or below one key; .*'plain.pt'\)$"):
+        load_weights(Crossbar(LeNet(), 0.1), tmp_path / "deep.pt")
 
 
 def test_what_does_not_fit_below_a_prefix_is_named_without_it(tmp_path):

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from worstcase.chip.crossbar import Crossbar
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-"""Keys below which a checkpoint may hold the state dict."""
 COMPILED = "_orig_mod."  # which torch.compile puts into names
 NAMED = 3  # keys of each kind, in a message
 PLAIN = "where the network is, make a plain file of it: torch.save(model.state_dict(), 'plain.pt')"
@@ -24,8 +22,8 @@ PLAIN = "where the network is, make a plain file of it: torch.save(model.state_d
 def load_weights(crossbar: Crossbar, file: Path) -> None:
     """Load a run's checkpoint, or a network's state dict in PyTorch's or the safetensors format.
 
-    The state dict may lie below one of `WRAPPERS`, and all its names may begin with a prefix, such as ``module.``
-    or ``model.``, whatever it is. A run's checkpoint includes the ranges of quantised outputs. For other weights,
+    The state dict may lie below any key, such as ``state_dict``, and all its names may begin with any prefix, such
+    as ``module.``. A run's checkpoint includes the ranges of quantised outputs. For other weights,
     `Crossbar.calibrate` must set them.
 
     Raises:
@@ -39,7 +37,9 @@ def load_weights(crossbar: Crossbar, file: Path) -> None:
     net, expected = crossbar.net, crossbar.net.state_dict()
     found = list(_state_dicts(content, expected))
     if not found:
-        raise ValueError(f"cannot read the checkpoint {file}: it does not hold named tensors")
+        raise ValueError(
+            f"cannot read the checkpoint {file}: it holds no named tensors, at its top or below one key; {PLAIN}"
+        )
     fitting = {place: state for place, state in found if not _mismatch(expected, state)}
     if not fitting:
         _, state = max(found, key=lambda one: len(one[1].keys() & expected.keys()))
@@ -85,16 +85,15 @@ def _state_dicts(content: Any, expected: Mapping[str, Tensor]) -> Iterator[tuple
     """The dicts that may be the network's state dict, without prefix, and where each lies."""
     if not isinstance(content, dict):
         return
-    for wrapper in ("", *WRAPPERS):
-        state = content.get(wrapper) if wrapper else content
-        if not isinstance(state, dict) or not state or not all(isinstance(key, str) for key in state):
+    for key, state in [("", content), *content.items()]:
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             continue
         if not any(isinstance(value, Tensor) for value in state.values()):
             continue
-        state = {key.replace(COMPILED, ""): value for key, value in state.items()}
+        state = {name.replace(COMPILED, ""): value for name, value in state.items()}
         for prefix in _prefixes(state, expected):
-            stripped = {k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)}
-            yield ".".join(filter(None, (wrapper, prefix.removesuffix(".")))) or "the top", stripped
+            stripped = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+            yield ".".join(filter(None, (str(key), prefix.removesuffix(".")))) or "the top", stripped
 
 
 def _prefixes(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
