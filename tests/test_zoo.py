@@ -75,6 +75,18 @@ def test_a_network_that_the_ensemble_did_not_attack_is_refused(mine, tmp_path):
     assert list(tmp_path.glob("lenet")) == []
 
 
+OWN_CODE = {"net": "my.module:network", "dataset": {"_target_": "worstcase.data.OwnDataModule", "of": "my.module:data"}}
+
+
+@pytest.mark.parametrize("setting", OWN_CODE)
+def test_networks_and_data_of_the_users_code_are_refused_before_anything_else(setting, mine, tmp_path):
+    record = json.loads((mine / "results.json").read_text())
+    record["config"][setting] = OWN_CODE[setting]
+    (mine / "results.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="of your own code cannot be published; the zoo holds"):
+        zoo.publish(mine, "lenet", tmp_path)
+
+
 def test_an_unknown_name_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match=NAMES[0]):
         worstcase.load("lenet-nowhere")

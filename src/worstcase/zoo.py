@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from worstcase.chip.tolerance import NAME
 from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
+from worstcase.evaluation.settings import OWN_DATA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +86,11 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     from worstcase.runs import load_run
 
     record = Record.load_training(run)
+    if record.config["net"] or record.config["dataset"].get("_target_") == OWN_DATA:
+        raise ValueError(
+            f"{run}: networks and data of your own code cannot be published; "
+            "the zoo holds models of worstcase and torchvision, and data sets of worstcase"
+        )
     records = {run: record, **dict(finished_runs([run / EVALUATIONS]))}
     if all(found.attack != JUDGE for one in records.values() for found in one.attacks):
         raise ValueError(f"{run} was not attacked by the ensemble: python -m src.evaluate run={run}")
@@ -254,7 +260,8 @@ To load one, and to attack it again with another seed:
     run = worstcase.load("lenet-mnist5k-universal_at-0.03")
     python -m src.evaluate run=zoo/lenet-mnist5k-universal_at-0.03 seed=1
 
-**Your network in this table.** Train it with `python -m src.train suite=single attack@test_attack=ensemble`.
+**Your network in this table.** It must be a model of worstcase or torchvision: networks and data of your own code
+cannot be published. Train it with `python -m src.train suite=single attack@test_attack=ensemble`.
 `python -m worstcase.zoo FOLDER NAME` then adds the run to zoo/ and writes this page anew; send both as a pull
 request. We load the weights and attack them with a fresh seed. `python -m worstcase.zoo` writes the page alone.
 
