@@ -75,7 +75,10 @@ def test_a_network_that_the_ensemble_did_not_attack_is_refused(mine, tmp_path):
     assert list(tmp_path.glob("lenet")) == []
 
 
-OWN_CODE = {"net": "my.module:network", "dataset": {"_target_": "worstcase.data.OwnDataModule", "of": "my.module:data"}}
+OWN_CODE = {
+    "net": "my.module:network",
+    "dataset": {"_target_": "worstcase.data.OwnDataModule", "of": "my.module:data"},
+}
 
 
 @pytest.mark.parametrize("setting", OWN_CODE)

@@ -156,6 +156,21 @@ def test_a_file_that_cannot_be_right_is_one_clear_line(tensors, message, small_n
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "thg", "message"),
+    [
+        ("f.safetensors", {"a": 0.1, "b": torch.tensor([0.1, -0.1])}, "b must hold th_g, finite .* 0 or more"),
+        ("f.safetensors", {}, "holds no tolerances"),
+        ("f.pt", {"a": 0.1}, "must end in .safetensors"),
+        ("none/f.safetensors", {"a": 0.1}, "there is no folder .*none for f.safetensors"),
+    ],
+)
+def test_what_could_not_be_read_again_is_not_written(file, thg, message, tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        save_tolerances(tmp_path / file, thg)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_of_another_kind_is_refused_and_nothing_in_it_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file of tolerances at"):
         load_tolerances(tmp_path / "none.safetensors")

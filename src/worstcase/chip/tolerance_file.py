@@ -45,16 +45,20 @@ def load_tolerances(file: str | Path, *, digest: str | None = None) -> dict[str,
     except Exception as error:  # a broken file can make the reader fail in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{file} is no safetensors file of tolerances: {reason}") from None
-    if not found:
-        raise ValueError(f"{file} holds no tolerances: it needs a tensor of th_g for each array")
-    for name, t in found.items():
-        if not t.is_floating_point() or not bool((t.isfinite() & (t >= 0)).all()) or not t.numel():
-            raise ValueError(f"{file}: {name} must hold th_g, finite floating-point numbers, 0 or more")
+    _check(file, found)
     order = told if sorted(told) == sorted(found) else sorted(found, key=_rank)
     tolerances = {name: found[name] if found[name].ndim else found[name].item() for name in order}
     if digest is not None and digest_of(tolerances) != digest:
         raise ValueError(f"{file} holds other tolerances than those of the record; their digest is not {digest}")
     return tolerances
+
+
+def _check(file: Path, tolerances: Mapping[str, Tensor]) -> None:
+    if not tolerances:
+        raise ValueError(f"{file} holds no tolerances: it needs a tensor of th_g for each array")
+    for name, t in tolerances.items():
+        if not t.is_floating_point() or not bool((t.isfinite() & (t >= 0)).all()) or not t.numel():
+            raise ValueError(f"{file}: {name} must hold th_g, finite floating-point numbers, 0 or more")
 
 
 def _rank(name: str) -> tuple[bool, int, str]:
@@ -68,6 +72,14 @@ def _is_pattern(name: str) -> bool:
 def save_tolerances(file: str | Path, tolerances: Mapping[str, float | Tensor]) -> None:
     """Write th_g of each array: a number, or a tensor with one for each weight. Nothing is rounded.
 
+    Args:
+        file: ends in .safetensors; in a folder that is there.
+        tolerances: 0 or more, in units of the full scale, by names or patterns of arrays.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the name of the file, or a number in it, is one that would not be read again.
+
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
@@ -75,7 +87,13 @@ def save_tolerances(file: str | Path, tolerances: Mapping[str, float | Tensor]) 
         ...     load_tolerances(f"{folder}/own.safetensors")
         {'conv': 0.03, 'fc': tensor([[0.0100, 0.0500]])}
     """
+    file = Path(file)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file}: the name of a file of tolerances must end in .safetensors")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {file.parent} for {file.name}")
     tensors = {name: _tensor(one).cpu().contiguous().clone() for name, one in tolerances.items()}
+    _check(file, tensors)
     save_file(tensors, file, metadata={"order": SEPARATOR.join(tolerances)})
 
 
