@@ -1,6 +1,7 @@
 """Boxes of devices by hand: what a tolerance and a mapping come to."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,11 @@ def test_a_tolerance_by_array_the_first_pattern_counts(small_net):
         ({"*": "a"}, r"thg='a': must be a number or a Tolerance"),
         ("rram", r"thg='rram': must be a number or a Tolerance"),
         (None, r"thg=None: must be a number or a Tolerance"),
+        (
+            "devices.csv",
+            r"thg='devices.csv': .*; Tolerance.from_csv\(FILE\) and load_tolerances\(FILE\) read them",
+        ),
+        (Path("own.safetensors"), r"load_tolerances\(FILE\) read them"),
     ],
 )
 def test_a_tolerance_that_cannot_be(thg, message, small_net):

@@ -52,6 +52,8 @@ def broken(chip, kind):
         chip["5.weight"][0, 0] = np.inf
     elif kind == "whole":
         chip["5.weight"] = np.zeros((3, 64), int)
+    elif kind == "file":
+        return "chip.safetensors"
     else:
         chip["5.weight"] = "x"
     return chip
@@ -67,6 +69,7 @@ def broken(chip, kind):
         ("inf", "5.weight must hold floating-point numbers that are finite"),
         ("whole", "5.weight must hold floating-point numbers that are finite"),
         ("word", "the chip's 5.weight is no array of numbers"),
+        ("file", r"a dict of tensors or arrays, not str; worstcase\.evaluation\.measured\.read_chip\(FILE\)"),
     ],
 )
 def test_a_chip_that_does_not_fit_is_refused_before_any_attack(crossbar, small_batches, kind, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -193,8 +194,11 @@ def _check(mapping: DeviceMapping, full_scale: str, weight_bits: int | None) -> 
 def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> float | Tolerance | Tensor:
     if isinstance(tolerance, Tolerance):
         return tolerance
-    if isinstance(tolerance, str | bool | Mapping) or tolerance is None:
-        raise ValueError(f"thg={tolerance!r}: must be a number or a Tolerance, or these by patterns of names")
+    if isinstance(tolerance, str | Path | bool | Mapping) or tolerance is None:
+        raise ValueError(
+            f"thg={tolerance!r}: must be a number or a Tolerance, or these by patterns of names; "
+            "Tolerance.from_csv(FILE) and load_tolerances(FILE) read them"
+        )
     finite = math.isfinite(limit)
     allowed = f"0 <= thg <= {limit:g} (a fraction of the full scale)" if finite else "finite, 0 or more"
     if isinstance(tolerance, Tensor):

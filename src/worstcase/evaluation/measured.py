@@ -36,7 +36,7 @@ class Chip:
         return sum(self.failed_by_array.values())
 
 
-def read_chip(file: Path) -> dict[str, Tensor]:
+def read_chip(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, by name. Nothing in it is executed.
 
     Args:
@@ -48,6 +48,7 @@ def read_chip(file: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
+    file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"no chip at {file}")
     try:
@@ -101,6 +102,11 @@ def deviations_of(crossbar: Crossbar, chip: Mapping[str, Any], holds: str = "dev
 def _read(crossbar: Crossbar, chip: Mapping[str, Any], holds: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a chip holds, checked, and its deviations."""
     check_holds(holds)
+    if not isinstance(chip, Mapping):
+        raise ValueError(
+            f"chip must be a dict of tensors or arrays, not {type(chip).__name__}; "
+            "worstcase.evaluation.measured.read_chip(FILE) makes one of a file"
+        )
     programmed = {name: w.detach() for name, w in crossbar.programmed().items()}
     given = {name: _tensor(name, values) for name, values in chip.items()}
     if holds == "weights":
