@@ -129,5 +129,7 @@ def test_a_folder_without_a_finished_training_run_is_refused(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
     content = json.loads((copy / "results.json").read_text())
     (copy / "results.json").write_text(json.dumps({**content, "kind": "evaluate"}))
-    with pytest.raises(ValueError, match="an evaluation, not a training run"):
+    with pytest.raises(
+        ValueError, match=r"an evaluation, not a training run; results_frame\(\['.*copy'\]\) reads"
+    ):
         load_run(copy)

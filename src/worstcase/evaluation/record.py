@@ -230,7 +230,10 @@ class Record:
         """
         record = cls.load(folder)
         if record.kind != "train":
-            raise ValueError(f"{folder} holds an evaluation, not a training run")
+            raise ValueError(
+                f"{folder} holds an evaluation, not a training run; "
+                f"results_frame([{str(folder)!r}]) reads its numbers"
+            )
         return record
 
 
