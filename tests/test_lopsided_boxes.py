@@ -214,6 +214,7 @@ def test_which_of_the_devices_that_may_be_stuck_fail_is_the_attacks_choice(seed)
     assert Ensemble()(crossbar, batches, progress=False).accuracy <= lowest <= worst_vertex(sound, batches)
     result = evaluate(crossbar, batches, [FLWC()], progress=False)
     assert (result.certified_accuracy or 0) <= lowest and result.record().config["stuck"] == {"weight": 2}
+    assert "largest weight, as far as a stuck weight may be off\n" in str(result)
 
 
 def test_a_table_is_of_the_tensor_that_the_layer_multiplies_with():

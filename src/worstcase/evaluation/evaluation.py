@@ -211,8 +211,9 @@ class Evaluation:
         found = f"{self.attacked_accuracy:.2%} (found by {self.worst.attack})"
         bracket = f"between {self.certified_accuracy:.2%} (proven) and" if self.certified_accuracy else "at most"
         unit = "of each layer's largest weight" if self.crossbar.full_scale == "layer_max" else "in weight units"
-        lines = [f"clean {self.clean_accuracy:.2%}; worst chip {bracket} {found}", f"th_g {self.thg:g} {unit}"]
-        lines.append(str(self.crossbar.coverage()))
+        stuck = ", as far as a stuck weight may be off" if self.crossbar.stuck else ""
+        lines = [f"clean {self.clean_accuracy:.2%}; worst chip {bracket} {found}"]
+        lines += [f"th_g {self.thg:g} {unit}{stuck}", str(self.crossbar.coverage())]
         lines += [
             f"{one.attack} at th_g {one.thg:g}: {one.accuracy:.2%}, {one.passes:.0f} passes, {one.seconds:.1f} s"
             for one in self.attacks
