@@ -284,7 +284,10 @@ class Crossbar(nn.Module):
         Of an array that its layer computes in each pass it is the deviation, which is added there.
 
         Args:
-            perturbation: see `forward`, as are the errors.
+            perturbation: see `forward`.
+
+        Raises:
+            KeyError: its names are not those of the arrays.
         """
         if perturbation is not None and perturbation.keys() != self._arrays.keys():
             raise KeyError(f"perturbation of {sorted(perturbation)}, but the arrays are {sorted(self._arrays)}")
@@ -301,8 +304,17 @@ class Crossbar(nn.Module):
 
         It computes what that chip does unless outputs are quantised, which no state dict holds.
 
+        Args:
+            perturbation: see `forward`.
+
         Raises:
+            KeyError: its names are not those of the arrays.
             ValueError: a layer computes its weight, or shares it with a table that is digital.
+
+        Example:
+            >>> crossbar = Crossbar(nn.Linear(2, 1), thg=0.1)
+            >>> nn.Linear(2, 1).load_state_dict(crossbar.chip(crossbar.box.sample("vertex")))
+            <All keys matched successfully>
         """
         return state_dict_of(self.net, self._arrays, self.weights(perturbation))
 
@@ -310,6 +322,16 @@ class Crossbar(nn.Module):
         """The output of the chip of those `weights`: `forward` in two steps, where one chip sees many batches.
 
         Images are laid out as by `laid_out`.
+
+        Args:
+            inputs: see `forward`, as are the errors.
+            weights: see `weights`.
+
+        Example:
+            >>> crossbar = Crossbar(nn.Linear(2, 1), thg=0.1)
+            >>> weights = crossbar.weights(crossbar.box.sample("vertex"))
+            >>> [crossbar.compute(batch, weights).shape[0] for batch in torch.ones(5, 2).split(3)]
+            [3, 2]
         """
         inputs = self.laid_out(inputs)
         if self._manners is None:
@@ -339,7 +361,17 @@ class Crossbar(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, loader: Loader) -> None:
-        """Set the ranges of quantised outputs anew from data, batches (inputs, labels), in eval mode."""
+        """Set the ranges of quantised outputs anew from data, in eval mode; without `activation_bits` do nothing.
+
+        Args:
+            loader: batches (inputs, labels).
+
+        Example:
+            >>> crossbar = Crossbar(nn.Linear(2, 1), thg=0.1, activation_bits=4)
+            >>> crossbar.calibrate([(torch.ones(3, 2), torch.zeros(3))])
+            >>> crossbar.outputs.ranges.isfinite()
+            tensor([True])
+        """
         if self.outputs is None:
             return
         self.outputs.ranges.fill_(torch.nan)
@@ -351,7 +383,20 @@ class Crossbar(nn.Module):
             self.outputs.eval()
 
     def max_relative_perturbation(self, perturbation: Perturbation) -> float:
-        """The largest absolute deviation in units of its full scale, computed in float64."""
+        """The largest absolute deviation in units of its full scale, computed in float64.
+
+        Args:
+            perturbation: deviations of some arrays by name, in weight units.
+
+        Raises:
+            KeyError: there is no array of a name.
+
+        Example:
+            >>> layer = nn.Linear(2, 1)
+            >>> _ = nn.init.constant_(layer.weight, -2.0)
+            >>> Crossbar(layer, thg=0.1).max_relative_perturbation({"weight": torch.tensor([[0.5, -1.0]])})
+            0.5
+        """
         scales = self.full_scales()
         largest = 0.0
         for name, deviation in perturbation.items():

@@ -53,7 +53,15 @@ class DeviceMapping:
         return not self.pair and not self.cut_off
 
     def largest(self, tolerance: float | Tolerance | Tensor) -> float:
-        """The largest deviation that a weight may have, in units of its full scale; cut-offs aside."""
+        """The largest deviation that a weight may have, in units of its full scale; cut-offs aside.
+
+        Args:
+            tolerance: of its devices; a tensor has a number for each weight.
+
+        Example:
+            >>> DeviceMapping(pair=True).largest(0.02)
+            0.04
+        """
         if not isinstance(tolerance, Tolerance):
             of_device = tolerance.amax().item() if isinstance(tolerance, Tensor) else tolerance
             return 2 * of_device if self.pair else of_device
@@ -89,7 +97,18 @@ class DeviceMapping:
         return low.clamp(min=-limit), high.clamp(max=limit)  # rounding may lead beyond
 
     def sigma(self, relative: Tensor, tolerance: float | Tolerance | Tensor, weight_bits: int | None) -> Tensor:
-        """The standard deviation of weights whose devices deviate independently; see `ends`."""
+        """The standard deviation of weights whose devices deviate independently, in units of the full scale.
+
+        Args:
+            relative: the weights in these units, -1 to 1.
+            tolerance: of their devices; one that is a number, or a tensor with one for each weight, is taken as
+                the standard deviation.
+            weight_bits: M, with device_bits.
+
+        Example:
+            >>> DeviceMapping(pair=True).sigma(torch.tensor([0.5, -1.0]), 0.03, None)
+            tensor([0.0424, 0.0424])
+        """
         variance = torch.zeros_like(relative)
         for share, conductance in self._devices(relative.abs(), weight_bits):
             of_devices = [conductance, relative.new_zeros(())] if self.pair else [conductance]

@@ -63,7 +63,20 @@ class Tolerance:
 
     @classmethod
     def of_sigma(cls, conductance: Sequence[float], sigma: Sequence[float], sigmas: float = SIGMAS) -> Tolerance:
-        """Write-verify that stops at so many standard deviations of a programming error."""
+        """Write-verify that stops at so many standard deviations of a programming error.
+
+        Args:
+            conductance: relative, 0 to 1, in rising order.
+            sigma: the standard deviation at each, as a fraction of the largest conductance.
+            sigmas: how many of them, above 0.
+
+        Raises:
+            ValueError: the columns do not fit, or so many are more than the largest conductance.
+
+        Example:
+            >>> Tolerance.of_sigma([0, 1], [0.01, 0.02], sigmas=2).upper
+            (0.02, 0.04)
+        """
         return cls(conductance, [-1.0] * len(sigma), [1.0] * len(sigma), sigma).at_sigmas(sigmas)
 
     @classmethod
@@ -80,14 +93,43 @@ class Tolerance:
 
     @classmethod
     def from_csv(cls, path: str | Path, *, sigmas: float | None = None) -> Tolerance:
-        """Read a table, see `worstcase.chip.tolerance_csv`."""
+        """Read a table, see `worstcase.chip.tolerance_csv`.
+
+        Args:
+            path: of the CSV file.
+            sigmas: at how many standard deviations write-verify stops; None: 2. Only for a column ``sigma``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it holds no tolerance; the message names the file and the line.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> with TemporaryDirectory() as folder:
+            ...     table = Path(folder, "devices.csv")
+            ...     _ = table.write_text("conductance_percent,sigma_percent\\n0,1\\n100,2")
+            ...     Tolerance.from_csv(table).upper
+            (0.02, 0.04)
+        """
         from worstcase.chip.tolerance_csv import read
 
         return read(Path(path), sigmas)
 
     @classmethod
     def preset(cls, name: str, *, sigmas: float | None = None) -> Tolerance:
-        """A published programming error, see `worstcase.chip.presets`."""
+        """A published programming error, see `worstcase.chip.presets`.
+
+        Args:
+            name: of the device and its source.
+            sigmas: at how many standard deviations write-verify stops, above 0; None: 2.
+
+        Raises:
+            ValueError: there is no such preset, or so many are more than the largest conductance.
+
+        Example:
+            >>> round(Tolerance.preset("rram_milo2021").largest, 4)
+            0.0494
+        """
         from worstcase.chip.presets import preset
 
         return preset(name).tolerance(SIGMAS if sigmas is None else sigmas)
@@ -97,8 +139,15 @@ class Tolerance:
     def at_sigmas(self, sigmas: float) -> Tolerance:
         """The same device, with write-verify that stops at so many standard deviations.
 
+        Args:
+            sigmas: above 0.
+
         Raises:
             ValueError: it has none, or so many are more than the largest conductance.
+
+        Example:
+            >>> Tolerance.of_sigma([0, 1], [0.01, 0.02]).at_sigmas(3).upper
+            (0.03, 0.06)
         """
         number("sigmas", sigmas, above=0)
         if self.sigma is None:
@@ -109,7 +158,18 @@ class Tolerance:
         return Tolerance(self.conductance, [-end for end in ends], ends, self.sigma)
 
     def scaled(self, factor: float) -> Tolerance:
-        """Both ends times a number; the programming error stays."""
+        """Both ends times a number; the programming error stays.
+
+        Args:
+            factor: 0 or more.
+
+        Raises:
+            ValueError: an end would be beyond the largest conductance.
+
+        Example:
+            >>> Tolerance([0, 1], [-0.02, -0.04], [0.02, 0.06]).scaled(0.5)
+            Tolerance(conductance=(0.0, 1.0), lower=(-0.01, -0.02), upper=(0.01, 0.03), sigma=None)
+        """
         lower, upper = ([factor * end for end in ends] for ends in (self.lower, self.upper))
         return Tolerance(self.conductance, lower, upper, self.sigma)
 
