@@ -95,7 +95,7 @@ def decisions(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         >>> logits.shape, labels.shape
         (torch.Size([128, 5]), torch.Size([128]))
     """
-    logits = outputs if isinstance(outputs, Tensor) else _logits_of(outputs)
+    logits = logits_of(outputs)
     shape, of_labels = logits.shape, labels.shape
     if len(shape) == 2 and of_labels == shape[:1] and shape[1] > 1:
         return logits, _whole(labels)
@@ -130,7 +130,7 @@ def check(outputs: Any, labels: Tensor) -> int:
         ValueError: they do not.
     """
     logits, answers = decisions(outputs, labels)
-    shape = (outputs if isinstance(outputs, Tensor) else _logits_of(outputs)).shape
+    shape = logits_of(outputs).shape
     if _is_binary(shape, labels.shape):
         if _ends_in_a_sigmoid(outputs if isinstance(outputs, Tensor) else _logits_of(outputs)):
             raise ValueError("the network ends in a sigmoid: leave it out, since a logit above 0 is the answer 1")
@@ -172,8 +172,13 @@ def right_answers(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels) & ~logits.isnan().any(1)
 
 
-def _logits_of(outputs: Any) -> Tensor:
-    found: Any = None
+def logits_of(outputs: Any) -> Tensor:
+    """What decisions are made from.
+
+    Raises:
+        ValueError: there is no such tensor among the outputs.
+    """
+    found: Any = outputs
     if isinstance(outputs, Mapping):
         found = outputs.get("logits", outputs.get("out"))
     elif hasattr(outputs, "logits"):

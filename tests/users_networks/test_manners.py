@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from worstcase import Crossbar, attacks, evaluate
 from worstcase.attacks.passes import accuracy
+from worstcase.certificate import Unsupported, certify
 from worstcase.methods import UniversalAT
+from worstcase.models import MLP
 
 pytestmark = pytest.mark.usefixtures("short_ensemble")
 
@@ -65,15 +67,53 @@ def test_what_a_pass_writes_into_buffers_does_not_reach_the_next_chip(anew):
     assert found.accuracy == found.distribution["minimum"]
 
 
-def test_monte_carlo_scores_the_batches_that_the_score_does():
-    """A batch norm without running statistics: an answer depends on the other samples."""
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class SamplesAsTimes(nn.Module):
+    """An LSTM whose batch_first was forgotten."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(10, 30)
+
+    def forward(self, x):
+        return self.lstm(x.unflatten(1, (2, 10)))[0][:, -1]
+
+
+MIXING = [
+    lambda: nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30, track_running_stats=False)),
+    lambda: nn.Sequential(nn.Linear(20, 30), Centred()),
+    SamplesAsTimes,
+]
+
+
+@pytest.mark.parametrize("mixing", MIXING)
+def test_answers_that_depend_on_the_other_samples_are_scored_in_whole_batches_and_not_proven(mixing):
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(20, 30), nn.BatchNorm1d(30, track_running_stats=False), nn.ReLU(), nn.Linear(30, 5)
-    )
+    net = nn.Sequential(mixing(), nn.ReLU(), nn.Linear(30, 5))
     x = torch.randn(500, 20) * torch.linspace(0.1, 3, 500)[:, None]
-    found = attacks.MonteCarlo(instances=8)(Crossbar(net, 1e-9), [(x, own_labels(net, x))], progress=False)
+    crossbar, batches = Crossbar(net, 1e-9), [(x, own_labels(net, x))]
+    found = attacks.MonteCarlo(instances=8)(crossbar, batches, progress=False)
     assert found.distribution["accuracies"] == [1.0] * 8
+    with pytest.raises(Unsupported):
+        certify(crossbar, batches)
+
+
+def test_a_network_that_takes_no_sample_alone_gets_whole_batches():
+    crossbar = Crossbar(nn.Sequential(nn.Unflatten(0, (-1, 2)), nn.Flatten(0, 1), nn.Linear(20, 5)), 0.1)
+    crossbar(torch.randn(6, 20))
+    assert crossbar.depends_on_the_batch
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounding_makes_no_answer_depend_on_the_batch(dtype):
+    torch.manual_seed(0)
+    crossbar = Crossbar(MLP(hidden=[300, 300, 300]).to(dtype), 0.1)
+    crossbar(torch.randn(64, 1, 28, 28).to(dtype))
+    assert not crossbar.depends_on_the_batch
 
 
 class Checkpointed(nn.Module):

@@ -86,6 +86,8 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
                 crossbar(images)  # which looks whether the network multiplies with its arrays as they are
                 bounds = METHODS[method](crossbar)
                 bounds.margins(images[:1], labels[:1].long())  # which tells how wide the network is
+                if crossbar.depends_on_the_batch:
+                    raise Unsupported("answers that depend on the other samples of a batch, or may")
             for part in torch.arange(len(labels), device=labels.device).split(bounds.at_once):
                 certified.append((bounds.margins(images[part], labels[part].long()) > 0).all(1).cpu())
     if not certified:
