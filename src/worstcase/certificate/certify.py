@@ -83,8 +83,11 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
             if labels.ndim != 1 or labels.is_floating_point() or not isinstance(images, Tensor):
                 raise Unsupported("decisions other than one of several classes for each input tensor")
             if bounds is None:
-                crossbar(images)  # which looks whether the network multiplies with its arrays as they are
+                outputs = crossbar(
+                    images
+                )  # which looks whether the network multiplies with its arrays as they are
                 bounds = METHODS[method](crossbar)
+                bounds.compare(images, outputs)
                 bounds.margins(images[:1], labels[:1].long())  # which tells how wide the network is
                 if crossbar.depends_on_the_batch:
                     raise Unsupported("answers that depend on the other samples of a batch, or may")

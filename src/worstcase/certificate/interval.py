@@ -6,6 +6,7 @@ import copy
 import math
 import operator
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,11 @@ from worstcase.certificate.tables import (
 )
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.substitution import run
+from worstcase.task import tensors_in
 
 IN_CACHE = 2**20  # values of the widest layer that are bounded at a time: memory that is new at each layer is slow
+SAME = 100  # units of the largest output's last place by which the same operations may differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,29 @@ class IntervalBounds(fx.Interpreter):
         for name, weight in self._crossbar.weights().items():
             low, high = (weight + end[name] if name in end else weight for end in (box.low, box.high))
             self._values[id(self._crossbar.net.get_parameter(name))] = Interval(low, high)
+
+    @torch.no_grad()
+    def compare(self, images: Tensor, outputs: Any) -> None:
+        """Make sure that the graph computes what the crossbar does as programmed, its outputs of some images.
+
+        Raises:
+            Unsupported: it does not.
+        """
+        crossbar, named = self._crossbar, self.module.named_parameters(remove_duplicate=False)
+        own = {name: t.clone() for name, t in (*named, *self.module.named_buffers(remove_duplicate=False))}
+        chip = {f"0.{name}": t for name, t in crossbar.stand_ins(crossbar.weights()).items()}
+        with crossbar.outputs.attached() if crossbar.outputs else nullcontext():
+            traced = run(
+                self.module, own | {n: t for n, t in chip.items() if n in own}, crossbar.laid_out(images).clone()
+            )
+        for a, b in zip(tensors_in(traced), tensors_in(outputs), strict=False):
+            tolerance = SAME * torch.finfo(b.dtype).eps * float(b.abs().nan_to_num(0, 0, 0).amax())
+            alike = a.shape == b.shape and a.dtype == b.dtype
+            if not alike or not torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
+                raise Unsupported(
+                    f"{type(crossbar.net).__name__}, which computes something else than torch.fx traces (does it "
+                    "ask for types, or use autocast?)"
+                )
 
     @property
     def at_once(self) -> int:

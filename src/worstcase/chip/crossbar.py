@@ -337,12 +337,7 @@ class Crossbar(nn.Module):
         if self._manners is None:
             with evaluating(self.net):
                 self._manners = look(self.net, inputs, self._arrays, self._tensors_used())
-        tensors = {}
-        for name, weight in weights.items():
-            if name not in self._arrays:
-                tensors[name] = weight  # a bias
-            elif self._arrays[name].place is None:
-                tensors |= dict.fromkeys(self._arrays[name].names, weight)
+        tensors = self.stand_ins(weights)
         if self._manners.writes and not self.net.training:
             tensors |= {name: _tensor(self.net, name).detach().clone() for name in self._manners.writes}
         if self._manners.changes_inputs:
@@ -354,6 +349,16 @@ class Crossbar(nn.Module):
         ]
         with self.outputs.attached() if self.outputs else nullcontext(), changed(changes):
             return run(self.net, tensors, inputs)
+
+    def stand_ins(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a chip by each name of the network's parameter that they take the place of."""
+        tensors = {}
+        for name, weight in weights.items():
+            if name not in self._arrays:
+                tensors[name] = weight  # a bias
+            elif self._arrays[name].place is None:
+                tensors |= dict.fromkeys(self._arrays[name].names, weight)
+        return tensors
 
     def laid_out(self, x: Inputs) -> Inputs:
         """Images in the order in memory that the network computes fastest in, see `MemoryLayout`."""

@@ -91,8 +91,9 @@ class IBP(Method):
         device = labels.device.type
         with evaluating(self.crossbar), torch.autocast(device, enabled=False):
             if self._bounds is None:
-                self.crossbar(inputs)  # which looks whether the network multiplies with its arrays as they are
+                outputs = self.crossbar(inputs)  # which looks whether it multiplies with its arrays as they are
                 self._bounds = IntervalBounds(self.crossbar)
+                self._bounds.compare(inputs, outputs)
             self._bounds.within(box)
             return self._bounds.margins(inputs, labels)
 

@@ -1,0 +1,50 @@
+"""What computes something else than its rules bound is refused by name, and nothing is written to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from worstcase.certificate import Unsupported, certify
+from worstcase.chip.crossbar import Crossbar
+
+
+class Own(nn.Module):
+    """Two layers, and a forward of its own."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.own = nn.Linear(4, 8), nn.Linear(8, 3), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self, x)
+
+
+def asks_for_types(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(x if isinstance(x, Tensor) else 2 * x).relu())
+
+
+def casts(net: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        x = net.a(x)
+    return net.b(x.relu() * torch.ones(8))
+
+
+def casts_at_the_end(net: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return net.b(net.a(x).relu())
+
+
+def refused(net: nn.Module, named: str, *, x: Tensor | None = None, **options: Any) -> None:
+    x = torch.randn(6, 4) if x is None else x
+    with pytest.raises(Unsupported, match=named):
+        certify(Crossbar(net, 0.01, **options), [(x, torch.zeros(len(x), dtype=torch.long))])
+
+
+@pytest.mark.parametrize("forward", [asks_for_types, casts, casts_at_the_end])
+def test_a_network_that_computes_something_else_than_is_traced_is_not_proven(forward: Callable) -> None:
+    refused(Own(forward), "Own, which computes something else")
