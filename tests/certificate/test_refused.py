@@ -48,3 +48,8 @@ def refused(net: nn.Module, named: str, *, x: Tensor | None = None, **options: A
 @pytest.mark.parametrize("forward", [asks_for_types, casts, casts_at_the_end])
 def test_a_network_that_computes_something_else_than_is_traced_is_not_proven(forward: Callable) -> None:
     refused(Own(forward), "Own, which computes something else")
+
+
+def test_a_network_under_autocast_is_not_proven() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        refused(nn.Linear(4, 3), "weights of autocast")

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import worstcase
-from worstcase import Crossbar, attacks, load_run
+from worstcase import Crossbar, attacks, evaluate, load_run
 from worstcase.attacks import passes
+from worstcase.certificate import Certificate
 from worstcase.evaluation.record import Record
 
 
@@ -330,3 +331,12 @@ def test_one_tensor_as_th_g_of_several_arrays_is_saved_and_read_again(tmp_path):
     again = Crossbar(net, worstcase.load_tolerances(tmp_path / "tolerances.safetensors"))
     chip = load_file(tmp_path / "perturbation.safetensors")
     assert list(again.tolerance) == list(thg) and again.box.contains(chip)
+
+
+def test_more_proven_than_found_is_an_error(monkeypatch):
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(4, 3), torch.randn(50, 4)
+    everything = Certificate(method="interval", thg=0.3, certified=torch.ones(50, dtype=torch.bool), seconds=0.0)
+    monkeypatch.setattr("worstcase.evaluation.evaluate.certify", lambda *of: everything)
+    with pytest.raises(RuntimeError, match=r"not between 1\.0, certified at its th_g 0\.3, and 1\.0"):
+        evaluate(Crossbar(net, 0.3), [(x, net(x).argmax(1))], [attacks.FLWC()], progress=False)

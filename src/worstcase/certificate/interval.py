@@ -252,7 +252,7 @@ def _not_in_place(module: nn.Module) -> nn.Module:
 
 def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     kinds = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32", "float64"}
-    if kinds or torch.is_autocast_enabled():
+    if kinds or torch.is_autocast_enabled(next(net.parameters()).device.type):
         raise Unsupported(f"weights of {', '.join(kinds) or 'autocast'}: float32 or float64 is needed")
     if torch.get_float32_matmul_precision() == "medium":
         raise Unsupported("torch.set_float32_matmul_precision('medium'): high or highest is needed")

@@ -28,7 +28,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Evaluation:
-    """The attacks' results and the proof for one network; `print` shows them, `save` keeps them."""
+    """The attacks' results and the proof for one network; `print` shows them, `save` keeps them.
+
+    Raises:
+        RuntimeError: certified <= attacked <= clean does not hold.
+    """
 
     crossbar: Crossbar = field(repr=False)
     attacks: list[AttackResult]
@@ -52,6 +56,15 @@ class Evaluation:
             self._worst_chip = self.crossbar.chip(self.worst.perturbation)  # now: the network may be trained on
         except ValueError as error:
             self._worst_chip = error
+
+    def __post_init__(self) -> None:
+        for found in self.attacks:
+            proven = max((of.accuracy for of in self.certificates if of.thg >= found.thg), default=0.0)
+            if not proven <= found.accuracy <= self.clean_accuracy:
+                raise RuntimeError(
+                    f"{found.attack} found {found.accuracy}, which is not between {proven}, certified at its th_g "
+                    f"{found.thg:g}, and {self.clean_accuracy}, as programmed: please report this network"
+                )
 
     @property
     def clean_accuracy(self) -> float:
