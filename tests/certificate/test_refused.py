@@ -53,3 +53,9 @@ def test_a_network_that_computes_something_else_than_is_traced_is_not_proven(for
 def test_a_network_under_autocast_is_not_proven() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         refused(nn.Linear(4, 3), "weights of autocast")
+
+
+def test_a_layer_whose_forward_is_replaced_is_not_proven() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    net[1].forward = torch.sin
+    refused(net, "1 .ReLU. with a forward set on it")

@@ -257,8 +257,10 @@ def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     if torch.get_float32_matmul_precision() == "medium":
         raise Unsupported("torch.set_float32_matmul_precision('medium'): high or highest is needed")
     for name, module in net.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise Unsupported(f"{name or 'the network'} ({type(module).__name__}) with a hook")
+        hooked = bool(module._forward_hooks or module._forward_pre_hooks)
+        if hooked or "forward" in vars(module):
+            which = "a hook" if hooked else "a forward set on it"
+            raise Unsupported(f"{name or 'the network'} ({type(module).__name__}) with {which}")
     for name in weights:
         try:
             net.get_parameter(name)
