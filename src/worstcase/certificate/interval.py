@@ -32,6 +32,7 @@ from worstcase.certificate.tables import (
     TRANSPOSED,
     TRANSPOSED_FUNCTIONS,
 )
+from worstcase.chip.arrays import own_parameters
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.substitution import run
@@ -65,6 +66,7 @@ class IntervalBounds(fx.Interpreter):
     def __init__(self, crossbar: Crossbar) -> None:
         self._crossbar, weights, box = crossbar, crossbar.weights(), crossbar.box
         _check(crossbar.net, weights)
+        _check_shared(crossbar.net, crossbar.stand_ins(weights))
         if computed := sorted(box.low.keys() - weights.keys()):
             raise Unsupported(f"{computed[0]}, which its layer computes in each pass")
         traced = _traced(crossbar.net)
@@ -266,6 +268,14 @@ def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
             net.get_parameter(name)
         except AttributeError:
             raise Unsupported(f"{name}, an array that is no parameter") from None
+
+
+def _check_shared(net: nn.Module, stand_ins: Mapping[str, Tensor]) -> None:
+    """The rules know a tensor, and not by which of its names it is used."""
+    replaced = {id(net.get_parameter(name)): name for name in stand_ins}
+    for name, _, _, tensor in own_parameters(net):
+        if id(tensor) in replaced and name not in stand_ins:
+            raise Unsupported(f"{name}, which is digital but shares its tensor with {replaced[id(tensor)]}")
 
 
 def _traced(net: nn.Module) -> fx.GraphModule:
