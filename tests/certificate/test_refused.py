@@ -68,3 +68,8 @@ def test_a_layer_whose_forward_is_replaced_is_not_proven() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     net[1].forward = torch.sin
     refused(net, "1 .ReLU. with a forward set on it")
+
+
+def test_an_average_with_a_divisor_below_0_is_not_proven() -> None:
+    layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2, divisor_override=-4), nn.Flatten(), nn.Linear(8, 3)
+    refused(nn.Sequential(*layers), "divisor below 0", x=torch.randn(6, 1, 6, 6))

@@ -135,9 +135,11 @@ def _rounded(y: Interval, x: Interval) -> Interval:
 
 def average(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:
     """A mean over positions, summed up in any order."""
-    y = monotone(f, x, *args, **options)
+    y, size = monotone(f, x, *args, **options), f(x.magnitude, *args, **options)
+    if bool((size < 0).any()):
+        raise Unsupported("an average with a divisor below 0")
     n = max(x.low.numel() // max(1, y.low.numel()), math.prod(x.low.shape[2:]))
-    return y.widened(slack(n, x.low) * f(x.magnitude, *args, **options))
+    return y.widened(slack(n, x.low) * size)
 
 
 def corners(f: Callable[..., Tensor], x: Any, y: Any) -> Interval:
