@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from worstcase.certificate import Unsupported, certify
+from worstcase.certificate.products import slack
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.memory_layout import channels_last_is_quicker
 
 
 class Own(nn.Module):
@@ -73,3 +76,30 @@ def test_a_layer_whose_forward_is_replaced_is_not_proven() -> None:
 def test_an_average_with_a_divisor_below_0_is_not_proven() -> None:
     layers = nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2, divisor_override=-4), nn.Flatten(), nn.Linear(8, 3)
     refused(nn.Sequential(*layers), "divisor below 0", x=torch.randn(6, 1, 6, 6))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="since PyTorch 2.9")
+@pytest.mark.parametrize("backend", ["mkldnn.matmul", "mkldnn.conv", "cuda.matmul"])
+def test_the_precision_of_each_backend_is_read(backend: str) -> None:
+    exact, where = slack(9, torch.zeros(1)), operator.attrgetter(backend)(torch.backends)
+    before = where.fp32_precision
+    try:
+        where.fp32_precision = "tf32"
+        certify(Crossbar(nn.Linear(4, 3), 0.01), [(torch.randn(6, 4), torch.zeros(6).long())])
+        assert slack(9, torch.zeros(1)) > exact
+        if backend.startswith("mkldnn"):
+            where.fp32_precision = "bf16"
+            refused(nn.Linear(4, 3), "fp32_precision='bf16'")
+    finally:
+        where.fp32_precision = before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="since PyTorch 2.9")
+def test_the_precision_of_cudnn_is_read() -> None:
+    of = torch.backends.cudnn.conv
+    before = of.fp32_precision
+    try:
+        of.fp32_precision = "ieee"
+        channels_last_is_quicker("cuda", torch.float32)
+    finally:
+        of.fp32_precision = before

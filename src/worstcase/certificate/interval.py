@@ -32,6 +32,7 @@ from worstcase.certificate.tables import (
     TRANSPOSED,
     TRANSPOSED_FUNCTIONS,
 )
+from worstcase.chip import float32
 from worstcase.chip.arrays import own_parameters
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
@@ -256,8 +257,8 @@ def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     kinds = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32", "float64"}
     if kinds or torch.is_autocast_enabled(next(net.parameters()).device.type):
         raise Unsupported(f"weights of {', '.join(kinds) or 'autocast'}: float32 or float64 is needed")
-    if torch.get_float32_matmul_precision() == "medium":
-        raise Unsupported("torch.set_float32_matmul_precision('medium'): high or highest is needed")
+    if "bf16" in float32.of_others():
+        raise Unsupported("torch.set_float32_matmul_precision('medium') or fp32_precision='bf16': more is needed")
     for name, module in net.named_modules():
         hooked = bool(module._forward_hooks or module._forward_pre_hooks)
         if hooked or "forward" in vars(module):

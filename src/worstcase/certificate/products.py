@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worstcase.chip import float32
+
 
 class Unsupported(NotImplementedError):  # noqa: N818 (it says what it is)
     """A part of the network has no rule; the message names it."""
@@ -73,8 +75,8 @@ def slack(terms: int, like: Tensor) -> float:
     be rounded to TF32, as by default in convolutions on a GPU, 2^-8 more. Infinite if k u is 1 or more.
     """
     ku = (2 * terms + 16) * torch.finfo(like.dtype).eps / 2
-    by_default = like.is_cuda and torch.backends.cudnn.allow_tf32
-    tf32 = like.dtype == torch.float32 and (by_default or torch.get_float32_matmul_precision() != "highest")
+    rounded = float32.of_others() | (float32.of_cudnn() if like.is_cuda else set())
+    tf32 = like.dtype == torch.float32 and "tf32" in rounded
     return ku / (1 - ku) + (2**-8 if tf32 else 0) if ku < 1 else math.inf
 
 

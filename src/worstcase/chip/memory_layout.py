@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worstcase.chip import float32
 from worstcase.chip.modes import evaluating
 from worstcase.chip.substitution import run
 from worstcase.task import Inputs
@@ -41,7 +42,7 @@ def channels_last_is_quicker(device: str, dtype: torch.dtype) -> bool:
         (True, False)
     """
     if device == "cuda" and dtype == torch.float32:
-        return torch.is_autocast_enabled("cuda") or torch.backends.cudnn.allow_tf32
+        return torch.is_autocast_enabled("cuda") or "tf32" in float32.of_cudnn()
     return device == "cpu" or (device == "cuda" and dtype in (torch.bfloat16, torch.float16))
 
 
