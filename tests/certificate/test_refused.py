@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -103,3 +104,34 @@ def test_the_precision_of_cudnn_is_read() -> None:
         channels_last_is_quicker("cuda", torch.float32)
     finally:
         of.fp32_precision = before
+
+
+def counts(net: Any, x: Tensor) -> Tensor:
+    net.calls += 1
+    return net.b(net.a(x).relu())
+
+
+def writes(net: Any, x: Tensor) -> Tensor:
+    net.calls.mul_(0).add_(1)
+    return net.b(net.a(x).relu()) * net.calls
+
+
+def moves_a_parameter(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(x).relu()) + net.shift.detach().clamp_(0, 1)
+
+
+@pytest.mark.parametrize("forward", [counts, writes, moves_a_parameter, "max_norm"])
+def test_nothing_is_written_to_the_network(forward: Any) -> None:
+    torch.manual_seed(0)
+    net: nn.Module
+    if forward == "max_norm":
+        net, x = nn.Sequential(nn.Embedding(9, 4, max_norm=0.3), nn.Flatten(), nn.Linear(8, 3)), torch.ones(6, 2)
+        x = x.long()
+    else:
+        net, x = Own(forward), torch.randn(6, 4)
+        net.register_buffer("calls", torch.zeros(()))
+        net.shift = nn.Parameter(torch.full((3,), 2.0))
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    with suppress(Unsupported):
+        certify(Crossbar(net, 0.01), [(x, torch.zeros(6, dtype=torch.long))])
+    assert net.training and all(torch.equal(t, before[name]) for name, t in net.state_dict().items())

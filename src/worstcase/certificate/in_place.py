@@ -39,6 +39,8 @@ def check_in_place(traced: fx.GraphModule) -> None:
         root = node.all_input_nodes[0]
         while is_view(root):
             root = root.all_input_nodes[0]
+        if root.op == "get_attr":
+            raise Unsupported(f"{name_of(root.target)}, which the network changes in place")
         same = [root]
         for one in same:
             same += [user for user in one.users if user is not node and is_view(user) and user not in same]

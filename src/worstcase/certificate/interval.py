@@ -185,7 +185,8 @@ class IntervalBounds(fx.Interpreter):
             y = monotone(lambda t: t.reshape(x.low.shape), normalised(flat, module.eps))
             y = scaled(y, module.weight, module.bias)
         elif kind is nn.Embedding and x.is_point and id(module.weight) not in self._values:
-            y = Interval.of(module(x.low))
+            own = module.weight if module.max_norm is None else module.weight.clone()  # which it writes to
+            y = Interval.of(functional_call(module, {"weight": own}, (x.low,)))
         elif kind in STEPS:
             y = recurrent(module, x, self._of)
         elif kind in MODULES and not (kind in DROPOUTS and module.training):
@@ -281,7 +282,10 @@ def _check_shared(net: nn.Module, stand_ins: Mapping[str, Tensor]) -> None:
 
 def _traced(net: nn.Module) -> fx.GraphModule:
     try:
-        return fx.symbolic_trace(nn.Sequential(net))  # so that a network of one layer is a layer too
+        root = nn.Sequential(copy.deepcopy(net))  # so that a network of one layer is a layer too
+        graph = fx.Tracer().trace(root)  # of a copy, as it runs forward, which may write to the network
+        root[0] = net
+        return fx.GraphModule(root, graph)
     except Exception as error:
         raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({first_line(error)})") from error
 
