@@ -135,3 +135,10 @@ def test_nothing_is_written_to_the_network(forward: Any) -> None:
     with suppress(Unsupported):
         certify(Crossbar(net, 0.01), [(x, torch.zeros(6, dtype=torch.long))])
     assert net.training and all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_class_are_refused(label: int) -> None:
+    batches = [(torch.randn(6, 4), torch.full((6,), of)) for of in (0, label)]
+    with pytest.raises(ValueError, match=f"each label must be 0 to 2, but one is {label}"):
+        certify(Crossbar(nn.Linear(4, 3), 0.01), batches)

@@ -14,7 +14,7 @@ from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported
 from worstcase.chip.crossbar import Crossbar, evaluating
-from worstcase.task import Loader
+from worstcase.task import Loader, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
 
     Raises:
         Unsupported: a part of the network has no rule; the message names it.
-        ValueError: there are no samples, or no such method.
+        ValueError: there are no samples, a label is no class, or no such method.
 
     Cost: 3 to 5 forward passes by intervals, up to about 100 by linear bounds, fewer the less is left open.
     Memory: a few times that of the samples that are bounded at once, as many as a cache holds, and 32 MB for
@@ -88,9 +88,11 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
                 )  # which looks whether the network multiplies with its arrays as they are
                 bounds = METHODS[method](crossbar)
                 bounds.compare(images, outputs)
-                bounds.margins(images[:1], labels[:1].long())  # which tells how wide the network is
+                # which tells how wide the network is, and how many classes it has
+                classes = bounds.margins(images[:1], torch.zeros_like(labels[:1], dtype=torch.long)).shape[1]
                 if crossbar.depends_on_the_batch:
                     raise Unsupported("answers that depend on the other samples of a batch, or may")
+            check(images.new_zeros(len(labels), classes), labels)
             for part in torch.arange(len(labels), device=labels.device).split(bounds.at_once):
                 certified.append((bounds.margins(images[part], labels[part].long()) > 0).all(1).cpu())
     if not certified:
