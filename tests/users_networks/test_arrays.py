@@ -243,3 +243,9 @@ def test_what_is_digital_is_said_and_flagged():
     assert any("only 0.3% of the values are programmed; digital and exact are 0.weight" in f for f in result.flags)
     assert "48 of 16,051 values are programmed (0.3%)" in str(result)
     assert result.record().parameters == 16051 and result.record().parameters_perturbed == 48
+
+
+def test_a_digital_tensor_of_two_layers_counts_once():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].bias = net[0].bias
+    assert Crossbar(net, 0.1).coverage().digital == {"0.bias": 4}

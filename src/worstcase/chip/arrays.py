@@ -182,8 +182,11 @@ def biases(layers: Mapping[str, nn.Module]) -> list[str]:
 def coverage(net: nn.Module, arrays: Mapping[str, Array], sizes: Mapping[str, int]) -> Coverage:
     """The coverage of a network with arrays of these sizes; a table that shares a tensor with one is digital."""
     in_devices = {name for array in arrays.values() for name in array.sources}
-    digital = {name: tensor.numel() for name, _, _, tensor in own_parameters(net) if name not in in_devices}
-    return Coverage(dict(sizes), digital)
+    digital: dict[int, tuple[str, int]] = {}  # by tensor, which may have several names
+    for name, _, _, tensor in own_parameters(net):
+        if name not in in_devices:
+            digital.setdefault(id(tensor), (name, tensor.numel()))
+    return Coverage(dict(sizes), dict(digital.values()))
 
 
 def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
