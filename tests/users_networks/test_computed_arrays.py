@@ -184,8 +184,19 @@ class Elsewhere(nn.Module):
         lambda w, x: Sign.apply(w),
         lambda w, x: w * x.mean(),
         lambda w, x: torch.stack([w, w]).sum(0),
+        lambda w, x: w.data.sign(),
+        lambda w, x: (w * torch.ones(12)).detach(),
+        torch.no_grad()(lambda w, x: w.round()),
     ],
-    ids=["tanh", "sign", "modulated", "summed"],
+    ids=[
+        "tanh",
+        "sign",
+        "modulated",
+        "summed",
+        "sign of data",
+        "masked and detached",
+        "rounded without a gradient",
+    ],
 )
 def test_what_is_computed_elsewhere_is_refused_by_name(change):
     with pytest.raises(ValueError, match=r"^fc\.weight: the network multiplies with a tensor that it computes"):
@@ -194,9 +205,39 @@ def test_what_is_computed_elsewhere_is_refused_by_name(change):
         )
 
 
+class Multiplies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        return F.linear(x, w.sign())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient
+
+
+def test_what_an_autograd_function_computes_elsewhere_is_refused_by_name():
+    class Binarised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 4)
+
+        def forward(self, x):
+            return Multiplies.apply(x, self.fc.weight)
+
+    with pytest.raises(ValueError, match=r"^fc\.weight: the network multiplies with a tensor that it computes"):
+        Crossbar(Binarised(), 0.1)(torch.randn(8, 12))
+
+
 def test_a_weight_that_is_only_rearranged_is_no_other_weight():
     net = Elsewhere(lambda w, x: torch.cat(w.t().contiguous().t().chunk(2)))
     assert attacked(Crossbar(net, 0.3), torch.randn(40, 12))[0].accuracy < 1
+
+
+@pytest.mark.parametrize("change", [lambda w, x: w.detach(), lambda w, x: w.data[:].view(2, 2, 12).flatten(0, 1)])
+def test_a_weight_that_is_only_detached_is_no_other_weight(change):
+    crossbar, x = Crossbar(Elsewhere(change), 0.3), torch.randn(40, 12)
+    chip = crossbar.box.sample("vertex")
+    torch.testing.assert_close(crossbar(x, chip) - crossbar(x), x @ chip["fc.weight"].T)
 
 
 def test_a_tensor_that_differs_from_pass_to_pass_is_refused():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -104,15 +105,20 @@ class Sources:
     """
 
     def __init__(self, leaves: Mapping[str, Tensor], data: list[Tensor]) -> None:
-        self._leaves = {id(leaf): Origin(frozenset([name])) for name, leaf in leaves.items()}
-        self._data = {id(t): t for t in data}  # and what no gradient leads through that was computed from them
+        self._ends = {id(leaf): Origin(frozenset([name])) for name, leaf in leaves.items()}
+        self._ends |= {id(t): Origin(is_data=True) for t in data}  # and all else that no gradient leads through
         self._known: dict[Any, Origin] = {}
-        self._kept = leaves  # so that their ids stay theirs
+        self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
 
     def follow(self, taken: list[Tensor], given: list[Tensor]) -> None:
-        """See that numbers without a gradient, such as one-hot tokens, are data if they come from data."""
-        if any(id(t) in self._data for t in taken):
-            self._data |= {id(t): t for t in given if not t.requires_grad}
+        """See where numbers without a gradient come from, such as one-hot tokens, or a sign under no_grad."""
+        given = [t for t in given if not t.requires_grad]
+        origin = Origin()
+        for t in taken if given else ():
+            origin |= self._of(t)
+        for t in given if origin != Origin() else ():
+            same = origin.is_itself and any(_share_memory(t, one) for one in taken)
+            self._end(t, replace(origin, is_itself=same))
 
     def meet(self, call: Call) -> dict[int | str, Origin]:
         """Where the operands of a product come from; none if it is one of parameters alone, such as of an adapter.
@@ -130,13 +136,19 @@ class Sources:
                 if node not in self._known:
                     waiting += [next_ for next_, _ in node.next_functions]
                 self._known[node] = Origin(is_data=True)
-        self._data |= {id(t): t for t in call.results if t.grad_fn is None}
+        for t in call.results:
+            if t.grad_fn is None:
+                self._end(t, Origin(is_data=True))
         return origins
+
+    def _end(self, tensor: Tensor, origin: Origin) -> None:
+        self._ends[id(tensor)] = origin
+        self._kept.append(tensor)
 
     def _of(self, tensor: Tensor) -> Origin:
         if tensor.grad_fn is not None:
             return self._trace(tensor.grad_fn)
-        return Origin(is_data=True) if id(tensor) in self._data else self._leaves.get(id(tensor), Origin())
+        return self._ends.get(id(tensor), Origin())
 
     def _trace(self, node: Any) -> Origin:
         waiting = [node]
@@ -153,9 +165,14 @@ class Sources:
 
     def _combined(self, node: Any, before: list[Any]) -> Origin:
         if (leaf := getattr(node, "variable", None)) is not None:
-            return Origin(is_data=True) if id(leaf) in self._data else self._leaves.get(id(leaf), Origin())
+            return self._ends.get(id(leaf), Origin())
         kind = node.name().rstrip("0123456789")
         origin = Origin(is_itself=kind in _REARRANGES, is_data=kind == "EmbeddingBackward")
         for one in before:
             origin |= self._known[one]
         return origin
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    strided = a.layout == b.layout == torch.strided
+    return strided and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
