@@ -247,3 +247,29 @@ def test_a_tensor_that_differs_from_pass_to_pass_is_refused():
 
     with pytest.raises(ValueError, match=r"^0\.weight: the network multiplies with another tensor"):
         Crossbar(nn.Sequential(Noisy(12, 4)), 0.1)(torch.randn(8, 12))
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x, w: torch.linalg.matmul(x, w.T),
+        lambda x, w: torch.linalg.multi_dot([x, w.T, w, w.T]),
+        lambda x, w: torch.zeros(len(x), 4).addmm_(x, w.T),
+        lambda x, w: torch.zeros(len(x), 4).addbmm_(x[None], w.T[None]),
+        lambda x, w: torch.zeros(1, len(x), 4).baddbmm_(x[None], w.T[None])[0],
+        lambda x, w: torch.stack([torch.zeros(4).addmv_(w, one) for one in x]),
+        lambda x, w: torch.cdist(x, w),
+        lambda x, w: F.scaled_dot_product_attention(w[None], x[:, None], x[:, None])[..., 0],
+    ],
+)
+def test_every_product_shows_what_it_multiplies_with(product):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 12))
+
+        def forward(self, x):
+            return product(x, self.w.sign())
+
+    with pytest.raises(ValueError, match=r"^w: the network multiplies with a tensor that it computes"):
+        Crossbar(Named(), 0.1, arrays=["w"])(torch.randn(8, 12))

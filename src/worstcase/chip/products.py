@@ -17,9 +17,12 @@ FIXED = frozenset(["linear", *(f"{conv}{n}d" for conv in ("conv", "conv_transpos
 _FUNCTIONS = FIXED | {
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "addmm", "addbmm", "baddbmm", "addmv"),
     *("einsum", "tensordot", "inner", "multi_dot", "bilinear", "grouped_mm", "_grouped_mm"),
-    "multi_head_attention_forward",
+    *("linalg_matmul", "linalg_multi_dot", "addmm_", "addbmm_", "baddbmm_", "addmv_", "cdist"),
+    *("multi_head_attention_forward", "scaled_dot_product_attention"),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 }
+_ADDED = {("scaled_dot_product_attention", 3), ("scaled_dot_product_attention", "attn_mask")}
+"""Arguments that meet no input in a product."""
 _REARRANGES = {  # nodes of autograd's graph that leave the values as they are
     f"{name}Backward"
     for name in (
@@ -73,6 +76,8 @@ class Products(TorchFunctionMode):
         if name in _FUNCTIONS:
             operands: dict[int | str, Tensor] = {}
             for place, argument in (*enumerate(args), *kwargs.items()):
+                if (name, place) in _ADDED:
+                    continue
                 if isinstance(argument, Tensor):
                     operands[place] = argument
                 else:
