@@ -273,3 +273,18 @@ def test_every_product_shows_what_it_multiplies_with(product):
 
     with pytest.raises(ValueError, match=r"^w: the network multiplies with a tensor that it computes"):
         Crossbar(Named(), 0.1, arrays=["w"])(torch.randn(8, 12))
+
+
+@pytest.mark.parametrize("change", [lambda w: w, torch.t])
+def test_parameters_that_the_network_keeps_in_a_list_are_refused_by_name(change):
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 12)
+            self.held = [(self.fc.weight, self.fc.bias)]
+
+        def forward(self, x):
+            return F.linear(x, change(self.held[0][0]), self.held[0][1])
+
+    with pytest.raises(ValueError, match=r"^fc\.weight: .* keeps outside its layers, as in a list"):
+        Crossbar(Listed(), 0.1)(torch.randn(8, 12))

@@ -65,7 +65,8 @@ def _look(
     data = of_each(lambda t: t.detach().requires_grad_(t.is_floating_point()), inputs)
     given = of_each(Tensor.clone, data)  # which may be changed in place
     checks = [(a.layer, a.place, _check(name, programmed[name])) for name, a in arrays.items() if a.place]
-    sources, used = Sources(leaves, tensors_in(data)), _Used(arrays)
+    kept = [(name, t) for name, _, _, t in own_parameters(net)]  # as in a list, where no chip's weights get to
+    sources, used = Sources(leaves, tensors_in(data), kept), _Used(arrays)
 
     def show(call: Call) -> None:
         for origin in sources.meet(call).values():
@@ -114,8 +115,8 @@ class _Used:
         if held and (origin.is_data or not origin.is_itself or self.computed.intersection(held)):
             raise ValueError(
                 f"{self._named(held)}: the network multiplies with a tensor that it computes from it elsewhere, "
-                "or looks numbers up in it, so its devices' deviations would be misplaced; leave it out "
-                "(exclude=), or do not name it in arrays="
+                "keeps outside its layers, as in a list, or looks numbers up in it, so its devices' deviations "
+                "would be misplaced; leave it out (exclude=), or do not name it in arrays="
             )
         if not held and not origin.is_data:
             self.others |= dict.fromkeys(sorted(origin.names))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -107,12 +107,16 @@ class Sources:
     Args:
         leaves: by name, each requires a gradient.
         data: the inputs.
+        strays: what must not be met in the leaves' place, by their names.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor], data: list[Tensor]) -> None:
+    def __init__(
+        self, leaves: Mapping[str, Tensor], data: list[Tensor], strays: Iterable[tuple[str, Tensor]] = ()
+    ) -> None:
         self._ends = {id(leaf): Origin(frozenset([name])) for name, leaf in leaves.items()}
         self._ends |= {id(t): Origin(is_data=True) for t in data}  # and all else that no gradient leads through
         self._known: dict[Any, Origin] = {}
+        self._ends |= {id(t): Origin(frozenset([name]), is_itself=False) for name, t in strays}
         self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
 
     def follow(self, taken: list[Tensor], given: list[Tensor]) -> None:
