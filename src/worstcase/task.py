@@ -132,7 +132,7 @@ def check(outputs: Any, labels: Tensor) -> int:
     logits, answers = decisions(outputs, labels)
     shape = logits_of(outputs).shape
     if _is_binary(shape, labels.shape):
-        if _ends_in_a_sigmoid(outputs if isinstance(outputs, Tensor) else _logits_of(outputs)):
+        if _ends_in_a_sigmoid(logits_of(outputs)):
             raise ValueError("the network ends in a sigmoid: leave it out, since a logit above 0 is the answer 1")
         flat = labels.reshape(-1) if labels.is_floating_point() else labels.reshape(-1).long()
         other = flat[(flat != 0) & (flat != 1) & ~(torch.isin(flat, flat.new_tensor(IGNORED)) & (labels.ndim > 1))]

@@ -94,7 +94,9 @@ def _look(
     return Manners(
         changes_inputs=in_place,
         writes=(*written, *_buffers_in_use(net)),
-        depends_on_the_batch=moved or not _same_alone(again, inputs, second, list(tensors.values())),
+        depends_on_the_batch=moved
+        or any(map(_uses_the_batch, net.modules()))
+        or not _same_alone(again, inputs, second, list(tensors.values())),
         also_multiplied=tuple(name for name in used.others if leaves[name].ndim > 1),
     )
 
@@ -150,6 +152,11 @@ def _buffers_in_use(net: nn.Module) -> Iterator[str]:
             yield from (
                 f"{prefix}.{name}".removeprefix(".") for name, b in module._buffers.items() if b is not None
             )
+
+
+def _uses_the_batch(module: nn.Module) -> bool:
+    """Also if the first batch has only one sample."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
 def _same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, tensors: list[Tensor]) -> bool:

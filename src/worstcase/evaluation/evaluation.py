@@ -52,12 +52,6 @@ class Evaluation:
     _worst_chip: dict[str, Tensor] | ValueError = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        try:
-            self._worst_chip = self.crossbar.chip(self.worst.perturbation)  # now: the network may be trained on
-        except ValueError as error:
-            self._worst_chip = error
-
-    def __post_init__(self) -> None:
         for found in self.attacks:
             proven = max((of.accuracy for of in self.certificates if of.thg >= found.thg), default=0.0)
             if not proven <= found.accuracy <= self.clean_accuracy:
@@ -65,6 +59,10 @@ class Evaluation:
                     f"{found.attack} found {found.accuracy}, which is not between {proven}, certified at its th_g "
                     f"{found.thg:g}, and {self.clean_accuracy}, as programmed: please report this network"
                 )
+        try:
+            self._worst_chip = self.crossbar.chip(self.worst.perturbation)  # now: the network may be trained on
+        except ValueError as error:
+            self._worst_chip = error
 
     @property
     def clean_accuracy(self) -> float:
