@@ -293,6 +293,7 @@ def test_a_setting_is_wrong_before_a_folder_is_made(words, message):
         (["suite=default", "suite.ensemble.rounds=0"], "suite.ensemble.rounds=0: must be 1 or more"),
         (["suite=default", "suite.ensemble=null", "suite.test=null"], "suite: a run needs at least one attack"),
         (["method.monitor=foo"], "method.monitor=foo: must be val/accuracy or val/attacked_accuracy"),
+        (["method.monitor=train/loss"], "method.monitor=train/loss: must be val/accuracy or val/att"),
         (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
         (["model.weight_bits=1024"], "weight_bits=1024: must be a whole number from 1 to 16"),
     ],

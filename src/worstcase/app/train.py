@@ -177,15 +177,15 @@ def _check_metrics(callbacks: list, monitor: str, *, attacked: bool, certified: 
     """Refuse to watch a metric that nobody logs. Custom callbacks may log any.
 
     Raises:
-        ValueError: nobody logs a watched metric.
+        ValueError: nobody logs a watched metric, or the epoch of the highest loss would be kept.
     """
-    known = {"val/accuracy", "train/loss"} | ({"val/attacked_accuracy"} if attacked else set())
+    known = {"val/accuracy"} | ({"val/attacked_accuracy"} if attacked else set())
     known |= {"val/certified_accuracy"} if certified else set()
-    homes = [type(callback).__module__.split(".")[0] for callback in callbacks]
-    watched = [monitor, *(c.monitor for c in callbacks if isinstance(getattr(c, "monitor", None), str))]
-    unknown = [name for name in watched if name not in known]
-    if unknown and set(homes) <= {"worstcase", "lightning"}:
-        allowed = " or ".join(sorted(known - {"train/loss"}))
+    homes = {type(callback).__module__.split(".")[0] for callback in callbacks}
+    watched = {c.monitor for c in callbacks if isinstance(getattr(c, "monitor", None), str)} - {"train/loss"}
+    unknown = [name for name in (monitor, *sorted(watched)) if name not in known]
+    if unknown and (monitor == "train/loss" or homes <= {"worstcase", "lightning"}):
+        allowed = " or ".join(sorted(known))
         raise ValueError(f"method.monitor={unknown[0]}: must be {allowed}; each is logged by a callback")
 
 
