@@ -7,6 +7,7 @@ import os
 import random
 import shlex
 import time
+import zipfile
 from enum import Enum
 from functools import cache
 from urllib.parse import unquote
@@ -23,6 +24,7 @@ from worstcase import results_frame
 from worstcase.app import doors, job, naming, resume, schema, status, sweeps
 from worstcase.app.state import Begun
 from worstcase.evaluation.record import Record
+from worstcase.evaluation.settings import OWN_DATA
 from worstcase.paper import SECTIONS
 
 EXPERIMENTS = sorted(path.stem for path in (REPOSITORY / "conf" / "experiment").iterdir())
@@ -139,6 +141,23 @@ def test_jobs_at_several_th_g_share_a_training_also_when_they_run_at_once(tmp_pa
     assert not list(tmp_path.glob(".training*"))
     other = run(*small, "seed=1", "thg=0.1", f"hydra.run.dir={tmp_path / 'seed1'}").stderr
     assert "epoch 3 of 3" in other and "trained already" not in other
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [({}, True), ({"net": "mine:Net"}, False), ({"dataset": {"_target_": OWN_DATA, "of": "mine:data"}}, False)],
+)
+def test_a_training_is_taken_over_unless_the_users_code_may_have_changed_it(changes, taken, tmp_path):
+    method = {"trains_without_thg": True, "monitor": "val/accuracy"}
+    settings = {"thg": 0.1, "method": method, "net": None, "dataset": {}, "pulses": None} | changes
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "this").mkdir()
+    with zipfile.ZipFile(tmp_path / "other" / "checkpoints" / "best.ckpt", "w"):
+        pass
+    done = resume.Trained(seconds=1, epochs=1, validation=0.9, training=resume.digest(settings))
+    done.save(tmp_path / "other")
+    with resume.training_of(tmp_path / "this", settings | {"thg": 0.2}) as trained:
+        assert trained == (done if taken else None)
 
 
 @pytest.fixture(scope="session")
