@@ -10,6 +10,9 @@ import torch
 from commands import QUICK, files, run, running, shorten_ensembles, without_times
 from safetensors.torch import save_file
 
+from worstcase.app.folders import check_folder
+from worstcase.app.state import Begun
+
 ONE_EPOCH = "trainer.max_epochs=1"
 
 
@@ -100,6 +103,21 @@ def test_an_unfinished_run_is_neither_overwritten_nor_gone_on_with_by_another_co
     done = run("src.train", "method=vanilla", ONE_EPOCH, "seed=1", f"hydra.run.dir={unfinished}", fails=True)
     assert f"{unfinished} holds an unfinished run of another configuration" in done.stderr
     assert files(unfinished / "checkpoints") == before
+
+
+def test_evaluations_of_an_earlier_training_do_not_become_those_of_the_next(tmp_path):
+    settings = {"trainer": {}, "seed": 0}
+    Begun("python -m src.train", settings).save(tmp_path)
+    (tmp_path / "evaluations" / "lwc").mkdir(parents=True)
+    (tmp_path / "checkpoints").mkdir()
+    check_folder(tmp_path, settings, "run")
+    (tmp_path / "evaluations" / "lwc" / "results.json").touch()
+    with pytest.raises(ValueError, match=r"results\.json is of an earlier training; .*delete .*evaluations$"):
+        check_folder(tmp_path, settings, "run")
+    (tmp_path / "checkpoints" / "last.ckpt").touch()  # the same training goes on
+    check_folder(tmp_path, settings, "run")
+    with pytest.raises(ValueError, match="or delete run/checkpoints to train anew, and any run/evaluations"):
+        check_folder(tmp_path, settings | {"seed": 1}, "run")
 
 
 # ---- evaluate

@@ -11,7 +11,7 @@ from typing import Any
 
 from worstcase.app.schema import ConfigError
 from worstcase.app.state import JOB, Begun
-from worstcase.evaluation.record import CHECKPOINT, EVALUATIONS, FILES, LAST
+from worstcase.evaluation.record import CHECKPOINT, EVALUATIONS, FILES, LAST, RECORD
 from worstcase.evaluation.settings import without_place
 
 LEFT = (  # files that a job writes, besides those in its subfolders
@@ -50,7 +50,8 @@ def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
         shown: the folder, as it is shown.
 
     Raises:
-        ValueError: it holds links, what is no plain file, files that no job left, or another job's unfinished run.
+        ValueError: it holds links, what is no plain file, files that no job left, another job's unfinished run, or
+            evaluations of an earlier training.
     """
     within = (folder, folder.parent) if folder.parent.name == EVALUATIONS else ()
     for path in within:
@@ -70,6 +71,9 @@ def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
             raise ValueError(f"{left[0]} is there, but no {JOB} that tells of which run it is; {remedy}")
     elif (folder / LAST).is_file() and without_place(begun.config) != without_place(settings):
         raise ConfigError(f"{shown} holds an unfinished run of another configuration; {_remedy(shown)}")
+    if "trainer" in settings and not (folder / LAST).is_file():  # so it trains anew
+        for file in folder.glob(f"{EVALUATIONS}/*/{RECORD}"):
+            raise ValueError(f"{file} is of an earlier training; {ANOTHER}, or move or delete {file.parents[1]}")
 
 
 def _begun(folder: Path, shown: str) -> Begun | None:
@@ -83,7 +87,7 @@ def _begun(folder: Path, shown: str) -> Begun | None:
 
 
 def _remedy(shown: str) -> str:
-    return f"{ANOTHER}, or delete {Path(shown, LAST.parent)} to train anew"
+    return f"{ANOTHER}, or delete {Path(shown, LAST.parent)} to train anew, and any {Path(shown, EVALUATIONS)}"
 
 
 def _is_left(name: str) -> bool:
