@@ -45,6 +45,10 @@ def test_each_attack_and_th_g_has_a_row_with_the_facts_of_its_training(runs):
     assert frame.certified_accuracy.isna().all()
 
 
+def test_one_folder_needs_no_list(runs):
+    assert len(results_frame(runs)) == len(results_frame(str(runs))) == len(results_frame([runs])) == 4
+
+
 def test_the_frame_can_be_grouped_over_seeds(runs):
     means = results_frame([str(runs)]).groupby(["network", "method", "attack", "thg"]).attacked_accuracy.mean()
     assert means["lenet", "vanilla", "lwc", 0.02] == 0.25

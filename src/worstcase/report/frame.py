@@ -65,11 +65,11 @@ _INTEGERS += ["weights_perturbed"]
 _LARGEST = 2**63 - 1  # that a column can hold; a foreign record may have a larger number
 
 
-def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd.DataFrame:
+def results_frame(folders: str | Path | Iterable[str | Path] = ("outputs", "multirun")) -> pd.DataFrame:
     """The finished runs below some folders: one row for each attack and th_g, oldest run first.
 
     Args:
-        folders: searched for records; invalid records are skipped with a warning.
+        folders: one or several, searched for records; invalid records are skipped with a warning.
 
     Returns:
         A frame with the columns of `COLUMNS`, empty if nothing was found.
@@ -81,7 +81,8 @@ def results_frame(folders: Iterable[str | Path] = ("outputs", "multirun")) -> pd
     """
     import pandas as pd
 
-    rows = [row for found in runs_and_trainings(map(Path, folders)) for row in _rows(*found)]
+    several = [folders] if isinstance(folders, str | Path) else folders
+    rows = [row for found in runs_and_trainings(map(Path, several)) for row in _rows(*found)]
     for row in rows:
         row |= {name: min(row[name], _LARGEST) for name in _INTEGERS if row[name] is not None}
     types = dict.fromkeys(_FLOATS, "Float64") | dict.fromkeys(_INTEGERS, "Int64")
