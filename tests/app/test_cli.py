@@ -10,6 +10,7 @@ import torch
 from commands import QUICK, files, run, running, shorten_ensembles, without_times
 from safetensors.torch import save_file
 
+from worstcase.app import naming
 from worstcase.app.folders import check_folder
 from worstcase.app.state import Begun
 
@@ -148,6 +149,11 @@ def test_evaluation_defaults_to_the_newest_training_run(trained, tmp_path):
     done = run("worstcase", "evaluate", at=tmp_path, fails=True)
     assert "no finished training run below outputs/ or multirun/; make one with: worstcase train" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("said", ["run=here", "+run=here", "++run=here", "++net=mine:Net"])
+def test_a_run_or_network_that_is_named_is_not_the_newest(said):
+    assert naming.naming_the_newest_run(["attack=flwc", said]) == ["attack=flwc", said]
 
 
 def test_the_users_own_network_and_weights_need_no_run(trained, tmp_path):

@@ -149,7 +149,7 @@ def naming_the_newest_run(words: Sequence[str]) -> list[str]:
         FileNotFoundError: there is no finished training run.
         ValueError: Hydra would resolve something in its folder's name.
     """
-    if any(word.partition("=")[0] in ("run", "net", *ONLY_SHOWN) for word in words):
+    if any(word.lstrip("+").partition("=")[0] in ("run", "net", *ONLY_SHOWN) for word in words):
         return list(words)
     run = str(newest_run())
     if "${" in run:
