@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from worstcase.chip.tolerance import NAME
 from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
-from worstcase.evaluation.settings import OWN_DATA
+from worstcase.evaluation.settings import BESIDE_TEST_DATA, OWN_DATA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,10 +165,8 @@ TRAINING = ["method", "network_settings", "method_settings"]
 def _of_the_test_set(settings: str) -> str:
     """Reference settings without those of the training data, and those that are null."""
     said = json.loads(settings).items()
-    return json.dumps({key: one for key, one in said if one is not None and key not in OF_TRAINING_DATA})
-
-
-OF_TRAINING_DATA = ("data.batch_size", "data.val_fraction", "data.augmented")
+    beside = [f"data.{key}" for key in BESIDE_TEST_DATA]
+    return json.dumps({key: one for key, one in said if one is not None and key not in beside})
 
 
 def _best_known(runs: pd.DataFrame) -> pd.Series:

@@ -115,7 +115,8 @@ def test_members_and_attacks_that_disagree_are_flagged():
     ("thg", "accuracy", "flagged"), [(0.02, 0.1, True), (0.01, 0.1, True), (0.03, 0.1, False)]
 )
 def test_a_lower_accuracy_in_another_run_is_flagged(thg, accuracy, flagged):
-    config = {"checkpoint": None, "layers": ["*"], "exclude": []}
+    images = {"_target_": "worstcase.data.ImageFolderDataModule"}
+    config = {"checkpoint": None, "layers": ["*"], "exclude": [], "dataset": images}
     now = record(found("flwc", 0.02, 0.9, 0.4), kind="evaluate", config=config, thg=0.02)
     before = record(found("lwc", thg, 0.9, accuracy), kind="evaluate", config=config, thg=thg)
     flags = lower_elsewhere(now, [before, now])
@@ -127,5 +128,9 @@ def test_a_lower_accuracy_in_another_run_is_flagged(thg, accuracy, flagged):
         ]
     other = record(found("lwc", thg, 0.9, 0.0), kind="evaluate", config=config | {"exclude": ["fc*"]}, thg=thg)
     assert lower_elsewhere(now, [other]) == []
+    for key, value, same in (("digest", "b", False), ("data_dir", "elsewhere", False), ("batch_size", 32, True)):
+        of_data = config | {"dataset": images | {key: value}}
+        other = record(found("lwc", thg, 0.9, accuracy), kind="evaluate", config=of_data, thg=thg)
+        assert bool(lower_elsewhere(now, [other])) == (flagged and same)
     sampled = record(found("monte_carlo", 0.02, 0.9, 0.4, distribution={"mean": 0.8}), config=config, thg=0.02)
     assert lower_elsewhere(sampled, [before]) == []

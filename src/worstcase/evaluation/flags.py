@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from worstcase.evaluation.record import Record
-from worstcase.evaluation.settings import of_devices
+from worstcase.evaluation.settings import of_devices, of_test_data
 from worstcase.found import Found
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         if all(getattr(other, key) == getattr(record, key) for key in same)
         and all(other.config.get(key) == record.config.get(key) for key in settings)
         and of_devices(other.config) == of_devices(record.config)
+        and of_test_data(other.config) == of_test_data(record.config)
         and (other.kind == "train" or other.config.get("weights") == record.config.get("weights"))
         for attack in other.attacks
     ]

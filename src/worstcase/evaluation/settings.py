@@ -111,6 +111,31 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "dataset": {key: value for key, value in dataset.items() if key not in place}}
 
 
+BESIDE_TEST_DATA = ("batch_size", "num_workers", "val_fraction", "augmented")
+"""Settings of a data set that its test split does not depend on, as it does not on the seed."""
+
+
+def of_data(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run's data set, without its seed and its folder.
+
+    Example:
+        >>> of_data({"dataset": {"limit": 100, "seed": 1}})
+        {'limit': 100}
+    """
+    return {key: value for key, value in without_place(config)["dataset"].items() if key != "seed"}
+
+
+def of_test_data(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of them that the test split depends on, without null: settings that came later leave it what it was.
+
+    Example:
+        >>> of_test_data({"dataset": {"limit": 100, "seed": 1, "batch_size": 32, "digest": None}})
+        {'limit': 100}
+    """
+    said = of_data(config).items()
+    return {key: value for key, value in said if value is not None and key not in BESIDE_TEST_DATA}
+
+
 def _as_before(settings: Mapping[str, Any], *place: str) -> dict[str, Any]:
     newer = NEWER.get(place, {})
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worstcase.evaluation.record import Record, runs_and_trainings
-from worstcase.evaluation.settings import of_devices, trains_without_thg, without_place
+from worstcase.evaluation.settings import of_data, of_devices, trains_without_thg, without_place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,21 +167,16 @@ def _network_settings(record: Record, training: Record | None) -> str:
     trained = (training or record).config
     init = "init_digest" if trained.get("init_digest") else "init_from"
     made = {key: trained.get(key) for key in ("net", "model", "trainer", "full_scale", "layers", "exclude")}
-    made |= {"init_from": trained.get(init), "dataset": _data(trained)}
+    made |= {"init_from": trained.get(init), "dataset": of_data(trained)}
     given = ("checkpoint",) if training else ("checkpoint", "weights")
     return _settings(made | {key: record.config.get(key) for key in given})
 
 
 def _reference_settings(record: Record) -> str:
-    attacked = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": _data(record.config)}
+    attacked = {key: record.config.get(key) for key in ("layers", "exclude")} | {"data": of_data(record.config)}
     attacked |= of_devices(record.config)
     shown = ("dataset", "data_digest", "samples", "full_scale", "weight_bits", "activation_bits")
     return _settings(attacked | {key: getattr(record, key) for key in shown})
-
-
-def _data(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run's data set, without its seed and its folder."""
-    return {key: value for key, value in without_place(config)["dataset"].items() if key != "seed"}
 
 
 def _settings(config: Mapping[str, Any]) -> str:
