@@ -275,6 +275,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
         (["+trainer.check_val_every_n_epoch=x"], "trainer.check_val_every_n_epoch=x: must be at most"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run: leaves no checkpoint"),
         (["+trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be 32-true, 16-mixed or bf16-mixed"),
+        (["+model.width=abc"], "model.width=abc: Input should be a valid number"),
         (["+trainer.check_val_every_n_epoch=9"], "must be at most trainer.max_epochs=1"),
     ],
 )

@@ -2,6 +2,7 @@ import lightning as L
 import pytest
 import torch
 
+import worstcase
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
 from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
@@ -44,6 +45,24 @@ def test_each_attack_runs_once_on_the_test_split_and_its_result_is_kept(tmp_path
     assert test.callback_metrics["test/attacked_accuracy"] == pytest.approx(lowest)
     assert test.callback_metrics["test/accuracy"] == pytest.approx(lwc.clean_accuracy)
     assert all(torch.equal(before[name], tensor) for name, tensor in small_net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lr", None, "lr=None: Input should be a valid number"),
+        ("lr", 0.0, "lr=0.0: Input should be greater than 0"),
+        ("epochs", 0.5, "epochs=0.5: Input should be a valid integer"),
+        ("noise", torch.ones(1), "Tensor is not JSON serializable"),
+    ],
+)
+def test_settings_of_an_attack_that_no_record_holds_are_refused_before_the_work(small_net, name, value, message):
+    attack = FLWC()
+    setattr(attack, name, value)
+    with pytest.raises(ValueError, match=message):
+        WorstCaseAtTest([attack])
+    with pytest.raises(ValueError, match=message):
+        worstcase.evaluate(Crossbar(small_net, 0.1), [], [attack])
 
 
 def test_the_attack_after_each_epoch_uses_the_seed(tmp_path, small_net, small_loader):

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from worstcase.chip.tolerance import from_plain, largest
+from worstcase.evaluation.record import check_config
 
 
 class ConfigError(ValueError):
@@ -185,7 +186,7 @@ def check(settings: Mapping[str, Any]) -> None:
         settings: in plain types, without Hydra's own.
 
     Raises:
-        ConfigError: for the first setting that is out of range.
+        ConfigError, ValueError: for the first setting that is out of range, or that no record can hold.
     """
     flat = dict(_flat(settings))
     for place, group in GROUPS.items():
@@ -236,6 +237,7 @@ def check(settings: Mapping[str, Any]) -> None:
                 f"thg={settings['thg']}: a training has one; sweep over several with -m thg=0.01,0.03"
             )
         _check_trainer(settings["trainer"])
+    check_config(dict(settings))
 
 
 def _numbers(settings: Mapping[str, Any]) -> list[Any]:

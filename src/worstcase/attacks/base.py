@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from worstcase.attacks.search import Search
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
-from worstcase.found import Found
+from worstcase.found import Found, Parameters
 from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
 from worstcase.task import Loader
@@ -149,6 +151,26 @@ class Attack(ABC):
         return {
             key: getattr(value, "__name__", value) for key, value in vars(self).items() if not key.startswith("_")
         }
+
+
+def check_parameters(attack: Attack) -> None:
+    """Make sure that a record can hold an attack's settings.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    parameters = attack.parameters()
+    try:
+        TypeAdapter(Parameters).validate_json(json.dumps(parameters, allow_nan=False), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        refused = f"{name}={parameters[name]}: {first['msg']}"
+    except (TypeError, ValueError) as error:
+        refused = str(error)
+    else:
+        return
+    raise ValueError(f"{attack.name} has settings that no record holds, {refused}; parameters() may omit them")
 
 
 def check_search_dtype(search_dtype: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from worstcase.attacks import Attack
-from worstcase.attacks.base import check_search_dtype
+from worstcase.attacks.base import check_parameters, check_search_dtype
 from worstcase.evaluation.evaluate import check_certificate, check_diagnosis, evaluate
 from worstcase.evaluation.evaluation import Evaluation
 from worstcase.methods import Method
@@ -60,6 +60,8 @@ class WorstCaseAtTest(L.Callback):
         check_search_dtype(search_dtype)
         given = attacks.values() if isinstance(attacks, Mapping) else attacks
         self.attacks = [attack for attack in given if attack is not None]
+        for attack in self.attacks:
+            check_parameters(attack)
         self.seed, self.diagnosis, self.certificate = seed, diagnosis, certificate
         self.search_dtype = search_dtype
         self.evaluation: Evaluation | None = None

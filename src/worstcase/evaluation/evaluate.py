@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
+from worstcase.attacks.base import check_parameters
 from worstcase.attacks.passes import classes_of
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.checks import check_seed
@@ -91,10 +92,10 @@ def evaluate(
     """
     attacks = _each(attacks, Ensemble())
     bounds = sorted(set(_each(thgs, crossbar.thg)))
-    _check(crossbar, loader, attacks, bounds)
     check_diagnosis(diagnosis)
     check_certificate(certificate)
     check_seed("seed", seed)
+    _check(crossbar, loader, attacks, bounds)
     folder = None if folder is None else Path(folder)
     read = None
     if chip is not None:
@@ -152,6 +153,8 @@ def _check(crossbar: Crossbar, loader: Loader, attacks: Sequence[Attack], bounds
         raise ValueError("attacks=[]: must be one or more, or None for the ensemble")
     if odd := [one for one in attacks if not isinstance(one, Attack)]:
         raise ValueError(f"attacks: give objects, such as attacks.FLWC(), not {odd[0]!r}")
+    for attack in attacks:
+        check_parameters(attack)
     if not bounds:
         raise ValueError("thgs=[]: must be one or more, or None for the crossbar's own")
     for thg in bounds:

@@ -250,6 +250,20 @@ def _read(content: dict[str, Any]) -> Record:
     return record
 
 
+def check_config(config: dict[str, Any]) -> None:
+    """Check that a record can hold the settings of a job that has not begun.
+
+    Raises:
+        ValueError: the first that it cannot.
+    """
+    try:
+        TypeAdapter(Config).validate_python(config, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        value = f"={first['input']}" if isinstance(first["input"], str | int | float) else ""
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}{value}: {first['msg']}") from None
+
+
 @cache
 def _checked() -> TypeAdapter[Record]:
     return TypeAdapter(Record)
