@@ -57,11 +57,21 @@ def _named(thg: str, sigmas: float | None) -> Tolerance:
         return Tolerance.preset(thg, sigmas=sigmas)
     if thg.endswith(".csv"):
         return Tolerance.from_csv(thg, sigmas=sigmas)
+    if _reads_as_a_number(thg):
+        raise ValueError(f"thg={thg!r}: is text, since it is in quotes; say thg={thg}")
     raise ValueError(
         f"thg={thg}: must be a finite number, 0 or more; one of {', '.join(PRESETS)}; a CSV file; or these by "
         f"array, as in 'thg={{fc*:0.01,*:0.03}}'; or a {SUFFIX} file by itself; presets of one number are chosen "
         "with th_g=NAME"
     )
+
+
+def _reads_as_a_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _has_sigma(thg: Any) -> bool:
