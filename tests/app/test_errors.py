@@ -9,10 +9,12 @@ import pytest
 import torch
 from commands import REPOSITORY, environment, refusal, run
 
+from worstcase.app.errors import in_one_line
 from worstcase.models import LeNet
 
 BAD = {
     "thg=-0.1": "thg=-0.1: must be a finite number, 0 or more",
+    "thg='0.03'": "thg='0.03': is text, since it is in quotes; say thg=0.03",
     "thg=rram": "thg=rram: must be a finite number, 0 or more; one of pcm_joshi2020, ",
     "thg={fc*:rram}": "presets of one number are chosen with th_g=NAME",
     "thg={fc*:-1}": "thg=-1.0: must be a finite number, 0 or more",
@@ -95,6 +97,15 @@ def test_what_only_the_job_can_tell_stops_it_before_training(overrides, message,
     assert error.startswith("error: ") and message in error
     assert {path.name for path in tmp_path.iterdir()} == {"run.log", "job.json", ".worstcase.lock"}
     assert "Traceback" in (tmp_path / "run.log").read_text()
+
+
+def test_arguments_in_a_message_become_settings_and_paths_stay():
+    settings = {"attack": {"steps": 3}, "model": {"width": 1}}
+    said = "no file ../lr=0.1/x.ckpt, width=2/steps=3.pt or /data/lr=0.1,steps=5/chip.npz"
+    assert in_one_line(FileNotFoundError(said), settings) == said
+    assert in_one_line(ValueError("steps=0: lower lr= (lr=)"), settings) == (
+        "attack.steps=0: lower model.optimizer.lr= (model.optimizer.lr=)"
+    )
 
 
 def test_a_diverging_training_stops_with_step_and_cause(tmp_path):

@@ -47,7 +47,7 @@ def in_one_line(error: BaseException, settings: Mapping[str, Any] | None = None)
         text = text.rstrip().splitlines()[-1].partition(": ")[2]
     if text.startswith("Config group override must be"):
         text = not_a_choice(sys.argv[1:]) or text
-    return visible(" ".join(_as_settings(text, settings or {}).split())) or type(error).__name__
+    return visible(_as_settings(text, settings or {})) or type(error).__name__
 
 
 def instantiated(settings: Mapping[str, Any], place: str, **arguments: Any) -> Any:
@@ -99,9 +99,11 @@ def _no_such_setting(error: ConfigKeyError | ConfigAttributeError) -> str:
 
 
 def _as_settings(text: str, settings: Mapping[str, Any]) -> str:
-    """A message about arguments, ``name=``, as one about settings."""
+    """A message about arguments, ``name=``, as one about settings; paths stay as they are."""
     homes = dict(ADDED)
     for place in reversed(PLACES):
         group = settings.get(place)
         homes |= {key: f"{place}.{key}" for key in group if key not in settings} if isinstance(group, dict) else {}
-    return re.sub(r"(?<![\w.+@-])([a-z_]+)(?==)", lambda name: homes.get(name[1], name[1]), text)
+    name = re.compile(r"(?<![\w.+@-])([a-z_]+)(?==)")
+    words = (word if "/" in word else name.sub(lambda of: homes.get(of[1], of[1]), word) for word in text.split())
+    return " ".join(words)
