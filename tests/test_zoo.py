@@ -37,8 +37,14 @@ def test_a_published_run_is_the_run(trained, published):
 def test_it_names_no_folder_of_the_machine(trained, published, mine, tmp_path):
     record = json.loads((mine / "results.json").read_text())
     record["sweep"] = f"python -m src.train -m seed=0,1 hydra.sweep.dir={mine.parent}"
+    record["config"]["init_from"] = "/home/me/start.pt"
+    record["command"] += " init_from=/home/me/start.pt data_dir=/home/me/data"
     (mine / "results.json").write_text(json.dumps(record))
-    assert Record.load(zoo.publish(mine, "swept", tmp_path)).sweep == "python -m src.train -m seed=0,1"
+    swept = zoo.publish(mine, "swept", tmp_path)
+    assert Record.load(swept).sweep == "python -m src.train -m seed=0,1"
+    assert Record.load(swept).config["init_from"] == "start.pt"
+    assert Record.load(swept).command.endswith("init_from=start.pt data_dir=data")
+    assert "/home/me" not in (swept / "results.json").read_text()
     assert Record.load(published).config["data_dir"] == "data"
     assert str(trained.parent) not in (published / "results.json").read_text()
 

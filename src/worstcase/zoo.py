@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worstcase.chip.tolerance import NAME
 from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
@@ -117,15 +118,37 @@ def _publish_record(record: Record, place: Path, copy: Path) -> None:
     if isinstance(thg := record.config.get("thg"), dict) and "digest" in thg:
         shutil.copy(place / NAME, copy / NAME)
         thg["file"] = NAME
+    record.config = _without_folders(record.config)
     for settings in (record.config, record.config["dataset"]):
         if "data_dir" in settings:
             settings["data_dir"] = "data"
     if record.source_run:
         record.config["run"] = record.source_run
+    if record.chip:
+        record.chip = _without_folders(record.chip)
+    record.command = shlex.join(_without_folders(shlex.split(record.command)))
     if record.sweep:
-        words = shlex.split(record.sweep)
-        record.sweep = shlex.join(word for word in words if not word.startswith("hydra.sweep.dir="))
+        words = [word for word in shlex.split(record.sweep) if not word.startswith("hydra.sweep.dir=")]
+        record.sweep = shlex.join(_without_folders(words))
     record.save(copy)
+
+
+FOLDERS = re.compile(r"(?<![^=:,'\"\[])(?:~|\.\.)?/(?:[^/,'\"\]]*/)*(?=[^/,'\"\]])")
+"""Of a path that does not begin in the working folder: all but its last part."""
+
+
+def _without_folders(said: Any) -> Any:
+    """A setting, a word of a command, or several of them, without the machine's folders.
+
+    Example:
+        >>> _without_folders({"init_from": "/home/me/start.pt", "words": ["chip='../a=b'", "case=paper/lenet"]})
+        {'init_from': 'start.pt', 'words': ["chip='a=b'", 'case=paper/lenet']}
+    """
+    if isinstance(said, dict):
+        return {key: _without_folders(value) for key, value in said.items()}
+    if isinstance(said, list):
+        return [_without_folders(value) for value in said]
+    return FOLDERS.sub("", said) if isinstance(said, str) else said
 
 
 def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> str:
