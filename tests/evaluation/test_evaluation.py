@@ -262,6 +262,19 @@ def shuffled():
     return DataLoader(data, batch_size=50, shuffle=True)
 
 
+def test_a_folder_holds_files_of_one_evaluation(small_net, small_batches, tmp_path):
+    result = worstcase.evaluate(Crossbar(small_net, 0.3), small_batches, [attacks.FLWC(steps=1)], progress=False)
+    killed = [tmp_path / name for name in ("perturbation.safetensors", "accuracy_over_thg.png")]
+    for file in killed:
+        file.touch()
+    invalid = result.record(model="$")
+    with pytest.raises(ValueError, match="would be invalid: model"):
+        result.save(tmp_path, invalid)
+    assert all(file.read_bytes() == b"" for file in killed) and len(list(tmp_path.iterdir())) == 2
+    result.save(tmp_path)
+    assert Record.load(tmp_path) and not (tmp_path / "accuracy_over_thg.png").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -186,15 +186,17 @@ class Evaluation:
         from worstcase.evaluation.figures import evaluation_figures
 
         folder = Path(folder)
+        record = record or self.record()
+        record.check(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / RECORD).exists():  # no record describes files of another
+        if (folder / RECORD).exists() or (folder / PERTURBATION).exists():
+            # no record describes files of another
             for name in (RECORD, *FILES):
                 for old in list(folder.glob(name)):
                     old.unlink()
         with self.crossbar.bounded_by(self.thg):
             if has_weights(tolerances := self.crossbar.tolerance):
                 save_tolerances(folder / NAME, tolerances)  # type: ignore[arg-type]
-        record = record or self.record()
         for found, file in zip(self.attacks, self._files(), strict=True):
             save_file({key: d.contiguous() for key, d in found.perturbation.items()}, folder / file)
         (folder / WORST_CHIP).unlink(missing_ok=True)

@@ -194,12 +194,19 @@ class Record:
         Raises:
             ValueError: the record is invalid, so that it could not be read again.
         """
-        content = asdict(self)
+        self.check(folder)
+        write_json(folder / RECORD, asdict(self))
+
+    def check(self, folder: Path) -> None:
+        """Check that the record can be read again, once it is in a folder.
+
+        Raises:
+            ValueError: it cannot.
+        """
         try:
-            _read(content)
+            _read(asdict(self))
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"the record of {folder} would be invalid: {_first_of(error)}") from None
-        write_json(folder / RECORD, content)
 
     @classmethod
     def load(cls, folder: Path) -> Record:
