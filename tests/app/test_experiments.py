@@ -10,6 +10,7 @@ import time
 import zipfile
 from enum import Enum
 from functools import cache
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -17,6 +18,7 @@ import torch
 from commands import QUICK, REPOSITORY, files, forked, run, running, shorten_ensembles, without_times
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 
@@ -158,6 +160,14 @@ def test_a_training_is_taken_over_unless_the_users_code_may_have_changed_it(chan
     done.save(tmp_path / "other")
     with resume.training_of(tmp_path / "this", settings | {"thg": 0.2}) as trained:
         assert trained == (done if taken else None)
+
+
+def test_the_command_of_a_job_names_its_folder(monkeypatch):
+    places = ["hydra.sweep.dir=out", "hydra.sweep.subdir=x-${seed}"]
+    overrides = SimpleNamespace(task=["seed=0"], hydra=["hydra.mode=MULTIRUN", *places])
+    told = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=overrides)
+    monkeypatch.setattr(doors.HydraConfig, "get", lambda: told)
+    assert shlex.split(doors.command_in_place("train"))[-4:] == ["-m", "seed=0", *places]
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ CONF = str(next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "co
 DOOR = "WORSTCASE_DOOR"
 """Environment variable: set where the console script was called; the processes of a sweep inherit it."""
 
+PLACES = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
+
 
 def door(kind: str) -> str:
     """A command as this process was called: ``python -m src.train``, or ``worstcase train``."""
@@ -30,5 +32,5 @@ def command_in_place(kind: str) -> str:
     """The command that does this job alone in the same folder."""
     hydra = HydraConfig.get()
     options = ["-m"] if hydra.mode == RunMode.MULTIRUN else []
-    places = [said for said in hydra.overrides.hydra if said.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    places = [said for said in hydra.overrides.hydra if said.startswith(PLACES)]
     return shlex.join([*door(kind).split(), *options, *hydra.overrides.task, *places])
