@@ -268,6 +268,8 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
     ("words", "message"),
     [
         (["model.optimizer.lr=nan"], "model.optimizer.lr=nan: must be a finite number"),
+        (["model.optimizer.lr=null"], "model.optimizer.lr=null: must be a number, 0 or more"),
+        (["model.optimizer.lr=-1"], "model.optimizer.lr=-1: must be a number, 0 or more"),
         (["trainer.max_epochs=null"], "trainer.max_epochs=null: must be a whole number"),
         (["+trainer.limit_test_batches=0"], "trainer.limit_test_batches=0: must be above 0"),
         (["+trainer.limit_val_batches=0.0"], "trainer.limit_val_batches=0.0: must be above 0"),
@@ -303,3 +305,9 @@ def test_a_setting_is_wrong_before_training(tmp_path, words, message):
     done = run("src.train", *SMALL, *words, f"hydra.run.dir={tmp_path}", fails=True)
     assert message in done.stderr.strip().splitlines()[-1]
     assert "epoch 1" not in done.stderr and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_training_that_ends_before_it_validates_says_so(tmp_path):
+    done = run("src.train", *SMALL, "+trainer.max_steps=1", f"hydra.run.dir={tmp_path}", fails=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: training ended before its first validation") and "trainer.max_steps" in error

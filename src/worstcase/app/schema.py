@@ -237,6 +237,8 @@ def check(settings: Mapping[str, Any]) -> None:
                 f"thg={settings['thg']}: a training has one; sweep over several with -m thg=0.01,0.03"
             )
         _check_trainer(settings["trainer"])
+        if not (_is_number(lr := flat.get("model.optimizer.lr", 0)) and lr >= 0):
+            raise ConfigError(f"model.optimizer.lr={'null' if lr is None else lr}: must be a number, 0 or more")
     check_config(dict(settings))
 
 

@@ -90,7 +90,11 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         with resume.training_of(folder, cfg) as trained:
             if trained is None:
                 trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
-                assert best.best_model_score is not None  # it has saved a checkpoint
+                if best.best_model_score is None:
+                    raise ValueError(
+                        "training ended before its first validation, so no epoch is kept; leave out or raise "
+                        "trainer.max_steps and trainer.max_time"
+                    )
                 trained = resume.Trained(
                     seconds=timer.time_elapsed("train"),
                     epochs=trainer.current_epoch,
