@@ -5,6 +5,8 @@ Since 2.9 each backend has a setting of its own, and the older functions raise w
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 
@@ -12,7 +14,7 @@ def of_cudnn() -> set[str]:
     """In convolutions and recurrent layers on CUDA."""
     cudnn = torch.backends.cudnn
     if hasattr(cudnn, "conv"):
-        return {cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision}
+        return _precisions(cudnn, "conv", "rnn")
     return {"tf32" if cudnn.allow_tf32 else "ieee"}
 
 
@@ -20,5 +22,9 @@ def of_others() -> set[str]:
     """In matrix products, and in all products on a CPU."""
     cuda, cpu = torch.backends.cuda, torch.backends.mkldnn
     if hasattr(cpu, "conv"):
-        return {of.fp32_precision for of in (cuda.matmul, cpu.matmul, cpu.conv, cpu.rnn)}
+        return _precisions(cuda, "matmul") | _precisions(cpu, "matmul", "conv", "rnn")
     return {{"high": "tf32", "medium": "bf16"}.get(torch.get_float32_matmul_precision(), "ieee")}
+
+
+def _precisions(backend: ModuleType, *operations: str) -> set[str]:
+    return {getattr(backend, name).fp32_precision for name in operations}
