@@ -84,12 +84,12 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
                 raise Unsupported("only outputs (N, C) with labels (N,), of one input tensor, can be proven")
             if bounds is None:
                 outputs = crossbar(images)  # which looks at the network's manners
-                if crossbar.depends_on_the_batch:
-                    raise Unsupported("answers that depend on the other samples of a batch, or may")
                 bounds = METHODS[method](crossbar)
                 bounds.compare(images, outputs)
                 # which tells how wide the network is, and how many classes it has
                 classes = bounds.margins(images[:1], torch.zeros_like(labels[:1], dtype=torch.long)).shape[1]
+                if crossbar.depends_on_the_batch:
+                    raise Unsupported("answers that depend on the other samples of a batch, or may")
             check(images.new_zeros(len(labels), classes), labels)
             for part in torch.arange(len(labels), device=labels.device).split(bounds.at_once):
                 certified.append((bounds.margins(images[part], labels[part].long()) > 0).all(1).cpu())
