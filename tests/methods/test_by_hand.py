@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from test_methods import QUIET, fitted
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC
@@ -266,6 +267,42 @@ def test_the_training_box_grows_and_then_stays(decades, shares, small_net, small
 
     fitted(PGDAT, small_net, small_loader, epochs=2, trainer=QUIET | {"callbacks": [Watch()]})
     assert seen == pytest.approx(shares, rel=1e-5)
+
+
+class Stream(IterableDataset):
+    """Two batches without a length."""
+
+    def __iter__(self):
+        return iter([(torch.ones(2, 1, 6, 6), torch.tensor([0, 1]))] * 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [(PGDAT, {}), (UniversalAT, {}), (RandomErrors, {"warm_up": 0.1}), (IBP, {}), (MTLIBP, {})],
+)
+@pytest.mark.parametrize("trainer", [{}, {"max_epochs": -1, "max_time": {"seconds": 5}}])
+def test_a_box_that_grows_needs_the_length_of_the_training(method, options, trainer, small_net):
+    module = method(Crossbar(small_net, 0.05), num_classes=3, **options)
+    with pytest.raises(
+        ValueError, match=r"length of the training is not known.* max_steps, or .* limit_train_batches"
+    ):
+        L.Trainer(**({"max_epochs": 1} | trainer), **QUIET).fit(module, DataLoader(Stream(), batch_size=None))
+
+
+@pytest.mark.parametrize(
+    ("method", "length"),
+    [
+        (PGDAT, {"max_steps": 3}),
+        (PGDAT, {"max_epochs": 2, "limit_train_batches": 2}),
+        (RandomErrors, {"max_epochs": 2}),
+        (Vanilla, {"max_epochs": 2}),
+    ],
+)
+def test_a_stream_trains_where_its_length_is_said_or_nothing_grows(method, length, small_net):
+    module = method(Crossbar(small_net, 0.05), num_classes=3)
+    L.Trainer(**length, **QUIET).fit(module, DataLoader(Stream(), batch_size=None))
+    assert module.global_step == length.get("max_steps", 4)
+    assert module.grown(getattr(module, "ramp", 0)) == 1
 
 
 def test_after_the_warm_up_batch_norm_stays_and_the_box_grows(small_net, small_loader):

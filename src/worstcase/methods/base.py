@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import islice
@@ -89,7 +90,9 @@ class Method(L.LightningModule):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.warm_up = warm_up
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._steps = 0.0  # optimiser steps of the whole training, once it has begun
+        self._steps = (
+            0.0  # optimiser steps of the whole training, once it has begun; Lightning's -1 or inf: unknown
+        )
         self.draws = seeded(seed, 0, 0)
 
     @abstractmethod
@@ -150,13 +153,24 @@ class Method(L.LightningModule):
     def grown(self, ramp: float) -> float:
         """What grows from 0, after the warm-up, to 1 at the share `ramp` of the training."""
         begins = self.warm_up or 0.0
+        if begins == ramp == 0:
+            return 1.0
         if self._done < begins:
             return 0.0
         return min(1.0, (self._done - begins) / (ramp - begins)) if ramp > begins else 1.0
 
     @property
     def _done(self) -> float:
-        """The share of the training that is over; 1 where there is no trainer."""
+        """The share of the training that is over; 1 where there is no trainer.
+
+        Raises:
+            ValueError: nobody knows how long the training is.
+        """
+        if not 0 <= self._steps < math.inf:
+            raise ValueError(
+                "the length of the training is not known, and ramp and warm_up are shares of it: set the "
+                "trainer's max_steps, or its max_epochs and limit_train_batches"
+            )
         return self.global_step / self._steps if self._steps else 1.0
 
     @property
