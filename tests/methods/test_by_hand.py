@@ -324,3 +324,9 @@ def test_after_the_warm_up_batch_norm_stays_and_the_box_grows(small_net, small_l
     moved = [not torch.equal(*pair) for pair in pairwise(means)]
     assert moved == [True] * 5 + [False] * 9
     assert all(torch.allclose(spread, spreads[0]) for spread in spreads)
+
+
+def test_a_clip_in_weight_units_holds_with_a_warm_up(small_net, small_loader):
+    options = {"weight_clip": 0.05, "weight_clip_unit": "weight", "warm_up": 0.4}
+    crossbar = fitted(PGDAT, small_net, small_loader, **options).crossbar
+    assert all(weight.abs().max() <= 0.05 for weight in crossbar.arrays().values())

@@ -48,8 +48,8 @@ class Method(L.LightningModule):
         weight_clip_unit: ``deviation``, or ``weight``: weight_clip is a value in weight units, 0 or more.
         warm_up: for networks with batch norm, above all from published weights: the share of the training, 0..1,
             in which the training box is 0 and the network gets used to the clip. From then on batch norm keeps its
-            running statistics, as it will on a chip. Clipping keeps the standard deviation of each array. None: no
-            such phase.
+            running statistics, as it will on a chip. Clipping to deviations keeps the standard deviation of each
+            array. None: no such phase.
         seed: of all that is drawn in training.
 
     Raises:
@@ -261,9 +261,10 @@ class Method(L.LightningModule):
         for weight in self.crossbar.arrays().values():
             if weight.requires_grad:  # what is frozen stays as it is
                 before = weight.square().mean().sqrt()
-                deviation = before.item() if self.weight_clip_unit == "deviation" else 1.0
-                weight.clamp_(-limit * deviation, limit * deviation)
-                if self.warm_up is not None:  # batch norm would hide that they shrink
+                in_deviations = self.weight_clip_unit == "deviation"
+                largest = limit * before.item() if in_deviations else limit
+                weight.clamp_(-largest, largest)
+                if in_deviations and self.warm_up is not None:  # batch norm would hide that they shrink
                     weight.mul_(before / weight.square().mean().sqrt().clamp_min(torch.finfo(weight.dtype).tiny))
 
     def _not_finite(self, inputs: Inputs) -> str:
