@@ -49,7 +49,8 @@ class Method(L.LightningModule):
         warm_up: for networks with batch norm, above all from published weights: the share of the training, 0..1,
             in which the training box is 0 and the network gets used to the clip. From then on batch norm keeps its
             running statistics, as it will on a chip. Clipping to deviations keeps the standard deviation of each
-            array. None: no such phase.
+            array. The box grows from the end of the warm-up to the share `ramp` of the training; where that is no
+            later, it is whole at once. None: no such phase.
         seed: of all that is drawn in training.
 
     Raises:
