@@ -30,8 +30,8 @@ class UniversalAT(Method):
         members: perturbations in the pool, 1 or more.
         step: of a perturbation's improvement, relative to the training box.
         momentum: of its gradient, each normalised by the mean absolute value in its array; 0..1.
-        lifetime: batches that a perturbation lives on average before it starts anew at a random point;
-            None: it never does.
+        lifetime: batches of its own that a perturbation lives on average before it starts anew at a random point,
+            so of all batches `members` times as many; None: it never does.
         factor: the training box in units of the crossbar's: more than 1 leaves a margin to attacks that are
             stronger than the pool.
         ramp: share of the training over which the training box grows from 0, 0..1.
