@@ -17,7 +17,7 @@ NETWORKS = {
     VGG16: ("vgg16", "imagenet"),
 }
 """Their names in model= and dataset=."""
-BITS = {LENET: 4, CONVNET: 4, RESNET18: 8, TINY: 8, IMAGENET: 8, VGG16: 8}  # Section V-A, weights and outputs
+BITS = {LENET: 4, CONVNET: 4, RESNET18: 8, TINY: 8, IMAGENET: 8, VGG16: 8}  # Section III-D, weights and outputs
 SAMPLES = {"mnist": 10_000, "cifar10": 10_000, "tiny_imagenet": 10_000, "imagenet": 50_000}  # of the test splits
 CHIPS = 100_000  # of Monte Carlo
 EPOCHS = 20  # the smallest number in the authors' code
