@@ -4,7 +4,8 @@ from torch.utils.data import DataLoader
 
 from worstcase.data import InMemoryDataModule
 from worstcase.data.augmentation import flip_and_crop, standardise
-from worstcase.data.base import ShuffledBatches
+from worstcase.data.base import BatchesOf, ShuffledBatches
+from worstcase.seeds import drawing_by
 
 
 class Numbered(InMemoryDataModule):
@@ -118,6 +119,54 @@ def test_each_image_has_its_own_random_flip_and_crop():
     changed = flip_and_crop(image.expand(2000, 1, 6, 6), padding=2)
     assert changed.dtype == torch.uint8 and changed.shape == (2000, 1, 6, 6)
     assert {one.contiguous().numpy().tobytes() for one in changed} == possible  # all 50, and no others
+
+
+class Augmented(Numbered):
+    def augment(self, images):
+        return images + torch.randint(100, (len(images), 1, 1, 1), dtype=torch.uint8)
+
+
+class Drawing:
+    """Four samples of one random number each."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.rand(1), 0
+
+
+def drawing_samples(batch_size, num_workers=0):
+    data = BatchesOf(Drawing(), torch.arange(4), seed=0)
+    return DataLoader(data, sampler=data.shuffled(batch_size), batch_size=None, num_workers=num_workers)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Augmented(limit=5, batch_size=1).train_dataloader(),
+        lambda: drawing_samples(1),
+        lambda: drawing_samples(1, num_workers=1),
+    ],
+)
+def test_alone_in_a_batch_a_sample_is_drawn_anew_in_each_epoch_and_alike_in_a_resumed_one(made):
+    loader = made()
+
+    def drawn(epoch):
+        loader.sampler.set_epoch(epoch)
+        return {inputs.flatten()[0].item() for inputs, _ in loader}
+
+    first, second = drawn(0), drawn(1)
+    assert not first & second and drawn(0) == first
+
+
+def test_what_larger_batches_draw_depends_on_the_seed_and_the_positions_alone():
+    loader = drawing_samples(2)
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        for positions, (inputs, _) in zip(loader.sampler, loader, strict=True):
+            with drawing_by(0, positions.tolist()):
+                assert torch.equal(inputs, torch.rand(2, 1))
 
 
 def test_channels_stay_together_when_cropped():

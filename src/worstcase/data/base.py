@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning as L
@@ -113,8 +114,7 @@ class InMemoryDataModule(ImageDataModule):
     def train_dataloader(self) -> DataLoader:
         self.setup()
         self._train.images, self._train.labels = self._placed(self._train.images, self._train.labels)
-        batches = ShuffledBatches(len(self._train), self.batch_size, self.seed)
-        return DataLoader(self._train, sampler=batches, batch_size=None)
+        return DataLoader(self._train, sampler=self._train.shuffled(self.batch_size), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
         self.setup()
@@ -164,7 +164,7 @@ class SampleDataModule(ImageDataModule):
 
     def train_dataloader(self) -> DataLoader:
         chosen = self._training()[0]
-        return self._loader(chosen, ShuffledBatches(len(chosen), self.batch_size, self.seed))
+        return self._loader(chosen, chosen.shuffled(self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         return self._in_order(self._training()[1])
@@ -207,11 +207,32 @@ class SampleDataModule(ImageDataModule):
         return DataLoader(data, sampler=batches, batch_size=None, num_workers=self.num_workers)
 
 
-class BatchesOf(Dataset[Any]):
-    """Batches of the chosen samples of a data set, indexed by a tensor of positions.
+class DrawnBatches(Dataset[Any]):
+    """Batches, indexed by a tensor of positions, in which random transforms draw.
 
-    What random transforms draw depends only on the seed and the positions.
+    What they draw depends only on the seed and the positions; on the epoch too if each batch is one sample, which
+    has the same position in all epochs.
     """
+
+    seed: int
+    order: ShuffledBatches | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def shuffled(self, batch_size: int) -> ShuffledBatches:
+        """The order in which they are trained on."""
+        self.order = ShuffledBatches(len(self), batch_size, self.seed)
+        return self.order
+
+    def drawing(self, positions: Tensor) -> AbstractContextManager[None]:
+        """Within the block, what is drawn belongs to the batch at these positions."""
+        epoch = [self.order.epoch] if self.order is not None and self.order.batch_size == 1 else []
+        return drawing_by(self.seed, positions.tolist(), *epoch)
+
+
+class BatchesOf(DrawnBatches):
+    """Batches of the chosen samples of a data set."""
 
     def __init__(self, data: Any, chosen: Tensor, seed: int = 0) -> None:
         self.data, self.chosen, self.seed = data, chosen, seed
@@ -223,24 +244,21 @@ class BatchesOf(Dataset[Any]):
         chosen = self.chosen[positions]
         if isinstance(self.data, TensorDataset):
             return self.data[chosen]  # all at once, which is faster
-        with drawing_by(self.seed, positions.tolist()):
+        with self.drawing(positions):
             return default_collate([self.data[index] for index in chosen.tolist()])
 
 
-class TrainingBatches(Dataset[Split]):
-    """Training batches, indexed by a tensor of image indices, augmented and prepared on access.
-
-    What the augmentation draws depends only on the seed and the indices.
-    """
+class TrainingBatches(DrawnBatches):
+    """Training batches, augmented and prepared on access."""
 
     def __init__(self, images: Tensor, labels: Tensor, data: InMemoryDataModule) -> None:
-        self.images, self.labels, self.data = images, labels, data
+        self.images, self.labels, self.data, self.seed = images, labels, data, data.seed
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, indices: Tensor) -> Split:
-        with drawing_by(self.data.seed, indices.tolist()):
+        with self.drawing(indices):
             return self.data.prepare(self.data.augment(self.images[indices])), self.labels[indices]
 
 

@@ -22,7 +22,6 @@ from worstcase.data.base import (
     KEPT_BYTES,
     BatchesOf,
     ImageDataModule,
-    ShuffledBatches,
     check_channels,
     check_classes,
     draw,
@@ -128,7 +127,7 @@ class ImageFolderDataModule(ImageDataModule):
     def train_dataloader(self) -> DataLoader:
         data, (train, _) = self._training_data(self._for_training)
         chosen = BatchesOf(data, train, self.seed)
-        return self._loader(chosen, ShuffledBatches(len(chosen), self.batch_size, self.seed))
+        return self._loader(chosen, chosen.shuffled(self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
         data, (_, val) = self._training_data(self._for_test)
