@@ -196,6 +196,15 @@ def test_processes_take_the_batches_of_an_epoch_in_turn():
         assert len(whole) == 5 and len(first) == len(second) == 2
 
 
+@pytest.mark.parametrize(
+    ("size", "batch_size", "sizes"),
+    [(9, 4, [4, 5]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1]), (3, 2, [3])],
+)
+def test_a_last_sample_alone_joins_the_batch_before(size, batch_size, sizes):
+    batches = ShuffledBatches(size, batch_size, seed=0)
+    assert [len(batch) for batch in batches] == sizes and len(batches) == len(sizes)
+
+
 def test_batches_are_made_where_the_data_module_is_told():
     data = Numbered(batch_size=8)
     data.device = "meta"  # mixing it with tensors elsewhere is an error

@@ -28,7 +28,8 @@ class ImageDataModule(L.LightningDataModule):
     The seed draws the validation split from the training data. The test split does not depend on it.
 
     Args:
-        batch_size: images in a batch, 1 or more; the last batch of an epoch may be smaller.
+        batch_size: images in a batch, 1 or more; the last one of an epoch may be smaller, or in training larger
+            by one.
         val_fraction: share of the training data that is held out for validation, above 0 and below 1.
         num_classes: must equal the data set's own number; None takes that number.
         limit: use at most this many training images, drawn by seed, and this many test images, the same for
@@ -266,6 +267,7 @@ class ShuffledBatches(DistributedSampler[Tensor]):
     """Shuffled batches of indices. Only the seed and the epoch decide the order, so a resumed run sees the same.
 
     Processes that train together take batches in turn, each the same number. Left-over batches are dropped.
+    A single sample that is left over joins the batch before, since batch norm cannot learn from it alone.
 
     Raises:
         ValueError: there are fewer batches than processes.
@@ -276,18 +278,21 @@ class ShuffledBatches(DistributedSampler[Tensor]):
         processes, rank = (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
         super().__init__(range(size), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.size, self.batch_size = size, batch_size
+        leaves_one = size % batch_size == 1 < min(size, batch_size)
+        self.batches = -(-size // batch_size) - leaves_one
         if not len(self):
-            batches = -(-size // batch_size)
             raise ValueError(
-                f"{size} training images make {batches} batches of {batch_size}, but each of {processes} "
+                f"{size} training images make {self.batches} batches of {batch_size}, but each of {processes} "
                 "processes needs one; raise limit=, or lower batch_size= or val_fraction="
             )
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size) // self.num_replicas
+        return self.batches // self.num_replicas
 
     def __iter__(self) -> Iterator[Tensor]:
-        batches = draw(self.size, self.seed * 1_000_003 + self.epoch).split(self.batch_size)
+        sizes = [self.batch_size] * (self.batches - 1)
+        sizes.append(self.size - sum(sizes))
+        batches = draw(self.size, self.seed * 1_000_003 + self.epoch).split(sizes)
         return iter(batches[self.rank :: self.num_replicas][: len(self)])
 
 

@@ -224,7 +224,12 @@ class Method(L.LightningModule):
                     module.eval()
         try:
             loss = self.training_loss(inputs, labels)
-        except (RuntimeError, ValueError):  # an attack refuses what is not finite
+        except (RuntimeError, ValueError) as error:  # an attack refuses what is not finite
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    f"batch {batch_idx} has one sample, from which batch norm cannot learn: choose another "
+                    "batch_size, or drop_last=True in a loader of yours"
+                ) from None
             if not self._not_finite(inputs):
                 raise
             loss = torch.tensor(torch.nan)
