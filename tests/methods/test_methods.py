@@ -179,6 +179,15 @@ def test_weights_are_clipped_after_each_step(method, small_net, small_loader):
     assert torch.equal(free.net[5].bias, valued.net[5].bias)
 
 
+def test_an_array_that_cannot_be_clipped_is_named(caplog):
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 2))
+    PGDAT(Crossbar(net, 0.1), num_classes=2, weight_clip=None)
+    PGDAT(Crossbar(net[2], 0.1), num_classes=2)
+    assert not caplog.messages
+    PGDAT(Crossbar(net, 0.1), num_classes=2)
+    assert caplog.messages == ["weight_clip=2 does not clip 0.weight: the layer computes it anew in each pass"]
+
+
 @every_method
 def test_quantised_networks_train(method, small_net, small_loader):
     crossbar = Crossbar(small_net, 0.05, weight_bits=4, activation_bits=4)

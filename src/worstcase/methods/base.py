@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from worstcase.objectives import Objective, cross_entropy
 from worstcase.seeds import derived_seed, seeded
 from worstcase.task import Inputs, decisions, inputs_and_labels, tensors_in
 
+log = logging.getLogger(__name__)
+
 CALMER = "lower the learning rate (lr=) or clip gradients (gradient_clip_val=1)"
 
 
@@ -44,7 +47,8 @@ class Method(L.LightningModule):
             ``val/attacked_accuracy``, or what the method itself logs; None: the method's own, ``SELECTED_BY``.
         weight_clip: after each optimiser step the weights of each array are clamped to +- so many of their
             standard deviations (about zero), 1 or more. It lowers the full scale, and so the absolute bound
-            of ``layer_max``. None: they are not.
+            of ``layer_max``. Arrays without a parameter of their own, such as those of weight norm, stay as they
+            are: a warning names them. None: none is clamped.
         weight_clip_unit: ``deviation``, or ``weight``: weight_clip is a value in weight units, 0 or more.
         warm_up: for networks with batch norm, above all from published weights: the share of the training, 0..1,
             in which the training box is 0 and the network gets used to the clip. From then on batch norm keeps its
@@ -95,6 +99,9 @@ class Method(L.LightningModule):
             0.0  # optimiser steps of the whole training, once it has begun; Lightning's -1 or inf: unknown
         )
         self.draws = seeded(seed, 0, 0)
+        if weight_clip is not None and (computed := crossbar.programmed().keys() - crossbar.arrays().keys()):
+            names = ", ".join(sorted(computed))
+            log.warning("weight_clip=%g does not clip %s: the layer computes it anew in each pass", weight_clip, names)
 
     @abstractmethod
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
