@@ -103,6 +103,29 @@ def test_a_test_split_too_large_to_keep_is_read_batch_by_batch(folders, monkeypa
     assert torch.equal(kept, read)
 
 
+def level_of(loader):
+    """The blue of each image, which is equal throughout."""
+    return {image[2].max().item() for images, _ in loader for image in images}
+
+
+def test_val_is_for_validation_where_there_is_a_test_folder_too(folders):
+    before = pets(folders)
+    write_image(folders / "pets" / "test" / "0.png", 9, size=20)  # ImageNet's, without labels
+    assert level_of(pets(folders).test_dataloader()) == level_of(before.test_dataloader())
+    assert sum(len(labels) for _, labels in pets(folders).val_dataloader()) == 1
+    for name in ("cat", "dog"):
+        write_image(folders / "pets" / "test" / name / "0.png", 50, size=20)
+    data = pets(folders)
+    assert len(level_of(data.test_dataloader())) == 1
+    assert level_of(data.val_dataloader()) == level_of(before.test_dataloader())
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == 10
+    assert sum(len(labels) for _, labels in pets(folders, limit=6).train_dataloader()) == 6
+    assert sum(len(labels) for _, labels in pets(folders, limit=6).val_dataloader()) == 6
+    (folders / "pets" / "val" / "cat").rename(folders / "pets" / "val" / "eel")
+    with pytest.raises(ValueError, match=r"only .*test has cat; only .*val has eel"):
+        pets(folders).setup()
+
+
 def test_a_table_of_labels_replaces_the_test_folders(tmp_path):
     lines = ["file,label,other"]
     for number in range(3):

@@ -229,7 +229,9 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net
 def test_a_batch_from_which_batch_norm_cannot_learn_is_refused(method):
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     loader = DataLoader([(torch.ones(1, 1, 6, 6), torch.tensor([0]))], batch_size=None)
-    with pytest.raises(ValueError, match=r"batch 0 has one sample, .* batch norm .* batch_size, or drop_last=True"):
+    with pytest.raises(
+        ValueError, match=r"batch 0 has one sample, .* batch norm .* batch_size, or drop_last=True"
+    ):
         fitted(method, net, loader)
 
 

@@ -37,9 +37,10 @@ class ImageFolderDataModule(ImageDataModule):
     """Images that worker processes read from files on demand.
 
     ``folder/train/CLASS/*`` holds the training data; it may be missing if nothing is trained. The test split is
-    ``folder/val/CLASS/*`` or ``folder/test/CLASS/*``. Without these, it is the images in ``folder/images`` that
-    ``folder/labels.csv`` lists, with columns ``file`` and ``label`` (0, 1, ...). The order of the test images
-    mixes the classes and is the same for every seed. Up to 2 GiB of test images stay in memory as tensors.
+    ``folder/test/CLASS/*``, and ``folder/val/CLASS/*`` is for validation; without the former, as for ImageNet, val
+    is the test split. Without these, it is the images in ``folder/images`` that ``folder/labels.csv`` lists, with
+    columns ``file`` and ``label`` (0, 1, ...). The order of the test images mixes the classes and is the same for
+    every seed. Up to 2 GiB of test images stay in memory as tensors.
 
     A file is an image of any common format, or NumPy's .npy of shape (H, W) or (H, W, channels). Whole numbers of
     8 or 16 bits become 0..1, and floats stay as they are.
@@ -97,10 +98,10 @@ class ImageFolderDataModule(ImageDataModule):
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "_test"):
             return
-        place, train = self._test_place(), self.folder / "train"
+        place = self._test_place()
         is_table = place.suffix == ".csv"
-        folders = [folder for folder in ([train] if is_table else [place, train]) if folder.is_dir()]
-        self._check_classes(folders)
+        parts = [self.folder / "train"] if is_table else [place, self.folder / "train", self.folder / "val"]
+        self._check_classes([part for part in dict.fromkeys(parts) if part.is_dir()])
         read = partial(read_image, channels=self.channels)
         self._test: Listed | DatasetFolder = (
             Listed(place, self._for_test, self.num_classes, read)
@@ -113,24 +114,29 @@ class ImageFolderDataModule(ImageDataModule):
         names = [{entry.name for entry in folder.iterdir() if entry.is_dir()} for folder in folders]
         for folder, found in zip(folders, names, strict=True):
             check_classes(self.num_classes, len(found), folder)
-        if len(folders) == 2 and names[0] != names[1]:
-            only = [
-                f"only {folder} has {', '.join(sorted(found - other)[:3])}"
-                for folder, found, other in zip(folders, names, reversed(names), strict=True)
-            ]
-            raise ValueError(f"the classes differ: {'; '.join(only)}; give both the same class folders")
+        for folder, found in zip(folders[1:], names[1:], strict=True):
+            if found != names[0]:
+                only = [
+                    f"only {place} has {', '.join(sorted(these - those)[:3])}"
+                    for place, these, those in ((folders[0], names[0], found), (folder, found, names[0]))
+                ]
+                raise ValueError(f"the classes differ: {'; '.join(only)}; give both the same class folders")
 
     def _test_place(self) -> Path:
-        places = [self.folder / "val", self.folder / "test", self.folder / "labels.csv"]
-        return next((place for place in places if place.exists()), places[0])
+        test, val, table = (self.folder / name for name in ("test", "val", "labels.csv"))
+        if val.exists():
+            return test if test.is_dir() and any(entry.is_dir() for entry in test.iterdir()) else val
+        return next((place for place in (test, table) if place.exists()), val)
 
     def train_dataloader(self) -> DataLoader:
-        data, (train, _) = self._training_data(self._for_training)
+        data = self._part("train", self._for_training)
+        train = draw(len(data), self.seed)[: self.limit] if self._has_val() else self.cut(len(data))[0]
         chosen = BatchesOf(data, train, self.seed)
         return self._loader(chosen, chosen.shuffled(self.batch_size))
 
     def val_dataloader(self) -> DataLoader:
-        data, (_, val) = self._training_data(self._for_test)
+        data = self._part("val" if self._has_val() else "train", self._for_test)
+        val = draw(len(data), seed=0)[: self.limit] if self._has_val() else self.cut(len(data))[1]
         return self._loader(BatchesOf(data, val), torch.arange(len(val)).split(self.batch_size))
 
     def test_dataloader(self) -> DataLoader:
@@ -144,15 +150,18 @@ class ImageFolderDataModule(ImageDataModule):
             self._kept = TensorDataset(*(torch.cat(parts) for parts in zip(*read, strict=True)))
         return DataLoader(self._kept, sampler=batches, batch_size=None)
 
-    def _training_data(self, transform: Callable[[Any], Tensor]) -> tuple[DatasetFolder, tuple[Tensor, Tensor]]:
+    def _has_val(self) -> bool:
+        """Whether there is a folder for validation, beside that of the test split."""
+        val = self.folder / "val"
+        return val.is_dir() and self._test_place() != val
+
+    def _part(self, name: str, transform: Callable[[Any], Tensor]) -> DatasetFolder:
         self.setup()
-        folder = self.folder / "train"
-        if not folder.is_dir():
+        if not (self.folder / "train").is_dir():
             raise FileNotFoundError(
-                f"no training images: {folder} does not exist; this data is for evaluation only"
+                f"no training images: {self.folder / 'train'} does not exist; this data is for evaluation only"
             )
-        data = _in_folders(folder, transform, partial(read_image, channels=self.channels))
-        return data, self.cut(len(data))
+        return _in_folders(self.folder / name, transform, partial(read_image, channels=self.channels))
 
     def _loader(self, data: BatchesOf, batches: Any) -> DataLoader:
         return DataLoader(data, sampler=batches, batch_size=None, num_workers=self.num_workers)

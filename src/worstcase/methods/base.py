@@ -101,7 +101,9 @@ class Method(L.LightningModule):
         self.draws = seeded(seed, 0, 0)
         if weight_clip is not None and (computed := crossbar.programmed().keys() - crossbar.arrays().keys()):
             names = ", ".join(sorted(computed))
-            log.warning("weight_clip=%g does not clip %s: the layer computes it anew in each pass", weight_clip, names)
+            log.warning(
+                "weight_clip=%g does not clip %s: the layer computes it anew in each pass", weight_clip, names
+            )
 
     @abstractmethod
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
