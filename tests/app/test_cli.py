@@ -90,6 +90,12 @@ def test_same_seed_same_record_other_seed_another(tmp_path):
     assert first["attacks"] != other["attacks"]
 
 
+def test_training_ends_after_the_time_that_is_said(tmp_path):
+    words = ["method=vanilla", "dataset.limit=500", "trainer.max_epochs=200", "+trainer.max_time=00:00:00:01"]
+    run("src.train", *words, f"hydra.run.dir={tmp_path}", before=(shorten_ensembles,))
+    assert 0 < record(tmp_path)["epochs"] < 200
+
+
 def test_two_processes_leave_one_record_of_the_whole_test_set(tmp_path):
     processes = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp"]
     settings = ["method=universal_at", "attack@val_attack=flwc", *QUICK]

@@ -69,7 +69,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     files: dict[str, Any] = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
     best = MovableCheckpoint(**files, filename=CHECKPOINT.stem, monitor=method.monitor, mode="max")
     last = MovableCheckpoint(**files, filename=LAST.stem, save_on_train_epoch_end=True)
-    timer = Timer()
+    timer = Timer(cfg["trainer"].get("max_time"))  # Lightning adds none of its own where there is one
     loggers = tracking.loggers(cfg["logger"], folder)
     trainer = L.Trainer(
         **cfg["trainer"],
