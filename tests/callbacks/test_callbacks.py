@@ -5,7 +5,7 @@ import torch
 import worstcase
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
-from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
+from worstcase.callbacks import EpochLines, WorstCaseAtTest, WorstCasePerEpoch
 from worstcase.methods import Vanilla
 
 
@@ -76,6 +76,20 @@ def test_the_attack_after_each_epoch_uses_the_seed(tmp_path, small_net, small_lo
     fit = trainer(tmp_path, WorstCasePerEpoch(Noting(), seed=7))
     fit.fit(Vanilla(Crossbar(small_net, 0.1), num_classes=3), small_loader, small_loader)
     assert set(seeds) == {7}
+
+
+@pytest.mark.parametrize(
+    ("length", "places"),
+    [({"max_epochs": 3}, ["1 of 3", "2 of 3", "3 of 3"]), ({"max_steps": 9}, ["1", "2", "3"])],
+)
+def test_a_line_tells_the_validation_of_its_own_epoch(length, places, small_net, small_loader, caplog):
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    fit = L.Trainer(**length, **options, check_val_every_n_epoch=2, callbacks=[EpochLines()])
+    with caplog.at_level("INFO", "worstcase"):
+        fit.fit(Vanilla(Crossbar(small_net, 0.1), num_classes=3), small_loader, small_loader)
+    lines = [text for text in caplog.messages if text.startswith("epoch")]
+    assert [line.partition(":")[0] for line in lines] == [f"epoch {place}" for place in places]
+    assert ["validation" in line for line in lines] == [False, True, False]
 
 
 def test_several_test_loaders_are_refused(tmp_path, small_net, small_loader):
