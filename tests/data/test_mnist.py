@@ -130,3 +130,16 @@ def test_truncated_mnist_is_refused(tmp_path):
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"")
     with pytest.raises(ValueError, match=f"cannot read the MNIST files below {tmp_path}"):
         MNISTDataModule(data_dir=str(tmp_path)).prepare_data()
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_mnist_that_is_cut_within_its_pixels_is_not_called_missing(download, tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((20, 28, 28)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10)
+    file = raw / "t10k-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=f"cannot read the MNIST files below {tmp_path}: they are truncated"):
+        MNISTDataModule(data_dir=str(tmp_path), download=download).prepare_data()

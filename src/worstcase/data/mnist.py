@@ -57,12 +57,13 @@ class MNISTDataModule(InMemoryDataModule):
         try:
             MNIST(self.data_dir, train=True, download=self.download)
             MNIST(self.data_dir, train=False, download=self.download)
-        except (AssertionError, ValueError, EOFError, TypeError):
-            raise ValueError(
-                f"cannot read the MNIST files below {self.data_dir}: they are truncated or not MNIST; "
-                "remove them, and unpack or download them again"
-            ) from None
-        except RuntimeError as error:
+        except (AssertionError, ValueError, EOFError, TypeError, RuntimeError) as error:
+            missing = isinstance(error, RuntimeError) and "invalid for input of size" not in str(error)
+            if not missing:
+                raise ValueError(
+                    f"cannot read the MNIST files below {self.data_dir}: they are truncated or not MNIST; "
+                    "remove them, and unpack or download them again"
+                ) from None
             if self.download:
                 raise RuntimeError(f"MNIST could not be downloaded to {self.data_dir}: {error}") from error
             raise FileNotFoundError(
