@@ -105,8 +105,8 @@ def test_whole_mnist_is_read_in_torchvisions_layout(tmp_path, digits):
 def test_mnist_with_labels_out_of_range_or_not_one_per_image_is_refused(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((20, 28, 28)))
+    for level, part in enumerate(("train", "t10k")):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.full((20, 28, 28), level))
         write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10)
     MNISTDataModule(data_dir=str(tmp_path)).setup()
     write_idx(raw / "t10k-labels-idx1-ubyte", np.arange(19) % 10)
@@ -143,3 +143,13 @@ def test_mnist_that_is_cut_within_its_pixels_is_not_called_missing(download, tmp
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(ValueError, match=f"cannot read the MNIST files below {tmp_path}: they are truncated"):
         MNISTDataModule(data_dir=str(tmp_path), download=download).prepare_data()
+
+
+def test_mnist_whose_test_images_are_the_training_images_is_refused(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        write_idx(raw / f"{part}-images-idx3-ubyte", np.zeros((20, 28, 28)))
+        write_idx(raw / f"{part}-labels-idx1-ubyte", np.arange(20) % 10)
+    with pytest.raises(ValueError, match=f"training and test images of MNIST below {tmp_path} are the same"):
+        MNISTDataModule(data_dir=str(tmp_path)).setup()

@@ -73,6 +73,11 @@ class MNISTDataModule(InMemoryDataModule):
 
     def load(self) -> tuple[Split, Split]:
         train, test = (MNIST(self.data_dir, train=part) for part in (True, False))
+        if torch.equal(train.data, test.data):
+            raise ValueError(
+                f"the training and test images of MNIST below {self.data_dir} are the same; "
+                "remove the files, and unpack or download them again"
+            )
         return _split(train), _split(test)
 
 
