@@ -95,9 +95,7 @@ class Method(L.LightningModule):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.warm_up = warm_up
         self._optimizer, self._scheduler = optimizer, scheduler
-        self._steps = (
-            0.0  # optimiser steps of the whole training, once it has begun; Lightning's -1 or inf: unknown
-        )
+        self._steps = 0.0  # optimiser steps of the training, once it has begun; Lightning's -1 and inf: not known
         self.draws = seeded(seed, 0, 0)
         if weight_clip is not None and (computed := crossbar.programmed().keys() - crossbar.arrays().keys()):
             names = ", ".join(sorted(computed))
