@@ -67,14 +67,17 @@ def test_a_network_trained_without_th_g_counts_at_every_th_g_and_others_at_their
     assert not results_frame([tmp_path]).as_trained.any()
 
 
-@pytest.mark.parametrize(("method", "at_larger"), [("vanilla", 0.2), ("atrice", 0.3)])
+@pytest.mark.parametrize(
+    ("method", "seconds", "at_larger"), [("vanilla", 9.0, 0.2), ("vanilla", 9.5, 0.3), ("atrice", 9.0, 0.3)]
+)
 def test_a_chip_found_at_a_smaller_th_g_counts_at_a_larger_one_of_the_same_network(
-    method, at_larger, study, tmp_path
+    method, seconds, at_larger, study, tmp_path
 ):
-    for thg, accuracy in ((0.01, 0.2), (0.03, 0.3)):
+    """Copies of one training took the same seconds; another commit may have attacked them."""
+    for thg, accuracy, took, commit in ((0.01, 0.2, 9.0, "a"), (0.03, 0.3, seconds, "b")):
         one = record_of(Record.load(study / "va" / "thg0.03-seed0"), method=method, seed=0, thgs=[thg])
         lwc = dataclasses.replace(one.attacks[0], accuracy=accuracy)
-        add(tmp_path / f"{thg}", one, attacks=[lwc])
+        add(tmp_path / f"{thg}", one, attacks=[lwc], train_seconds=took, git_commit=40 * commit)
     rows = sections(study, tmp_path)["fig8a"].rows.query(f"method == '{method}' and attack == 'lwc'")
     assert [each[0] for each in rows["each seed"]] == [0.2, at_larger]
 

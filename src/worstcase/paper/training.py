@@ -118,7 +118,7 @@ def _carried_up(results: pd.DataFrame) -> pd.DataFrame:
     """
     once = results.trained_once.fillna(False)
     network = ["network", "dataset", "method", "seed", "network_settings", "method_settings", "reference_settings"]
-    same = [*network, "trained_commit", "clean_accuracy", "attack", "attack_settings"]
+    same = [*network, "train_seconds", "clean_accuracy", "attack", "attack_settings"]  # a copy keeps the seconds
     by_thg = results[once].sort_values("thg", kind="stable")
     lowest_yet = by_thg.groupby(same, dropna=False).attacked_accuracy.cummin()
     return results.assign(attacked_accuracy=results.attacked_accuracy.mask(once, lowest_yet))
