@@ -22,7 +22,7 @@ from worstcase.chip.tolerance import from_plain
 from worstcase.data import ImageDataModule, OwnDataModule
 from worstcase.evaluation.record import Record, weights_of
 from worstcase.evaluation.settings import OWN_DATA, with_tolerances_in, without_download
-from worstcase.task import check, decisions, inputs_and_labels, of_each, taken, tensors_in
+from worstcase.task import check, decisions, ends_in_a_sigmoid, inputs_and_labels, of_each, taken, tensors_in
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
     inputs, labels = of_each(lambda t: t.to(device), taken(inputs, slice(2))), labels[:2].to(device)
     size = ", ".join("x".join(map(str, t.shape[1:])) or "one number" for t in tensors_in(inputs))
     try:
-        with evaluating(crossbar), torch.enable_grad():  # a graph, for check
+        with evaluating(crossbar), torch.enable_grad():  # whose graph tells of a sigmoid
             outputs = run(crossbar.net, {}, of_each(Tensor.clone, inputs))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"the network does not take inputs of {size}: {str(error).splitlines()[0]}") from None
@@ -154,7 +154,7 @@ def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
         raise ValueError(
             f"the network decides among {classes} classes, but the data set has {datamodule.num_classes} classes"
         )
-    check(outputs, labels)
+    check(outputs, labels, sigmoid=ends_in_a_sigmoid(outputs))
 
 
 def build(config: Mapping[str, Any], kind: type) -> Any:

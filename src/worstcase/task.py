@@ -120,8 +120,13 @@ def decisions(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits[kept], labels[kept]
 
 
-def check(outputs: Any, labels: Tensor) -> int:
+def check(outputs: Any, labels: Tensor, *, sigmoid: bool = False) -> int:
     """Make sure that a network's outputs and the labels of a batch belong together; waits for the device.
+
+    Args:
+        outputs: of a network.
+        labels: of the batch.
+        sigmoid: whether the network ends in one, see `ends_in_a_sigmoid`.
 
     Returns:
         How many one-hot labels the batch has, or 0 if some are not: for `refuse_one_hot`.
@@ -132,7 +137,7 @@ def check(outputs: Any, labels: Tensor) -> int:
     logits, answers = decisions(outputs, labels)
     shape = logits_of(outputs).shape
     if _is_binary(shape, labels.shape):
-        if _ends_in_a_sigmoid(logits_of(outputs)):
+        if sigmoid:
             raise ValueError("the network ends in a sigmoid: leave it out, since a logit above 0 is the answer 1")
         flat = labels.reshape(-1) if labels.is_floating_point() else labels.reshape(-1).long()
         other = flat[(flat != 0) & (flat != 1) & ~(torch.isin(flat, flat.new_tensor(IGNORED)) & (labels.ndim > 1))]
@@ -199,9 +204,12 @@ def _is_binary(shape: Sequence[int], of_labels: Sequence[int]) -> bool:
     return tuple(of_labels) in (tuple(shape), squeezed)
 
 
-def _ends_in_a_sigmoid(logits: Tensor) -> bool:
-    """By the graph of its gradients, where there is one."""
-    node = logits.grad_fn
+def ends_in_a_sigmoid(outputs: Any) -> bool:
+    """Whether a network's outputs are probabilities of one class each; by the graph of their gradients."""
+    try:
+        node = logits_of(outputs).grad_fn
+    except ValueError:
+        return False
     while node is not None and node.name().startswith(SHAPES_ONLY):
         node = node.next_functions[0][0]
     return node is not None and node.name().startswith("Sigmoid")

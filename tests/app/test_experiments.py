@@ -405,13 +405,13 @@ def hold(file, told):
 
 def test_the_errors_of_a_sweep_stand_at_its_end_with_their_commands(tmp_path):
     small = ["method=vanilla", *QUICK]
-    bad = "model.optimizer.lr=-1,1e-3,-2"
+    bad = "+model.optimizer.eps=-1,1e-3,-2"
     done = run("src.train", "-m", *small, bad, f"hydra.sweep.dir={tmp_path}", fails=True)
     assert len(list(tmp_path.rglob("results.json"))) == 1
     end = done.stderr.splitlines()[-4:]
     for rate in (-1, -2):
-        (place,) = [i for i, line in enumerate(end) if line.endswith(f": Invalid learning rate: {rate}")]
-        assert end[place].startswith("failed") and f"model.optimizer.lr={rate} " in end[place + 1]
+        (place,) = [i for i, line in enumerate(end) if line.endswith(f": Invalid epsilon value: {rate}")]
+        assert end[place].startswith("failed") and f"model.optimizer.eps={rate} " in end[place + 1]
         assert "src.train -m " in end[place + 1] and end[place + 1].endswith(f"hydra.sweep.dir={tmp_path}")
     shown = run("src.status", f"folders=[{tmp_path}]").stdout
     assert "1 finished, 2 failed" in shown and shown.count("failed    ") == 2

@@ -360,11 +360,11 @@ class Signs(nn.Linear):
         (nn.Sequential(Signs(4, 3)), torch.zeros(2, dtype=torch.long), "0.weight, which its layer computes"),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))), torch.zeros(2).long(), "0.weight"),
         (nn.Sequential(nn.Linear(4, 1)), torch.tensor([0, 1]), ", 1): (N, classes) of two or more"),
-        (nn.Sequential(nn.Linear(4, 3)), torch.ones(2, 3).long(), r"only outputs \(N, C\) with labels"),
+        (nn.Sequential(nn.Linear(4, 3)), torch.ones(2, 3).long(), "only outputs (N, C) with labels"),
         (
             nn.Sequential(nn.Linear(4, 3), nn.Unflatten(1, (3, 1))),
             torch.zeros(2, 1).long(),
-            r"only outputs \(N, C\) with labels",
+            "only outputs (N, C) with labels",
         ),
     ],
     ids=["binary", "weight norm", "one logit", "several labels", "pixels"],

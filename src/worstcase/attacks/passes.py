@@ -50,7 +50,7 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
     with evaluating(crossbar):
         for inputs, labels in on_its_device(crossbar, loader):
             outputs = crossbar(inputs, perturbation)
-            one_hot.append(check(outputs, labels))
+            one_hot.append(check(outputs, labels, sigmoid=crossbar.ends_in_a_sigmoid))
             logits, answers = decisions(outputs, labels)
             correct += int(right_answers(logits, answers).sum())
             made += len(answers)

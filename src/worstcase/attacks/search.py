@@ -95,10 +95,9 @@ class Search:
         one_hot: list[int] = []
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
-            with torch.set_grad_enabled(not self.history and not mini_batches):  # a graph, for check
-                outputs = self.crossbar(inputs, perturbation)
+            outputs = self.crossbar(inputs, perturbation)
             if not self.history:  # once for all passes, since looking at the labels waits for the device
-                one_hot.append(check(outputs, labels))
+                one_hot.append(check(outputs, labels, sigmoid=self.crossbar.ends_in_a_sigmoid))
             logits, answers = decisions(outputs, labels)
             correct += right_answers(logits, answers).sum()
             counts = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)

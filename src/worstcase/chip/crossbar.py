@@ -196,6 +196,11 @@ class Crossbar(nn.Module):
         return self._manners is not None and self._manners.depends_on_the_batch
 
     @property
+    def ends_in_a_sigmoid(self) -> bool:
+        """Whether the network gives probabilities in place of logits; False before the first batch."""
+        return self._manners is not None and self._manners.ends_in_a_sigmoid
+
+    @property
     def can_be_scaled(self) -> bool:
         """Whether all tolerances can be scaled by one factor to another largest one."""
         return self.has_one_bound or (self.thg > 0 and not self.stuck)

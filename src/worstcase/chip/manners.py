@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from worstcase.chip.arrays import Array, own_parameters
 from worstcase.chip.products import Call, Origin, Products, Sources
 from worstcase.chip.substitution import Change, changed, run
-from worstcase.task import Inputs, logits_of, of_each, samples_in, taken, tensors_in
+from worstcase.task import Inputs, ends_in_a_sigmoid, logits_of, of_each, samples_in, taken, tensors_in
 
 AGAIN = 0.05  # of the largest output: two passes over the same inputs may differ by so much
 
@@ -33,6 +33,8 @@ class Manners:
     """Parameters and buffers that it may write to in eval mode: a chip must not leave them to the next."""
     depends_on_the_batch: bool
     """A sample's answer depends on the others, or may: it has none alone, or a pass moves a buffer."""
+    ends_in_a_sigmoid: bool
+    """Its outputs are probabilities of one class each."""
     also_multiplied: tuple[str, ...]
     """Parameters that meet an input in a matrix product, but are no arrays."""
 
@@ -97,6 +99,7 @@ def _look(
         depends_on_the_batch=moved
         or any(map(_uses_the_batch, net.modules()))
         or not _same_alone(again, inputs, second, list(tensors.values())),
+        ends_in_a_sigmoid=ends_in_a_sigmoid(first),
         also_multiplied=tuple(name for name in used.others if leaves[name].ndim > 1),
     )
 
