@@ -134,12 +134,14 @@ def test_jobs_at_several_th_g_share_a_training_also_when_they_run_at_once(tmp_pa
     accuracies = [record.attacked_accuracy for record in records]
     assert accuracies[0] == records[0].clean_accuracy and accuracies == sorted(accuracies, reverse=True)
     assert {record.trained_commit for record in records} == {records[0].git_commit}
-    (tmp_path / "0.1" / "results.json").unlink()  # a job that is repeated takes its own
-    told = tmp_path / "0.1" / resume.TRAINED
+    thg = next(thg for thg, log in zip((0.0, 0.02, 0.1), logs, strict=True) if "trained already in " in log)
+    folder = tmp_path / str(thg)
+    (folder / "results.json").unlink()  # a job that is repeated takes its own copy
+    told = folder / resume.TRAINED
     told.write_text(json.dumps(json.loads(told.read_text()) | {"commit": "b" * 40}))
-    assert "epoch 1" not in run(*small, "thg=0.1", f"hydra.run.dir={tmp_path / '0.1'}").stderr
-    assert Record.load(tmp_path / "0.1").trained_commit == "b" * 40 != Record.load(tmp_path / "0.1").git_commit
-    assert set(results_frame([tmp_path / "0.1"]).trained_commit) == {"b" * 40}
+    assert "epoch 1" not in run(*small, f"thg={thg}", f"hydra.run.dir={folder}").stderr
+    assert Record.load(folder).trained_commit == "b" * 40 != Record.load(folder).git_commit
+    assert set(results_frame([folder]).trained_commit) == {"b" * 40}
     assert not list(tmp_path.glob(".training*"))
     other = run(*small, "seed=1", "thg=0.1", f"hydra.run.dir={tmp_path / 'seed1'}").stderr
     assert "epoch 3 of 3" in other and "trained already" not in other

@@ -139,6 +139,6 @@ def test_labels_may_be_integers_of_any_size(dtype, small_net, small_batches):
 def test_labels_are_looked_at_in_the_first_pass_alone(small_net, small_batches, monkeypatch):
     """Since looking at their values waits for the device."""
     looked = []
-    monkeypatch.setattr("worstcase.attacks.search.check", lambda out, labels: looked.append(len(labels)))
+    monkeypatch.setattr("worstcase.attacks.search.check", lambda out, labels, **_: looked.append(len(labels)))
     FLWC(steps=2)(Crossbar(small_net, 0.1), small_batches, progress=False)
     assert looked == [16, 16, 8]
