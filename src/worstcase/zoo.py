@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worstcase.chip.tolerance import NAME
 from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
-from worstcase.evaluation.settings import BESIDE_TEST_DATA, OWN_DATA
+from worstcase.evaluation.settings import BESIDE_TEST_DATA, is_of_own_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     from worstcase.runs import load_run
 
     record = Record.load_training(run)
-    if record.config["net"] or record.config["dataset"].get("_target_") == OWN_DATA:
+    if is_of_own_code(record.config):
         raise ValueError(
             f"{run}: networks and data of your own code cannot be published; "
             "the zoo holds models of worstcase and torchvision, and data sets of worstcase"

@@ -17,7 +17,7 @@ from typing import Any
 from worstcase.app.job import is_first_process
 from worstcase.app.state import shown
 from worstcase.evaluation.record import CHECKPOINT, LAST, write_json
-from worstcase.evaluation.settings import OWN_DATA, SHARED, trains_without_thg, without_place
+from worstcase.evaluation.settings import SHARED, is_of_own_code, trains_without_thg, without_place
 from worstcase.lock import locked
 
 TRAINED = CHECKPOINT.parent / "trained.json"
@@ -68,9 +68,8 @@ def training_of(folder: Path, settings: Mapping[str, Any]) -> Iterator[Trained |
     the first job that needs it trains within the block. The others, in folders beside it, wait and take a copy.
     With a network or data of the user's own code each job trains: settings only name the code, which may change.
     """
-    own_code = settings["net"] or settings["dataset"].get("_target_") == OWN_DATA
     for_several = trains_without_thg(settings) or settings["pulses"] is not None
-    if (folder / LAST).is_file() or own_code or not for_several:
+    if (folder / LAST).is_file() or is_of_own_code(settings) or not for_several:
         yield None
         return
     if (trained := Trained.load(folder, settings)) or not is_first_process():

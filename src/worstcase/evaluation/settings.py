@@ -83,6 +83,16 @@ def trains_without_thg(config: Mapping[str, Any]) -> bool:
     return method.get("trains_without_thg") is True and method.get("monitor") == "val/accuracy" and not of_devices
 
 
+def is_of_own_code(config: Mapping[str, Any]) -> bool:
+    """Whether the network or the data of a job come from code of the user's, which its settings only name.
+
+    Example:
+        >>> is_of_own_code({"net": "mine:Net", "dataset": {}})
+        True
+    """
+    return bool(config["net"]) or config["dataset"].get("_target_") == OWN_DATA
+
+
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that identifies a job: without its threads, and the folders of its data and its run.
 
