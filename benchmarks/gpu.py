@@ -191,16 +191,18 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cpu" if arguments.dry_run else "cuda"
     networks, kinds = (["LeNet"], PRECISIONS[::2]) if arguments.dry_run else (list(NETWORKS), PRECISIONS)
-    rows = []
-    for name in networks:
-        for kind in kinds:
-            with precision(kind, device):
-                rows += measured(name, kind, device)
     card = "CPU, dry run" if arguments.dry_run else torch.cuda.get_device_name()
     machine = f"{card}, torch {torch.__version__}, tests {arguments.tests}"
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    (arguments.folder / "results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
-    (arguments.folder / "table.md").write_text(markdown(rows, machine))
+    rows: list[dict[str, Any]] = []
+    for name in networks:
+        for kind in kinds:
+            with precision(kind, device):
+                for row in measured(name, kind, device):
+                    rows.append(row)
+                    found = {"machine": machine, "rows": rows}
+                    (arguments.folder / "results.json").write_text(json.dumps(found, indent=1))
+                    (arguments.folder / "table.md").write_text(markdown(rows, machine))
     print(markdown(rows, machine))
 
 
