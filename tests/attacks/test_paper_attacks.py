@@ -7,6 +7,8 @@ from two_classes import two_classes
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
+from worstcase.attacks.updates import FreeAdam
+from worstcase.chip.box import Box
 
 
 @pytest.mark.parametrize("attack", [FLWC(), FLWC(update="epoch"), LWC(), LWC(project="end", lr=0.1)])
@@ -61,3 +63,16 @@ def test_free_lwc_finds_the_largest_feasible_c(small_net, small_batches):
 def test_projected_lwc_needs_one_trial(small_net, small_batches):
     found = LWC()(Crossbar(small_net, 0.1), small_batches, progress=False)
     assert {entry["c"] for entry in found.history[1:]} == {1e3}
+
+
+def test_adam_gets_gradients_that_lie_in_memory_as_the_weights_do():
+    """On a GPU it refuses others, and those of images in channels_last are others."""
+    box = Box.symmetric(0.1, {"w": torch.ones(())}, {"w": torch.empty(4, 3, 2, 2)})
+    update = FreeAdam(box, box.zero())
+    (group,) = update.adam.param_groups
+    seen = []
+    update.adam.register_step_pre_hook(lambda *_: seen.append(group["params"][0].grad.stride()))
+    gradient = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    update({"w": gradient}, 0.01)
+    assert seen == [update.perturbation["w"].stride()] != [gradient.stride()]
+    assert torch.equal(update.perturbation["w"].sign(), -gradient.sign())

@@ -19,6 +19,7 @@ from worstcase.attacks.search import Search
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.float64 import has_float64
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian, verified
 from worstcase.chip.tolerance import has_weights, plain
@@ -48,10 +49,10 @@ class MonteCarlo(Attack):
     ``first``, ``sampler``, how many were ``infeasible``, and the ``accuracies`` in the order of the instances. It
     covers every instance; the perturbation reported is the worst feasible one.
 
-    Instance i depends on the seed and i alone, is drawn on the CPU, and is the same in any range of instances. In
-    a folder, ``instances.csv`` keeps what is done: a run that was killed goes on from there. Several
-    machines share the work by taking a range each: append their files to one, and run the whole range there, as
-    ``python -m src.evaluate merge=true`` does.
+    Instance i depends on the seed and i alone, is drawn by the CPU's generator, and is the same in any range of
+    instances; on a GPU it may differ by rounding. In a folder, ``instances.csv`` keeps what is done: a run that
+    was killed goes on from there. Several machines share the work by taking a range each: append their files to
+    one, and run the whole range there, as ``python -m src.evaluate merge=true`` does.
 
     Args:
         instances: how many chips, 1 or more.
@@ -161,7 +162,8 @@ class MonteCarlo(Attack):
 
     def _draw(self, run: Search) -> Callable[[int], dict[str, Tensor]]:
         """A function that gives the chip of an index."""
-        sample = self._sample(run.crossbar, run.box.to("cpu"))
+        box = run.box if has_float64(run.device) else run.box.to("cpu")
+        sample = self._sample(run.crossbar, box)
         if self.weight_bits is not None and self.device_bits is not None:
             sample = per_device(sample, self.weight_bits, self.device_bits)
         seed = zlib.crc32(str(run.seed).encode())
@@ -206,7 +208,7 @@ class MonteCarlo(Attack):
             sigma = crossbar.sigma()
         else:
             sigma = {name: full * self.sigma for name, full in crossbar.full_scales().items()}
-        sigma = {name: s.cpu() for name, s in sigma.items()}
+        sigma = {name: s.to(box.weights[name].device) for name, s in sigma.items()}
         if self.sampler in UNVERIFIED:
             return partial(UNVERIFIED[self.sampler], box.weights, sigma, **of_its_own)
         if self.sampler == "truncated_gaussian":

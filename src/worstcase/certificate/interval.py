@@ -40,6 +40,7 @@ from worstcase.chip.substitution import run
 from worstcase.task import tensors_in
 
 IN_CACHE = 2**20  # values of the widest layer that are bounded at a time: memory that is new at each layer is slow
+ON_GPU = 2**25  # the same where small parts would keep the device waiting for the host
 SAME = 100  # units of the largest output's last place by which the same operations may differ
 TF32 = 2.0**-8  # of it, where another way to convolve may be taken
 
@@ -76,6 +77,7 @@ class IntervalBounds(fx.Interpreter):
         super().__init__(traced)
         self.extra_traceback = False
         self._widest = 1  # values of one sample in a layer, so far
+        self._on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
         self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
         leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
@@ -118,7 +120,8 @@ class IntervalBounds(fx.Interpreter):
     @property
     def at_once(self) -> int:
         """How many samples are best bounded together, by what was bounded so far."""
-        return max(1, IN_CACHE // self._widest)
+        values = IN_CACHE if self._on_cpu else ON_GPU
+        return max(1, values // self._widest)
 
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
         """The least lead of the label's output over each other one on any chip: (N, classes).

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -175,10 +175,10 @@ class Box:
         sample = {}
         for name, w in self.weights.items():
             if kind == "uniform":
-                place = torch.rand(w.shape, generator=generator, device=w.device, dtype=w.dtype) * 2 - 1
+                place = drawn(torch.rand, w, generator, w.dtype) * 2 - 1
                 sample[name] = place * self.half_width[name] + (self.low[name] + self.high[name]) / 2
             elif kind == "vertex":
-                coin = torch.randint(2, w.shape, generator=generator, device=w.device, dtype=w.dtype)
+                coin = drawn(partial(torch.randint, 2), w, generator, w.dtype)
                 sample |= self.at({name: coin * 2 - 1})
             elif kind == "truncated_gaussian":
                 sample |= self.at({name: _truncated_gaussian(w, tolerance, generator)})
@@ -263,9 +263,16 @@ def _rounded(relative: Tensor | float, full_scale: Tensor, weight: Tensor) -> Te
     return end.to(weight.device)
 
 
+def drawn(
+    draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None, dtype: torch.dtype
+) -> Tensor:
+    """Random numbers in the shape of a tensor and where it is, drawn where the generator is."""
+    device = generator.device if generator else like.device
+    return draw(like.shape, generator=generator, device=device, dtype=dtype).to(like.device)
+
+
 def _truncated_gaussian(weight: Tensor, tolerance: float, generator: torch.Generator | None) -> Tensor:
     """N(0, 1 / tolerance) given that it is in -1..1, of a weight's shape and dtype."""
     wide = torch.double if has_float64(weight.device) else torch.float32
-    u = torch.rand(weight.shape, generator=generator, device=weight.device, dtype=wide)
-    u = in_float64(u) * 2 - 1
+    u = in_float64(drawn(torch.rand, weight, generator, wide)) * 2 - 1
     return like(weight, torch.erfinv(u * math.erf(tolerance / math.sqrt(2))) * (math.sqrt(2) / tolerance))

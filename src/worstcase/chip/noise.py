@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worstcase.checks import number
-from worstcase.chip.box import Box
+from worstcase.chip.box import Box, drawn
 from worstcase.chip.float64 import has_float64, in_float64, like
 from worstcase.chip.write_verify import device_weights, write_verify
 
@@ -171,9 +171,9 @@ def _weighted_mean(devices: list[Tensor], weights: list[int]) -> Tensor:
 def _rand(weight: Tensor, generator: torch.Generator | None) -> Tensor:
     """Uniform in 0..1, without its ends, in float32 at least."""
     wide = torch.double if has_float64(weight.device) else torch.float32
-    u = torch.rand(weight.shape, generator=generator, device=weight.device, dtype=wide)
+    u = drawn(torch.rand, weight, generator, wide)
     return u.clamp(torch.finfo(wide).tiny, 1 - torch.finfo(wide).eps)
 
 
 def _randn(weight: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(weight.shape, generator=generator, device=weight.device, dtype=weight.dtype)
+    return drawn(torch.randn, weight, generator, weight.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worstcase.attacks import AttackResult
 from worstcase.certificate import Certificate
+from worstcase.chip import float32
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import NAME, has_weights, plain
@@ -168,6 +169,7 @@ class Evaluation:
             parameters=coverage.values,
             parameters_perturbed=coverage.weights,
             threads=torch.get_num_threads(),
+            device=_name_of(next(crossbar.net.parameters()).device),
         )
 
     def save(self, folder: str | Path, record: Record | None = None) -> None:
@@ -249,6 +251,13 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _name_of(device: torch.device) -> str:
+    """Of what computes, with what it rounds the factors of float32 convolutions to."""
+    if device.type != "cuda":
+        return device.type
+    return torch.cuda.get_device_name(device) + (", TF32" if "tf32" in float32.of_cudnn() else "")
 
 
 def _of_devices(crossbar: Crossbar) -> dict[str, Any]:

@@ -156,6 +156,8 @@ class Record:
     parameters_perturbed: Count
     threads: Positive
     """Number of PyTorch's CPU threads; with another number the last digits may differ."""
+    device: str | None = None
+    """What computed: ``cpu``, or a GPU's name, with TF32 if convolutions were in it. None in older records."""
     attacked_accuracy: float = field(init=False)
     """The lowest that this run's attacks found."""
     schema_version: int = SCHEMA_VERSION

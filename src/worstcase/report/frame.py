@@ -51,6 +51,7 @@ COLUMNS = {
     "attack_settings": "settings of the attack",
     "command": "command that repeats the run",
     "sweep": "command of the sweep that the run is a job of; missing for a single run",
+    "device": "what computed: cpu, or a GPU; missing in older records",
     "commit": "commit of the library that did the run",
     "trained_commit": "commit of the library that trained the network",
 }
@@ -118,6 +119,7 @@ def _rows(folder: Path, record: Record, training: Record | None) -> Iterator[dic
         "reference_settings": _reference_settings(record),
         "command": record.command,
         "sweep": record.sweep,
+        "device": record.device,
         "commit": record.git_commit,
         "trained_commit": (training.trained_commit or training.git_commit) if training else None,
     }
