@@ -80,6 +80,13 @@ def test_training_on_does_not_change_the_worst_chip_that_was_found(small_net, sm
         assert accuracy(small_net, small_batches) == pytest.approx(result.attacked_accuracy)
 
 
+def test_a_record_names_what_computed_also_once_the_network_is_elsewhere(small_net, small_batches):
+    """As after a training on a GPU, when Lightning moves it back to the CPU."""
+    result = worstcase.evaluate(Crossbar(small_net, 0.1), small_batches, attacks.FLWC(), progress=False)
+    result.crossbar.to("meta")
+    assert result.record().device == "cpu"
+
+
 def test_two_layers_that_share_a_tensor_share_it_in_the_worst_chip():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False))

@@ -50,6 +50,8 @@ class Evaluation:
     """Why nothing is proven."""
     certified_up_to: dict[float, float | None] | None = None
     """See `worstcase.certificate.largest_thgs`; None if it was not asked for, or nothing is proven."""
+    device: str = field(init=False, repr=False)
+    """What computed; Lightning moves a network back to the CPU later."""
     _worst_chip: dict[str, Tensor] | ValueError = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class Evaluation:
                     f"{found.attack} found {found.accuracy}, which is not between {proven}, certified at its th_g "
                     f"{found.thg:g}, and {self.clean_accuracy}, as programmed: please report this network"
                 )
+        self.device = _name_of(next(self.crossbar.net.parameters()).device)
         try:
             self._worst_chip = self.crossbar.chip(self.worst.perturbation)  # now: the network may be trained on
         except ValueError as error:
@@ -169,7 +172,7 @@ class Evaluation:
             parameters=coverage.values,
             parameters_perturbed=coverage.weights,
             threads=torch.get_num_threads(),
-            device=_name_of(next(crossbar.net.parameters()).device),
+            device=self.device,
         )
 
     def save(self, folder: str | Path, record: Record | None = None) -> None:
