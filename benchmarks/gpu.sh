@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a GPU does: that it computes what the CPU does, and what everything costs in plain passes.
 #
-#   benchmarks/gpu.sh [FOLDER]              a GPU, under 8 minutes; results.json and table.md in FOLDER (gpu-results)
+#   benchmarks/gpu.sh [FOLDER]              a GPU, some minutes; results.json and table.md in FOLDER (gpu-results)
 #   benchmarks/gpu.sh [FOLDER] --dry-run    the same on the CPU, small, to try the script
 #
 # Needs torch 2.11 or newer and the packages of pyproject.toml; no network, no data.
