@@ -27,6 +27,7 @@ from worstcase.methods import (
     Vanilla,
     VariationAware,
 )
+from worstcase.verify.sensitivities import by_second_derivative
 
 DEVICE = os.environ.get("WORSTCASE_GPU", "cuda")
 pytestmark = [
@@ -72,6 +73,17 @@ def batches(net):
         labels = net(images).argmax(1)
     labels[::9] = 0
     return [(images[:32], labels[:32]), (images[32:], labels[32:])]
+
+
+class Recurrent(nn.Module):
+    """Images (N, 2, 8, 8) in, logits (N, 4) out."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.head = layer(16, 6, batch_first=True), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.layer(x.transpose(1, 2).flatten(2))[0][:, -1])
 
 
 def on(device, net, dtype=torch.double):
@@ -160,3 +172,25 @@ def test_a_crossbar_answers_as_the_network_does(net, batches):
     with torch.no_grad():
         expected = plain(images.float().to(DEVICE))
         torch.testing.assert_close(crossbar.eval()(images.float().to(DEVICE)), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_network_is_attacked_in_eval_mode_and_trained(layer, batches):
+    """Where cuDNN computes it, no gradient leads back."""
+    torch.manual_seed(0)
+    net = Recurrent(layer).double()
+    with torch.no_grad():
+        own = [(images, net(images).argmax(1)) for images, _ in batches]
+    crossbar = on(DEVICE, net)
+    before, cudnn = copy.deepcopy(crossbar.net.state_dict()), torch.backends.cudnn.enabled
+    found, on_cpu = (FLWC(steps=4)(c, own, progress=False) for c in (crossbar, on("cpu", net)))
+    assert not found.unmoved and found.accuracy == pytest.approx(on_cpu.accuracy, abs=0.04)
+    for key, d in on_cpu.perturbation.items():
+        assert (d - found.perturbation[key].cpu()).abs().median() < 1e-9
+    evaluate(crossbar, own, MonteCarlo(instances=3), progress=False)
+    by_second_derivative(crossbar, own)
+    method = PGDAT(crossbar, num_classes=4).to(DEVICE).double().train()
+    method.training_loss(*(t.to(DEVICE) for t in own[0])).backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in crossbar.net.parameters())
+    assert all(torch.equal(before[key], value) for key, value in crossbar.net.state_dict().items())
+    assert torch.backends.cudnn.enabled == cudnn

@@ -8,7 +8,7 @@ call, by a mode that sees the calls of the layer's forward. So nothing is writte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,11 +37,12 @@ def run(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> Any:
     """Run a network with other tensors in place of its parameters and buffers, by name.
 
     Nothing is computed twice for the backward pass (`torch.utils.checkpoint`): it would be with the network's own.
+    A backward pass can follow in eval mode too, see `_without_cudnn`.
     """
     args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
-    with _without_checkpointing():
+    with _without_checkpointing(), _without_cudnn(net):
         return functional_call(net, tensors, args, kwargs, tie_weights=False)
 
 
@@ -62,6 +63,27 @@ def _without_checkpointing() -> Iterator[None]:
         yield
     finally:
         module.update(own)
+
+
+@contextmanager
+def _without_cudnn(net: nn.Module) -> Iterator[None]:
+    """Recurrent layers in eval mode run without cuDNN where gradients are asked for: its own have none there."""
+    with ExitStack() as stack:
+        for layer in net.modules() if torch.is_grad_enabled() else ():
+            if isinstance(layer, nn.RNNBase) and not layer.training:
+                stack.enter_context(_run_within(layer, _WithoutCudnn()))
+        yield
+
+
+class _WithoutCudnn:
+    """Within the block nothing is computed by cuDNN; `torch.backends.cudnn.flags` would set more."""
+
+    def __enter__(self) -> None:
+        self._before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
+
+    def __exit__(self, *error: object) -> None:
+        torch.backends.cudnn.enabled = self._before
 
 
 def used_at(place: Place, layer: nn.Module) -> Tensor:
@@ -116,7 +138,7 @@ class _Changed(TorchFunctionMode):
 
 
 @contextmanager
-def _run_within(layer: nn.Module, mode: TorchFunctionMode) -> Iterator[None]:
+def _run_within(layer: nn.Module, mode: AbstractContextManager[Any]) -> Iterator[None]:
     """Within the block the layer's forward runs in a mode."""
     forward, own = layer.forward, vars(layer).get("forward")
 
