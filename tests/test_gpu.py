@@ -194,3 +194,12 @@ def test_a_recurrent_network_is_attacked_in_eval_mode_and_trained(layer, batches
     assert all(p.grad.isfinite().all() and p.grad.any() for p in crossbar.net.parameters())
     assert all(torch.equal(before[key], value) for key, value in crossbar.net.state_dict().items())
     assert torch.backends.cudnn.enabled == cudnn
+
+
+def test_ranges_of_outputs_are_found_wherever_the_network_was_when_the_crossbar_was_made(net, batches):
+    made_there = Crossbar(copy.deepcopy(net).to(DEVICE), 0.05, weight_bits=6, activation_bits=6)
+    moved = Crossbar(copy.deepcopy(net), 0.05, weight_bits=6, activation_bits=6).to(DEVICE)
+    made_there.calibrate(batches)
+    moved.calibrate(batches)
+    torch.testing.assert_close(made_there.outputs.ranges.cpu(), moved.outputs.ranges.cpu())
+    assert evaluate(made_there, batches, FLWC(steps=2), progress=False).attacked_accuracy < 1

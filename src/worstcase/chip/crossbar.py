@@ -385,7 +385,7 @@ class Crossbar(nn.Module):
         if self.outputs is None:
             return
         self.outputs.ranges.fill_(torch.nan)
-        device = self.outputs.ranges.device
+        device = next(self.parameters()).device
         with evaluating(self):
             self.outputs.train()
             for batch in loader:
