@@ -203,3 +203,10 @@ def test_ranges_of_outputs_are_found_wherever_the_network_was_when_the_crossbar_
     moved.calibrate(batches)
     torch.testing.assert_close(made_there.outputs.ranges.cpu(), moved.outputs.ranges.cpu())
     assert evaluate(made_there, batches, FLWC(steps=2), progress=False).attacked_accuracy < 1
+
+
+def test_an_attack_starts_from_a_chip_that_lies_elsewhere(net, batches):
+    crossbar = on(DEVICE, net)
+    found = FLWC(steps=4)(crossbar, batches, progress=False)
+    start = {name: d.cpu() for name, d in found.perturbation.items()}
+    assert FLWC(steps=1)(crossbar, batches, start=start, progress=False).accuracy <= found.accuracy
