@@ -108,7 +108,7 @@ class OwnDataModule(SampleDataModule):
             inputs, labels = inputs_and_labels(batch)
             for index in range(samples_in(inputs)):
                 one = [*tensors_in(taken(inputs, slice(index, index + 1))), labels[index]]
-                content = b"".join(t.contiguous().flatten().view(torch.uint8).numpy().tobytes() for t in one)
+                content = b"".join(t.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for t in one)
                 total += int.from_bytes(hashlib.sha256(content).digest())
         return f"{total % 2**48:012x}"
 
