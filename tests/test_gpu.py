@@ -9,9 +9,12 @@ import torch
 from commands import QUICK, run
 from torch import nn
 
-from worstcase import Crossbar, evaluate
+from worstcase import Crossbar, Tolerance, evaluate, reprogram, tolerance
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
+from worstcase.attacks.passes import accuracy
+from worstcase.certificate import certify
 from worstcase.certificate.interval import IntervalBounds
+from worstcase.chip.mapping import DeviceMapping
 from worstcase.evaluation.record import Record
 from worstcase.methods import (
     AWP,
@@ -210,3 +213,46 @@ def test_an_attack_starts_from_a_chip_that_lies_elsewhere(net, batches):
     found = FLWC(steps=4)(crossbar, batches, progress=False)
     start = {name: d.cpu() for name, d in found.perturbation.items()}
     assert FLWC(steps=1)(crossbar, batches, start=start, progress=False).accuracy <= found.accuracy
+
+
+DEVICES = {
+    "table": {"thg": Tolerance([0, 0.5, 1], [-0.01, -0.03, -0.05], [0.02, 0.02, 0.04])},
+    "of each weight": {"thg": {"0.weight": torch.full((6, 2, 3, 3), 0.05), "4.weight": torch.full((4, 54), 0.04)}},
+    "pair": {"thg": 0.03, "mapping": DeviceMapping(pair=True, cut_off=True)},
+    "slices": {"thg": 0.02, "weight_bits": 4, "mapping": DeviceMapping(device_bits=2)},
+    "stuck": {"thg": 0.02, "stuck": {"4.weight": torch.tensor([1.0] + 53 * [torch.nan]).expand(4, 54)}},
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_devices_of_any_kind_have_the_same_box(name, net, batches):
+    there, here = (Crossbar(copy.deepcopy(net).to(device), **DEVICES[name]) for device in (DEVICE, "cpu"))
+    later = Crossbar(copy.deepcopy(net), **DEVICES[name]).to(DEVICE)
+    for key, high in here.box.high.items():
+        for crossbar in (there, later):
+            torch.testing.assert_close(crossbar.box.high[key].cpu(), high)
+            torch.testing.assert_close(crossbar.box.low[key].cpu(), here.box.low[key])
+            torch.testing.assert_close(crossbar.sigma()[key].cpu(), here.sigma()[key])
+    for sampler in ("truncated_gaussian", "programmed"):
+        attack = MonteCarlo(instances=2, sampler=sampler)
+        assert attack(there, batches, progress=False).accuracy == pytest.approx(
+            attack(here, batches, progress=False).accuracy, abs=0.02
+        )
+    assert (
+        certify(there, batches, "linear").accuracy
+        <= evaluate(later, batches, LWC(epochs=2), progress=False).attacked_accuracy
+    )
+
+
+def test_a_chip_is_read_searched_and_programmed_again(net, batches):
+    crossbar = on(DEVICE, net)
+    chip = {name: 3 * d.cpu() for name, d in FLWC()(crossbar, batches, progress=False).perturbation.items()}
+    assert evaluate(crossbar, batches, FLWC(steps=2), chip=chip, progress=False).chip.failed
+    clean = accuracy(crossbar, batches)
+    again = reprogram(crossbar, batches, chip, clean)
+    assert again.accuracy_before < clean and (again.weights is None or again.weights > 0)
+    answer = tolerance(crossbar, batches, 0.8, attack=FLWC(steps=4), where=True, precision=0.3, progress=False)
+    assert answer.broken_thg
+    for shared in answer.shared.values():
+        crossbar.thg = shared.thg
+        assert FLWC(steps=4)(crossbar, batches, progress=False).feasible
