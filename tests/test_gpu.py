@@ -208,6 +208,19 @@ def test_ranges_of_outputs_are_found_wherever_the_network_was_when_the_crossbar_
     assert evaluate(made_there, batches, FLWC(steps=2), progress=False).attacked_accuracy < 1
 
 
+def test_bounds_follow_the_ranges_of_outputs_to_another_device(net, batches):
+    """Lightning moves a network back to the CPU after a training, and there again for the next."""
+    crossbar = Crossbar(copy.deepcopy(net).eval(), 0.01, activation_bits=6).double()
+    crossbar.calibrate([(images / 2, labels) for images, labels in batches])
+    bounds = IntervalBounds(crossbar)
+    crossbar.to(DEVICE, torch.float32)
+    lower = [(images.float(), labels) for images, labels in batches]
+    crossbar.calibrate(lower)
+    bounds.within(crossbar.box)
+    images, labels = (t.to(DEVICE) for t in lower[0])
+    torch.testing.assert_close(bounds.margins(images, labels), IntervalBounds(crossbar).margins(images, labels))
+
+
 def test_an_attack_starts_from_a_chip_that_lies_elsewhere(net, batches):
     crossbar = on(DEVICE, net)
     found = FLWC(steps=4)(crossbar, batches, progress=False)

@@ -78,15 +78,15 @@ class IntervalBounds(fx.Interpreter):
         self.extra_traceback = False
         self._widest = 1  # values of one sample in a layer, so far
         self._on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
-        self._quantised = crossbar.outputs.quantised if crossbar.outputs else {}
+        self.within(box)
         leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
             raise Unsupported("quantised outputs of a layer that is traced into parts")
-        self.within(box)
 
     def within(self, box: Box) -> None:
-        """Take the weights as they are now, and another box of deviations."""
+        """Take the weights and the ranges of outputs as and where they are now, and another box of deviations."""
         self._movable = bool(box.movable)
+        self._quantised = self._crossbar.outputs.quantised if self._crossbar.outputs else {}
         self._weights: dict[str, Weight] = {}
         self._values: dict[int, Interval] = {}  # of a parameter's id, where a chip computes with something else
         for name, weight in self._crossbar.weights().items():
