@@ -65,7 +65,8 @@ def drawn_together(results: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The groups of results that fit into one picture: one network and data set, with the same settings.
 
     If a method was trained with several settings, they are added to its name. If an attack ran with several
-    settings, only the results with the most frequent ones are kept.
+    settings, only the results with the most frequent ones are kept; of several that are equally frequent, all are,
+    and the lowest of a seed counts.
     """
     network = ["network", "dataset", "network_settings", "reference_settings"]
     for _, own in results.groupby(network, sort=False):
