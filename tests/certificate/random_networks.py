@@ -46,6 +46,11 @@ class Beside(nn.Module):
         return self.join(self.first(x), self.second(x))
 
 
+def halves(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)  # older PyTorch traces no cat of what is not unpacked
+    return torch.cat([second, first], -1)
+
+
 JOINS: list[Callable[[Tensor, Tensor], Tensor]] = [
     lambda x, y: x + y,
     lambda x, y: x - y,
@@ -60,7 +65,7 @@ MIXED: dict[str, Callable[[Tensor], Any]] = {
     "from": lambda x: 1 - x * 0.5,
     "mean": lambda x: x.mean(1, keepdim=True),
     "turned": lambda x: x.transpose(1, -1).contiguous(),
-    "halves": lambda x: torch.cat(x.chunk(2, dim=-1)[::-1], -1),
+    "halves": halves,
     "sliced": lambda x: x[..., 1:],
     "padded": lambda x: F.pad(x, (1, 0), value=0.5),
     "viewed": lambda x: x.view(x.size(0), -1).reshape(x.shape),

@@ -53,7 +53,7 @@ def upload_report(sections: Iterable[Section], out: Path) -> None:
     from worstcase.report.rows import columns
 
     _offline_unless_logged_in()
-    with wandb.init(project="worstcase", job_type="report", dir=out) as run:
+    with wandb.init(project="worstcase", job_type="report", dir=str(out)) as run:
         for section in sections:
             header, body = columns(section.rows)
             run.log(

@@ -152,6 +152,7 @@ def _texts(rows: pd.DataFrame, number: Callable[[float, str], str], missing: str
 
 
 def _joined(texts: pd.Series, more: pd.Series) -> pd.Series:
+    more = more.reindex(texts.index)
     return texts + (", " + more).where((texts != "") & (more != ""), more)
 
 
