@@ -12,10 +12,12 @@ import pytest
 import torch
 from commands import files, run, shorten_ensembles
 from filelock import FileLock
+from hydra import initialize_config_dir
 from studies import record_of
 from torch import nn
 from torch.utils.data import DataLoader
 
+from worstcase.app import doors
 from worstcase.attacks import Ensemble
 from worstcase.evaluation.record import Record
 
@@ -64,6 +66,13 @@ def trained(made_once: Callable) -> Iterator[Path]:
 def mine(trained: Path, tmp_path: Path) -> Path:
     """A copy of that folder for one test."""
     return shutil.copytree(trained, tmp_path / "mine")
+
+
+@pytest.fixture
+def hydra() -> Iterator[None]:
+    """Within the test, Hydra composes the project's own configuration."""
+    with initialize_config_dir(doors.CONF, version_base="1.3"):
+        yield
 
 
 @pytest.fixture
