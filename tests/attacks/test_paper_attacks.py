@@ -66,7 +66,7 @@ def test_projected_lwc_needs_one_trial(small_net, small_batches):
 
 
 def test_adam_gets_gradients_that_lie_in_memory_as_the_weights_do():
-    """On a GPU it refuses others, and those of images in channels_last are others."""
+    """A fused step goes by memory: on a CPU others would move other weights, on a GPU it refuses them."""
     box = Box.symmetric(0.1, {"w": torch.ones(())}, {"w": torch.empty(4, 3, 2, 2)})
     update = FreeAdam(box, box.zero())
     (group,) = update.adam.param_groups

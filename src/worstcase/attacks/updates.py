@@ -49,7 +49,7 @@ class FreeAdam:
         for group, scale in zip(self.adam.param_groups, self.scale, strict=True):
             group["lr"] = step * scale
         for name, d in self.perturbation.items():
-            d.grad = torch.empty_like(d).copy_(gradient[name])  # on a GPU, both must lie in memory alike
+            d.grad = torch.empty_like(d).copy_(gradient[name])  # a fused step goes by memory
         before = {name: self.perturbation[name].clone() for name in self.shares}
         self.adam.step()
         self.adam.zero_grad()
