@@ -77,7 +77,6 @@ class IntervalBounds(fx.Interpreter):
         super().__init__(traced)
         self.extra_traceback = False
         self._widest = 1  # values of one sample in a layer, so far
-        self._on_cpu = all(weight.device.type == "cpu" for weight in weights.values())
         self.within(box)
         leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
@@ -120,8 +119,8 @@ class IntervalBounds(fx.Interpreter):
     @property
     def at_once(self) -> int:
         """How many samples are best bounded together, by what was bounded so far."""
-        values = IN_CACHE if self._on_cpu else ON_GPU
-        return max(1, values // self._widest)
+        on_cpu = all(value.low.device.type == "cpu" for value in self._values.values())
+        return max(1, (IN_CACHE if on_cpu else ON_GPU) // self._widest)
 
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
         """The least lead of the label's output over each other one on any chip: (N, classes).
