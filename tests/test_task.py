@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from worstcase.task import (
+    can_be_joined,
     check,
     decisions,
-    form,
     inputs_and_labels,
     joined,
     refuse_one_hot,
@@ -139,7 +139,7 @@ def test_batches_of_dicts_and_tuples_are_taken_apart_and_joined_like_tensors():
         pieces = split(inputs, labels, 3)
         assert [len(part) for _, part in pieces] == [4, 3, 3]
         again, of_pieces = joined(pieces)
-        assert torch.equal(of_pieces, labels) and form(again, labels) == form(inputs, labels)
+        assert torch.equal(of_pieces, labels) and can_be_joined((again, of_pieces), (inputs, labels))
         keys = ("x", "ids") if isinstance(inputs, dict) else (0, 1)
         assert all(torch.equal(again[key], inputs[key]) for key in keys)
         assert torch.equal(taken(inputs, slice(1, None, 2))[keys[1]], ids[1::2])

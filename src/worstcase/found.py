@@ -130,6 +130,8 @@ class Found:
     for each mini-batch with right answers."""
     unmoved: list[Name] = field(default_factory=list)
     """Arrays whose gradient was zero for every weight in every mini-batch."""
+    sorted_steps: bool = False
+    """Whether the mini-batches of its steps had far fewer classes than the reference set."""
     members: Annotated[list[dict[str, Any]], Shape(list[Member])] = field(default_factory=list)
     """For an ensemble: each member's accuracy on its own, its lowest accuracy, and its passes."""
     distribution: Annotated[dict[str, Any] | None, Shape(Distribution | None)] = None

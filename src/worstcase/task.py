@@ -282,7 +282,7 @@ def split(inputs: Inputs, labels: Tensor, pieces: int) -> list[tuple[Inputs, Ten
 
 
 def joined(batches: Sequence[tuple[Inputs, Tensor]]) -> tuple[Inputs, Tensor]:
-    """Batches of the same `form` as one."""
+    """Batches that `can_be_joined` as one."""
     labels = torch.cat([part for _, part in batches])
     first, samples = batches[0][0], samples_in(batches[0][0])
     if isinstance(first, Tensor):
@@ -296,6 +296,18 @@ def joined(batches: Sequence[tuple[Inputs, Tensor]]) -> tuple[Inputs, Tensor]:
     return of_each(cat, first), labels
 
 
-def form(inputs: Inputs, labels: Tensor) -> list[torch.Size]:
-    """Batches of the same can be joined."""
-    return [t.shape[1:] for t in (*tensors_in(inputs), labels)]
+def can_be_joined(one: tuple[Inputs, Tensor], other: tuple[Inputs, Tensor]) -> bool:
+    """Whether the samples of two batches have the same shapes, and all else in them is the same."""
+    ones, others = ([*tensors_in(inputs), labels] for inputs, labels in (one, other))
+    return len(ones) == len(others) and all(
+        map(_same_but_samples, ones, others, _by_sample(ones), _by_sample(others))
+    )
+
+
+def _by_sample(tensors: list[Tensor]) -> list[bool]:
+    """Which have an entry for each sample, as the labels, the last, have."""
+    return [bool(t.ndim) and len(t) == len(tensors[-1]) for t in tensors]
+
+
+def _same_but_samples(one: Tensor, other: Tensor, of_one: bool, of_other: bool) -> bool:
+    return of_one == of_other and (one.shape[1:] == other.shape[1:] if of_one else torch.equal(one, other))

@@ -7,9 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from worstcase import Crossbar
-from worstcase.attacks import FLWC, LWC, PGD, Ensemble
+from worstcase import Crossbar, evaluate
+from worstcase.attacks import FLWC, LWC, PGD, Ensemble, mini_batches
 from worstcase.attacks.ensemble import FINISHES, FIRST, INTO_ONE_CLASS, MEMBERS, TWO_CLASSES, Start, _Team
 from worstcase.attacks.passes import accuracy
 from worstcase.attacks.search import Search
@@ -264,6 +265,50 @@ def test_a_step_sees_samples_from_all_over_data_that_is_sorted_by_class(small_ne
     Ensemble(rounds=1)(crossbar, batches, progress=False)
     steps = [batch for batch in seen if len(batch) == 16]
     assert len(steps) == len(seen) >= 32 and all(len(set(batch)) > 1 for batch in steps)
+
+
+@pytest.mark.parametrize("attack", [FLWC(steps=2), LWC(epochs=2), PGD(steps=2), Ensemble(rounds=1, budget=20)])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_an_attack_whose_steps_see_few_classes_says_so(attack, in_order, small_net, monkeypatch):
+    """The buffer holds a third of the images, as of a large set; PGD steps after whole passes."""
+    monkeypatch.setattr(mini_batches, "BUFFER", 32 * 36 * 4)
+    order = torch.arange(96) if in_order else torch.randperm(96, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(3).repeat_interleave(32)[order]
+    images = torch.randn(96, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    result = evaluate(Crossbar(small_net, 0.1), [*zip(images.split(16), labels.split(16), strict=True)], attack)
+    told = any("its steps saw few classes each" in flag for flag in result.flags)
+    assert told == (in_order and not isinstance(attack, PGD))
+
+
+def test_workers_that_persist_serve_the_mini_batches_too(small_net, monkeypatch):
+    monkeypatch.setattr(mini_batches, "BUFFER", 16 * 36 * 4)
+    images, labels = torch.randn(64, 1, 6, 6), torch.arange(64) % 3
+    data = TensorDataset(images, labels)
+    crossbar, attack = Crossbar(small_net, 0.1), Ensemble(budget=20)
+    plain, persistent = (
+        attack(crossbar, DataLoader(data, 8, **workers), progress=False)
+        for workers in ({}, {"num_workers": 1, "persistent_workers": True})
+    )
+    assert plain.history == persistent.history
+
+
+def test_batches_with_their_own_scale_are_not_joined():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x, scale):
+            if torch.is_grad_enabled():
+                seen.add(scale.item())
+            return self.linear(x * scale)
+
+    batches = [
+        ({"x": torch.randn(10, 5), "scale": torch.tensor(s)}, torch.arange(10) % 3) for s in (1.0, 2.0, 4.0)
+    ]
+    crossbar, seen = Crossbar(Scaled(), 0.1), set()
+    Ensemble(budget=20)(crossbar, batches, progress=False)
+    assert seen == {1.0, 2.0, 4.0}
 
 
 @pytest.mark.usefixtures("short_ensemble")

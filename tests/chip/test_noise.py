@@ -154,6 +154,12 @@ def test_devices_that_are_not_verified_in_time_follow_the_gaussian_outside():
         assert share == pytest.approx(outside**3, abs=4 * math.sqrt(outside**3 / SAMPLES))
 
 
+def test_what_may_not_deviate_needs_no_pulses():
+    box = Box.symmetric(0.2, {"w": torch.tensor([0.0, 1.0])}, {"w": torch.empty(1000, 2)})
+    sample = verified(box, {"w": torch.tensor(0.5)}, torch.Generator().manual_seed(0), max_pulses=1)["w"]
+    assert not sample[:, 0].any() and not box.contains({"w": sample})
+
+
 def test_with_equal_ends_and_sigmas_it_is_the_truncated_gaussian_of_the_box():
     box = Box.symmetric(SCALE, {"w": torch.ones((), dtype=torch.double)}, {"w": torch.empty(SAMPLES)})
     sample = verified(box, {"w": torch.tensor(SCALE / 0.6)}, torch.Generator().manual_seed(0))["w"].double()

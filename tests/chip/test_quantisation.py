@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -126,6 +128,20 @@ def test_unknown_ranges_are_an_error_and_calibration_sets_them(small_net, small_
     assert not any(module.training for module in crossbar.modules())
     agree = crossbar(images).argmax(1) == small_net(images).argmax(1)
     assert agree.float().mean() > 0.7
+
+
+def test_ranges_that_became_unknown_are_noticed(small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.1, activation_bits=4).eval()
+    unknown = copy.deepcopy(crossbar.state_dict())
+    crossbar.calibrate(small_batches)
+    crossbar(small_batches[0][0])
+    with pytest.raises(ValueError, match="calibrate: no finite range"):
+        crossbar.calibrate(iter(()))
+    crossbar.calibrate(small_batches)
+    crossbar(small_batches[0][0])
+    crossbar.load_state_dict(unknown)
+    with pytest.raises(RuntimeError, match="calibrate"):
+        crossbar(small_batches[0][0])
 
 
 def test_the_users_network_is_left_without_hooks_also_after_an_error(small_net):

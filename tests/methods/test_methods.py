@@ -118,6 +118,59 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(method, small_net, small_bat
     assert rates == [1e-3 / 16] * 2
 
 
+def test_a_resumed_run_sees_the_order_that_a_loader_of_yours_draws(small_batches, tmp_path):
+    data = [
+        (image, label) for images, labels in small_batches for image, label in zip(images, labels, strict=True)
+    ]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    last = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    saving = QUIET | {"enable_checkpointing": True, "callbacks": [last]}
+    options = {"optimizer": partial(torch.optim.SGD, lr=0.5)}
+    whole = fitted(Vanilla, net, DataLoader(data, 8, shuffle=True), epochs=4, trainer=saving, **options)
+    again = DataLoader(data, 8, shuffle=True)
+    resumed = fitted(Vanilla, net, again, epochs=4, ckpt_path=tmp_path / "epoch=1.ckpt", **options)
+    assert equal(whole, resumed)
+
+
+@every_method
+def test_batch_norm_gives_each_pass_the_gradient_of_its_own_statistics(method, small_batches, monkeypatch):
+    """A pass in training mode updates the statistics in place, and a gradient may need those of before."""
+    plain = nn.BatchNorm2d.forward
+
+    def of_copies(norm, x):
+        if norm.training:
+            return plain(norm, x)
+        return F.batch_norm(x, norm.running_mean.clone(), norm.running_var.clone(), norm.weight, norm.bias)
+
+    found = []
+    for copies in (False, True):
+        if copies:
+            monkeypatch.setattr(nn.BatchNorm2d, "forward", of_copies)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+        module = method(Crossbar(net.double(), 0.05), num_classes=3).train()
+        for images, labels in small_batches[:2]:
+            net.zero_grad()
+            module.training_loss(3 * images.double(), labels).backward()
+            module.on_after_backward()
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda labels: 0.9 * F.one_hot(labels, 3) + 0.1 / 3, "soft training labels"),
+        (lambda labels: F.one_hot(labels, 3), "the labels are one-hot"),
+        (lambda labels: labels + 1, "each label must be 0 to 2, but one is 3"),
+    ],
+)
+def test_training_labels_that_would_teach_something_else_are_refused(labels, message, small_net, small_batches):
+    batches = [(images, labels(right)) for images, right in small_batches]
+    with pytest.raises(ValueError, match=message):
+        fitted(Vanilla, small_net, DataLoader(batches, batch_size=None), epochs=1)
+
+
 @every_method
 def test_the_network_stays_plain_and_loads_bare(method, small_net, small_loader, tmp_path):
     module = fitted(method, small_net, small_loader, epochs=1)
@@ -209,6 +262,8 @@ def test_two_processes_train_the_same_weights_on_the_same_chips(tmp_path):
         assert bool(first["perturbations"]) == (name not in ("vanilla", "ibp"))
         for a, b in zip(first["perturbations"], second["perturbations"], strict=True):
             assert torch.equal(a, b), name
+    for rank in (0, 1):  # which laid it out in its own way
+        assert torch.equal(torch.load(tmp_path / f"sum-{rank}.pt"), 2 * torch.arange(6.0).view(2, 3))
 
 
 @every_method

@@ -142,6 +142,7 @@ class Attack(ABC):
                 history=run.history,
                 vanished=run.vanished,
                 unmoved=run.unmoved,
+                sorted_steps=run.sorted_steps,
                 members=run.members,
                 distribution=run.distribution,
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.search import Search
-from worstcase.task import Inputs, form, joined, taken, tensors_in
+from worstcase.task import Inputs, can_be_joined, joined, taken, tensors_in
 
 PIECE = 128  # samples of a mini-batch at most
 BUFFER = 2**28  # bytes of inputs that are shuffled together
@@ -35,9 +35,9 @@ class MiniBatches:
     def _endless(self) -> Iterator[tuple[Inputs, Tensor]]:
         while True:
             held: list[tuple[Inputs, Tensor]] = []
-            for batch in self._run.batches():
+            for batch in self._run.batches_beside_passes():
                 size = sum(t.numel() * t.element_size() for x, _ in held for t in tensors_in(x))
-                if held and (size >= BUFFER or form(*batch) != form(*held[0])):
+                if held and (size >= BUFFER or not can_be_joined(held[0], batch)):
                     yield from self._shuffled(held)
                     held = []
                 held.append(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor
 from worstcase.attacks.gradient import gradient
 from worstcase.attacks.passes import on_its_device
 from worstcase.attacks.reference_set import ReferenceSet
+from worstcase.attacks.sorted_data import Pairs, by_class
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import Objective
@@ -48,6 +50,7 @@ class Search:
         self._earlier = 0.0  # seconds of work that a resumed attack found done
         self._forwards = self._backwards = 0  # samples that went through
         self._gradients = self._vanished = 0  # mini-batches
+        self._of_all, self._of_steps = Pairs(), Pairs()
         self.samples = self.decisions = self.mini_batches = self.classes = 0  # of the reference set
         self._reference = ReferenceSet(loader)
         self._unmoved = set(self.box.movable)  # arrays whose gradient was always zero
@@ -68,13 +71,21 @@ class Search:
     def batches(self) -> Iterator[tuple[Inputs, Tensor]]:
         return on_its_device(self.crossbar, self._reference)
 
+    def batches_beside_passes(self) -> Iterator[tuple[Inputs, Tensor]]:
+        """The same, while passes are made before they end: workers that persist would serve only one of the two."""
+        loader = self.loader
+        if getattr(loader, "persistent_workers", False):
+            loader = copy.copy(loader)
+            loader._iterator = None
+        return on_its_device(self.crossbar, loader)
+
     def gradient(self, objective: Objective, perturbation: Perturbation, batches: Loader) -> dict[str, Tensor]:
         """The gradient in the perturbation of the objective's sum over some mini-batches."""
         lower: AbstractContextManager = nullcontext()
         if self._search_dtype is not None:
             lower = torch.autocast(self.device.type, getattr(torch, self._search_dtype))
         with lower:
-            return self._gradient(objective, perturbation, batches)[0]
+            return self._gradient(objective, perturbation, batches, self._of_steps)[0]
 
     def full_gradient(self, objective: Objective, perturbation: Perturbation) -> dict[str, Tensor]:
         """The same over the whole reference set; its forward pass scores the perturbation too."""
@@ -92,6 +103,7 @@ class Search:
         """
         correct: int | Tensor = 0
         given: int | Tensor = 0  # how often each answer was
+        wanted: int | Tensor = 0  # how often each label was
         one_hot: list[int] = []
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
@@ -100,8 +112,8 @@ class Search:
                 one_hot.append(check(outputs, labels, sigmoid=self.crossbar.ends_in_a_sigmoid))
             logits, answers = decisions(outputs, labels)
             correct += right_answers(logits, answers).sum()
-            counts = torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device)
-            given += counts.index_add_(0, logits.argmax(1), torch.ones_like(answers))
+            given += by_class(logits, logits.argmax(1))
+            wanted += by_class(logits, answers)
             samples += len(labels)
             made += len(answers)
             mini_batches += 1
@@ -109,7 +121,7 @@ class Search:
             raise ValueError("the reference set has no samples")
         if one_hot:
             refuse_one_hot(one_hot)
-        assert isinstance(given, Tensor)
+        assert isinstance(given, Tensor) and isinstance(wanted, Tensor)
         self.samples, self.decisions, self.mini_batches, self.classes = (
             samples,
             made,
@@ -117,6 +129,8 @@ class Search:
             logits.shape[1],
         )
         self.one_answer = int(given.max()) / made
+        if not self.history:
+            self._of_all.add(int(wanted.square().sum()), made)
         self._forwards += samples
         return self._keep(perturbation, int(correct) / made, context)
 
@@ -162,9 +176,9 @@ class Search:
             )
 
     def _gradient(
-        self, objective: Objective, perturbation: Perturbation, batches: Loader
+        self, objective: Objective, perturbation: Perturbation, batches: Loader, pairs: Pairs | None = None
     ) -> tuple[dict[str, Tensor], int]:
-        """Summed over the batches, and the number of right answers."""
+        """Summed over the batches, and the number of right answers; counts the pairs of labels in each batch."""
         total: dict[str, Tensor] = {}
         correct = 0
         for inputs, labels in batches:
@@ -173,7 +187,12 @@ class Search:
             self._backwards += len(labels)
             looked_at = [right_answers(logits, answers).sum()]
             looked_at += [look for g in found.values() for look in (g.isfinite().all(), g.any())]
-            right, *looks = torch.stack([look.to(logits.device, torch.long) for look in looked_at]).cpu().tolist()
+            if pairs is not None and labels.ndim == 1:
+                looked_at.append(by_class(logits, answers).square().sum())
+            looks = torch.stack([look.to(logits.device, torch.long) for look in looked_at]).cpu().tolist()
+            if pairs is not None and labels.ndim == 1:
+                pairs.add(looks.pop(), len(answers))
+            right, *looks = looks
             finite = all(looks[::2])  # the host waits for the device once
             moved = {name for name, moves in zip(found, looks[1::2], strict=True) if moves}
             if right:
@@ -218,6 +237,11 @@ class Search:
     def weights(self) -> int:
         """The number of weights that may be perturbed."""
         return sum(d.numel() for d in self.worst.values())
+
+    @property
+    def sorted_steps(self) -> bool:
+        """Whether mini-batches had labels more alike than half-way from those of the whole set to one class each."""
+        return self._of_steps.alike > (1 + self._of_all.alike) / 2
 
     @property
     def vanished(self) -> float:

@@ -376,6 +376,9 @@ class Crossbar(nn.Module):
         Args:
             loader: batches (inputs, labels).
 
+        Raises:
+            ValueError: the data ran no layer, or not all of them, or an output is not finite.
+
         Example:
             >>> crossbar = Crossbar(nn.Linear(2, 1), thg=0.1, activation_bits=4)
             >>> crossbar.calibrate([(torch.ones(3, 2), torch.zeros(3))])
@@ -384,13 +387,17 @@ class Crossbar(nn.Module):
         """
         if self.outputs is None:
             return
-        self.outputs.ranges.fill_(torch.nan)
+        self.outputs.forget()
         device = next(self.parameters()).device
         with evaluating(self):
             self.outputs.train()
             for batch in loader:
                 self(of_each(lambda t: t.to(device), inputs_and_labels(batch)[0]))
             self.outputs.eval()
+        if not self.outputs.ranges.isfinite().all():
+            raise ValueError(
+                "calibrate: no finite range for each layer's output; give batches that run all layers"
+            )
 
     def max_relative_perturbation(self, perturbation: Perturbation) -> float:
         """The largest absolute deviation in units of its full scale, computed in float64.

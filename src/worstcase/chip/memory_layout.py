@@ -57,6 +57,8 @@ def takes_channels_last(net: nn.Module, x: Tensor) -> bool:
             run(net, buffers, x[:2].clone(memory_format=torch.channels_last))
         except RuntimeError:  # such as of x.view(len(x), -1)
             return False
+        finally:
+            torch.clear_autocast_cache()  # PyTorch 2.6 would use casts made without gradients again
     return True
 
 

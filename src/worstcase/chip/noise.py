@@ -128,7 +128,8 @@ def verified(
             fails = in_float64(_rand(w, generator)) < (below + above) ** max_pulses
             tail = place * (below + above)
             outside = torch.where(tail < below, torch.special.ndtri(tail), -torch.special.ndtri(tail - below))
-            inside = torch.where(fails.to(w.device), like(w, scale * outside), inside)
+            fails = fails.to(w.device) & (box.low[name] < box.high[name])  # what may not deviate does not
+            inside = torch.where(fails, like(w, scale * outside), inside)
         sample[name] = inside
     return sample
 

@@ -70,6 +70,15 @@ class OutputQuantiser(nn.Module):
         self.ranges: Tensor
         self.register_buffer("ranges", torch.full((len(self._layers),), torch.nan))
 
+    def forget(self) -> None:
+        """Make all ranges unknown."""
+        self.ranges.fill_(torch.nan)
+        self._known.clear()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known.clear()
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         hooks = [layer.register_forward_hook(partial(self._hook, i)) for i, layer in enumerate(self._layers)]

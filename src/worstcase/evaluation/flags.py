@@ -43,6 +43,7 @@ def red_flags(
             flags += _explained("random-vertex", _above_a_random_vertex(found, random_vertex))
         flags += _explained("vanishing-gradients", _vanishing_gradients(found))
         flags += _explained("arrays-that-stand-still", _standing_still(found))
+        flags += _explained("sorted-data", _of_sorted_data(found))
         flags += _explained("rises-with-budget", _rises_with_budget(found))
         flags += _explained("members-disagree", _members_disagree(found))
     flags += _explained("attacks-disagree", _attacks_disagree(attacks))
@@ -84,6 +85,11 @@ def _vanishing_gradients(found: Found) -> Iterator[str]:
 def _standing_still(found: Found) -> Iterator[str]:
     if found.unmoved:
         yield f"{_at(found)}: no gradient ever reached {_listed(found.unmoved)}"
+
+
+def _of_sorted_data(found: Found) -> Iterator[str]:
+    if found.sorted_steps:
+        yield f"{_at(found)}: its steps saw few classes each, since the reference set comes sorted"
 
 
 def _of_zeros(crossbar: Crossbar) -> Iterator[str]:

@@ -65,9 +65,10 @@ class ATrice(Method):
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
         with evaluating(self.crossbar):
             adversary = self._adversary(inputs, labels)  # lines 8-10
-            loss_p = self.cross_entropy(inputs, labels, adversary)  # lines 10-11
         noise = self.right_censored_noise(self.sigma, self.threshold)  # line 13
         loss_n = self.cross_entropy(inputs, labels, noise)  # lines 14-15
+        with evaluating(self.crossbar):  # last: the pass above updates the statistics that a gradient here needs
+            loss_p = self.cross_entropy(inputs, labels, adversary)  # lines 10-11
         return (1 - self.alpha) * loss_n + self.alpha * loss_p  # line 16
 
     @torch.no_grad()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from abc import abstractmethod
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, ClassVar
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -24,7 +26,7 @@ from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective, cross_entropy
 from worstcase.seeds import derived_seed, seeded
-from worstcase.task import Inputs, decisions, inputs_and_labels, tensors_in
+from worstcase.task import Inputs, check, decisions, inputs_and_labels, refuse_one_hot, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,8 @@ class Method(L.LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._steps = 0.0  # optimiser steps of the training, once it has begun; Lightning's -1 and inf: not known
         self.draws = seeded(seed, 0, 0)
+        self._labels_fit = False
+        self._epoch_seeded = -1
         if weight_clip is not None and (computed := crossbar.programmed().keys() - crossbar.arrays().keys()):
             names = ", ".join(sorted(computed))
             log.warning(
@@ -205,12 +209,25 @@ class Method(L.LightningModule):
     def on_train_start(self) -> None:
         self._steps = float(self.trainer.estimated_stepping_batches)
         if self.current_epoch:
+            self._seed_this_epoch()
             self._shuffle_as_in_this_epoch()
         outputs = self.crossbar.outputs
         if outputs is not None and outputs.ranges.isnan().any():
             # A pass in eval mode may come first: quantised outputs get their first ranges from one batch.
             assert self.trainer.train_dataloader is not None
             self.crossbar.calibrate(islice(self.trainer.train_dataloader, 1))
+
+    def on_train_epoch_start(self) -> None:
+        if self._epoch_seeded != self.current_epoch:  # a resumed run's batches have begun already
+            self._seed_this_epoch()
+
+    def _seed_this_epoch(self) -> None:
+        """What a loader of yours draws, such as its order, is the same in a resumed run."""
+        self._epoch_seeded = self.current_epoch
+        seed = derived_seed(self.seed, self.current_epoch, "data")
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
     def _shuffle_as_in_this_epoch(self) -> None:
         """Lightning begins a resumed run's batches before it tells their sampler which epoch it is."""
@@ -229,6 +246,7 @@ class Method(L.LightningModule):
             for module in self.crossbar.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+        self._check_labels(inputs, labels)
         try:
             loss = self.training_loss(inputs, labels)
         except (RuntimeError, ValueError) as error:  # an attack refuses what is not finite
@@ -247,6 +265,19 @@ class Method(L.LightningModule):
             )
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True)
         return loss
+
+    @torch.no_grad()
+    def _check_labels(self, inputs: Inputs, labels: Tensor) -> None:
+        """Refuse labels from which a network would learn something else; those of the first batch, most thoroughly."""
+        if labels.is_floating_point() and bool((labels != labels.round()).any()):
+            raise ValueError(
+                "soft training labels (smoothed, or mixed with others): give the number of each class"
+            )
+        if not self._labels_fit:
+            with evaluating(self.crossbar):
+                refuse_one_hot([check(self(inputs), labels)])
+            torch.clear_autocast_cache()  # its casts were made without gradients
+            self._labels_fit = True
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -290,7 +321,8 @@ class Method(L.LightningModule):
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Sum over the processes that train together, in place."""
+    """Sum over the processes that train together."""
     if distributed.is_available() and distributed.is_initialized():
+        tensor = tensor.contiguous()  # the sum goes by memory, which another process may have laid out otherwise
         distributed.all_reduce(tensor)
     return tensor
