@@ -1,7 +1,8 @@
 """A custom network, to evaluate weights that others trained: ResNet-20 for CIFAR-10 (He et al., 2016).
 
-The layout is that of https://github.com/akamaster/pytorch_resnet_cifar10. The weights in its folder pretrained_models,
-resnet20-12fca82f.th, reach 91.73 %, with images normalised by ImageNet's mean and standard deviation:
+The layout is that of https://github.com/akamaster/pytorch_resnet_cifar10, whose
+pretrained_models/resnet20-12fca82f.th reaches 91.73 %, with images normalised by ImageNet's mean and standard
+deviation:
 
 python -m src.evaluate net=examples.resnet20:resnet20 checkpoint=resnet20-12fca82f.th data_dir=FOLDER \\
     dataset=cifar10 dataset.mean=[0.485,0.456,0.406] dataset.std=[0.229,0.224,0.225] \\

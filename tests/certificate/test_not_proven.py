@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worstcase.certificate import Unsupported, certify
-from worstcase.certificate.products import slack
+from worstcase.certificate import Unsupported, certify, interval
+from worstcase.certificate.interval import IntervalBounds
+from worstcase.certificate.products import Interval, slack
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.memory_layout import channels_last_is_quicker
 
@@ -29,7 +31,7 @@ class Own(nn.Module):
 
 
 def asks_for_types(net: Any, x: Tensor) -> Tensor:
-    return net.b(net.a(x if isinstance(x, Tensor) else 2 * x).relu())
+    return net.b(net.a(x if type(x) is Tensor else 2 * x).relu())
 
 
 def casts(net: Any, x: Tensor) -> Tensor:
@@ -52,6 +54,126 @@ def refused(net: nn.Module, named: str, *, x: Tensor | None = None, **options: A
 @pytest.mark.parametrize("forward", [asks_for_types, casts, casts_at_the_end])
 def test_a_network_that_computes_something_else_than_is_traced_is_not_proven(forward: Callable) -> None:
     refused(Own(forward), "Own, which computes something else")
+
+
+def test_a_question_for_tensors_is_answered_as_the_network_would() -> None:
+    net, x = Own(lambda net, x: net.b(net.a(x if isinstance(x, Tensor) else 2 * x).relu())), torch.randn(6, 4)
+    plain = Own(lambda net, x: net.b(net.a(x).relu()))
+    plain.load_state_dict(net.state_dict())
+    labels = net(x).argmax(1)
+    found, expected = (certify(Crossbar(one, 0.003), [(x, labels)]).certified for one in (net, plain))
+    assert found.any() and torch.equal(found, expected)
+
+
+def by_name(net: Any, x: Tensor) -> Tensor:
+    return F.linear(net.a(x).relu(), dict(net.named_parameters())["b.weight"].view(3, 8), net.b.bias)
+
+
+def by_number(net: Any, x: Tensor) -> Tensor:
+    return F.linear(net.a(x).relu(), next(net.b.parameters())[:, :], net.b.bias)
+
+
+def by_state(net: Any, x: Tensor) -> Tensor:
+    return F.linear(net.a(x).relu(), net.state_dict()["b.weight"].view(3, 8), net.b.bias)
+
+
+def by_largest(net: Any, x: Tensor) -> Tensor:
+    y = net.b(net.a(x).relu())
+    return y if next(net.b.parameters()).abs().max() < 0.36 else -y
+
+
+@pytest.mark.parametrize("forward", [by_name, by_number, by_state, by_largest])
+def test_what_is_computed_from_a_parameter_while_it_is_traced_is_no_constant(forward: Callable) -> None:
+    refused(Own(forward), r"Own cannot be traced by torch.fx \(it computes with [ab].weight itself")
+
+
+def asks_large_inputs(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(-x if torch.is_tensor(x) and x.abs().max() > 3 else x).relu())
+
+
+def asks_large_outputs(net: Any, x: Tensor) -> Tensor:
+    h = net.a(x)
+    return net.b(-h if isinstance(h, Tensor) and h.abs().max() > 100 else h)
+
+
+@pytest.mark.parametrize("forward", [asks_large_inputs, asks_large_outputs])
+def test_control_flow_behind_a_question_for_tensors_is_not_proven(forward: Callable) -> None:
+    refused(Own(forward), "cannot be traced by torch.fx .symbolically traced variables", x=torch.rand(6, 4))
+
+
+@pytest.mark.parametrize("name", ["iadd", "isub", "imul", "itruediv"])
+def test_what_is_changed_in_place_by_an_operator_is_still_used(name: str) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = skip = net.a(x)
+        getattr(operator, name)(h, 1 + (x.mean(1, keepdim=True) - 9).relu())
+        return net.b(skip)
+
+    refused(Own(forward), f"{name}, which changes in place what is used again")
+
+
+def test_the_places_of_a_maximum_are_not_proven() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.pool, self.b = nn.Linear(4, 8), nn.MaxPool1d(2, return_indices=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            values, places = self.pool(self.a(x)[:, None])
+            return self.b(torch.cat([values, 1.0 * places], 2).flatten(1))
+
+    refused(Places(), "pool .MaxPool1d. with return_indices")
+
+
+def test_hooks_on_all_modules_are_not_proven() -> None:
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: -output)
+    try:
+        refused(nn.Linear(4, 3), "hooks on all modules")
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("first", [torch.ones(1, 4), torch.ones(2, 4)])
+def test_samples_that_meet_only_in_a_later_batch_are_not_proven(first: Tensor) -> None:
+    net, later = Own(lambda net, x: net.b(net.a(x - x.mean(0)))), torch.randn(6, 4)
+    batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x in (first, later)]
+    with pytest.raises(Unsupported, match="answers that depend on the other samples of a batch"):
+        certify(Crossbar(net, 0.01), batches)
+
+
+def test_linear_bounds_want_samples_first() -> None:
+    """As many times as samples, so that no shape tells them apart."""
+    torch.manual_seed(0)
+    net = nn.Sequential(TimeFirst(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(5, 5, 4)
+    labels = net(x).argmax(1)
+    with pytest.raises(Unsupported, match="permute, after which samples do not come first, by linear bounds"):
+        certify(Crossbar(net, 0.01), [(x, labels)], "linear")
+    assert certify(Crossbar(net, 0.001), [(x, labels)]).certified.any()
+
+
+class TimeFirst(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(1, 0, 2).mean(0)
+
+
+def test_a_corner_of_the_box_that_breaks_a_bound_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that is wrong: it forgets the deviations of the first layer's outputs."""
+    net, x = Own(lambda net, x: net.b(net.a(x).relu())), torch.randn(6, 4)
+    monkeypatch.setitem(interval.METHODS, "relu", lambda f, h: Interval.of((h.low + h.high).div(2).relu()))
+    with pytest.raises(Unsupported, match="Own, of which a corner of the box breaks the bounds"):
+        certify(Crossbar(net, 0.1), [(x, net(x).argmax(1))])
+
+
+@pytest.mark.parametrize("beta", [1e-4, 0.01, 1.0])
+def test_softplus_rounds_more_where_it_is_flat(beta: float) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 64), nn.Softplus(beta)), torch.randn(64, 16)
+    crossbar = Crossbar(net.eval(), 1e-9)
+    bounds = IntervalBounds(crossbar).run(Interval.of(x))
+    with torch.no_grad():
+        for rows in (x.split(1), x.split(7), [x]):
+            y = torch.cat([crossbar(part) for part in rows])
+            assert (bounds.low <= y).all() and (y <= bounds.high).all()
 
 
 @pytest.mark.parametrize(("shared", "bits"), [("weight", None), ("weight", 2), ("bias", 2)])

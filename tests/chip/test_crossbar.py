@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -239,3 +241,26 @@ def test_evaluating_gives_each_submodule_its_mode_back(small_net):
     with evaluating(small_net):
         assert not any(module.training for module in small_net.modules())
     assert [module.training for module in small_net.modules()] == modes
+
+
+@pytest.mark.parametrize("computed", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_transformer_deviates_where_no_gradient_is_asked_for(computed, before):
+    """There PyTorch would pass by its layers, in which the deviation of a weight that they compute is added."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=before), nn.Linear(8, 3)
+    ).eval()
+    plain = copy.deepcopy(net)
+    for layer in (net[0].linear1, net[0].linear2):
+        computed(layer)
+    crossbar, x = Crossbar(net, 0.5, layers=["0.linear*"]), torch.randn(6, 5, 8)
+    chip = crossbar.box.sample("vertex", torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, deviation in chip.items():
+            plain.get_parameter(name).copy_(net.get_submodule(name.removesuffix(".weight")).weight + deviation)
+        found = crossbar(x, chip)
+        assert not torch.allclose(found, crossbar(x), atol=1e-2)
+    torch.testing.assert_close(found, crossbar(x, chip).detach())
+    torch.testing.assert_close(found, plain(x).detach())
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -72,8 +72,8 @@ class Search:
         return on_its_device(self.crossbar, self._reference)
 
     def batches_beside_passes(self) -> Iterator[tuple[Inputs, Tensor]]:
-        """The same, while passes are made before they end: workers that persist would serve only one of the two."""
-        loader = self.loader
+        """The same while other passes are made: workers that persist would serve only one of the two."""
+        loader: Any = self.loader
         if getattr(loader, "persistent_workers", False):
             loader = copy.copy(loader)
             loader._iterator = None
@@ -240,7 +240,7 @@ class Search:
 
     @property
     def sorted_steps(self) -> bool:
-        """Whether mini-batches had labels more alike than half-way from those of the whole set to one class each."""
+        """Whether the labels of mini-batches are nearer to one class each than to those of the whole set."""
         return self._of_steps.alike > (1 + self._of_all.alike) / 2
 
     @property

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from worstcase.certificate.in_place import name_of
-from worstcase.certificate.interval import IntervalBounds, first_line, product_of
+from worstcase.certificate.interval import IntervalBounds, product_of
 from worstcase.certificate.linear_rules import (
     Convolution,
     Fixed,
@@ -43,6 +43,7 @@ from worstcase.certificate.linear_rules import (
 from worstcase.certificate.products import Interval, Unsupported, slack, terms
 from worstcase.certificate.rules import FEW
 from worstcase.certificate.tables import AVERAGES, BATCH_NORMS, DROPOUTS
+from worstcase.certificate.tracing import first_line
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
 
@@ -73,6 +74,16 @@ class BackwardBounds(IntervalBounds):
         self._nodes = list(self.graph.nodes)
         self._open = torch.empty(0)  # the samples of the last run that sums are bounded for
         self._rules: dict[fx.Node, tuple[Rule, list[fx.Node]]] = {}
+
+    def run(self, *inputs: Any, **options: Any) -> Any:
+        self._samples_now = len(inputs[0].low)
+        return super().run(*inputs, **options)
+
+    def run_node(self, n: fx.Node) -> Any:
+        y = super().run_node(n)
+        if isinstance(y, Interval) and n.op != "get_attr" and y.low.shape[:1] != (self._samples_now,):
+            raise Unsupported(f"{name_of(n.target)}, after which samples do not come first, by linear bounds")
+        return y
 
     def _opened(self, samples: Tensor) -> None:
         """Bound sums for these samples of the last run from now on."""

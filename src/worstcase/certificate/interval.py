@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
+from torch.nn.modules import module as hooks
 
 from worstcase.certificate.in_place import check_in_place, name_of
 from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
@@ -32,6 +33,7 @@ from worstcase.certificate.tables import (
     TRANSPOSED,
     TRANSPOSED_FUNCTIONS,
 )
+from worstcase.certificate.tracing import first_line, traced
 from worstcase.chip import float32
 from worstcase.chip.arrays import own_parameters
 from worstcase.chip.box import Box
@@ -72,13 +74,13 @@ class IntervalBounds(fx.Interpreter):
         _check_shared(crossbar.net, crossbar.stand_ins(weights))
         if computed := sorted(box.low.keys() - weights.keys()):
             raise Unsupported(f"{computed[0]}, which its layer computes in each pass")
-        traced = _traced(crossbar.net)
-        check_in_place(traced)
-        super().__init__(traced)
+        graph = traced(crossbar.net, crossbar.stand_ins(weights).keys())
+        check_in_place(graph)
+        super().__init__(graph)
         self.extra_traceback = False
         self._widest = 1  # values of one sample in a layer, so far
         self.within(box)
-        leaves = {self.fetch_attr(n.target) for n in traced.graph.nodes if n.op == "call_module"}
+        leaves = {self.fetch_attr(n.target) for n in graph.graph.nodes if n.op == "call_module"}
         if not self._quantised.keys() <= leaves:
             raise Unsupported("quantised outputs of a layer that is traced into parts")
 
@@ -103,10 +105,10 @@ class IntervalBounds(fx.Interpreter):
         own = {name: t.clone() for name, t in (*named, *self.module.named_buffers(remove_duplicate=False))}
         chip = {f"0.{name}": t for name, t in crossbar.stand_ins(crossbar.weights()).items()}
         with crossbar.outputs.attached() if crossbar.outputs else nullcontext():
-            traced = run(
+            ours = run(
                 self.module, own | {n: t for n, t in chip.items() if n in own}, crossbar.laid_out(images).clone()
             )
-        for a, b in zip(tensors_in(traced), tensors_in(outputs), strict=False):
+        for a, b in zip(tensors_in(ours), tensors_in(outputs), strict=False):
             share = SAME * torch.finfo(b.dtype).eps + (TF32 if b.is_cuda else 0)
             tolerance = share * float(b.abs().nan_to_num(0, 0, 0).amax())
             alike = a.shape == b.shape and a.dtype == b.dtype
@@ -166,6 +168,8 @@ class IntervalBounds(fx.Interpreter):
             raise Unsupported(f"{name_of(target)} ({kind.__name__}) with several arguments")
         if kind in NORMS and any(id(p) in self._values for p in module.parameters(recurse=False)):
             raise Unsupported(f"{name_of(target)} ({kind.__name__}), whose own parameters are in devices")
+        if getattr(module, "return_indices", False):
+            raise Unsupported(f"{name_of(target)} ({kind.__name__}) with return_indices")
         if kind in LINEAR or kind in TRANSPOSED:
             if target not in self._weights:
                 weight = Interval.of(self._of(module.weight))
@@ -212,6 +216,8 @@ class IntervalBounds(fx.Interpreter):
         target = IN_PLACE.get(target, target)
         if target is operator.truediv and not isinstance(args[1], Interval):
             return corners(target, *args)
+        if kwargs.get("return_indices"):
+            raise Unsupported(f"{name_of(target)} with return_indices")
         if kwargs.get("training"):
             raise Unsupported(f"{name_of(target)} in training mode")
         if target not in FUNCTIONS:
@@ -264,6 +270,8 @@ def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise Unsupported(f"weights of {', '.join(kinds) or 'autocast'}: float32 or float64 is needed")
     if "bf16" in float32.of_others():
         raise Unsupported("torch.set_float32_matmul_precision('medium') or fp32_precision='bf16': more is needed")
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks:
+        raise Unsupported("hooks on all modules (torch.nn.modules.module.register_module_forward_hook)")
     for name, module in net.named_modules():
         hooked = bool(module._forward_hooks or module._forward_pre_hooks)
         if hooked or "forward" in vars(module):
@@ -282,17 +290,3 @@ def _check_shared(net: nn.Module, stand_ins: Mapping[str, Tensor]) -> None:
     for name, _, _, tensor in own_parameters(net):
         if id(tensor) in replaced and name not in stand_ins:
             raise Unsupported(f"{name}, which is digital but shares its tensor with {replaced[id(tensor)]}")
-
-
-def _traced(net: nn.Module) -> fx.GraphModule:
-    try:
-        root = nn.Sequential(copy.deepcopy(net))  # so that a network of one layer is a layer too
-        graph = fx.Tracer().trace(root)  # of a copy, as it runs forward, which may write to the network
-        root[0] = net
-        return fx.GraphModule(root, graph)
-    except Exception as error:
-        raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({first_line(error)})") from error
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from worstcase.certificate.backward import BackwardBounds
-from worstcase.certificate.products import Interval
+from worstcase.certificate.products import Interval, margins_of
 from worstcase.chip.crossbar import Crossbar
 
 SUMS = 8  # for a sample on average, to tighten the hidden layers
@@ -35,7 +35,7 @@ class LinearBounds(BackwardBounds):
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
         self._tighter.clear()
         least = self._least(images, labels, torch.arange(len(labels), device=labels.device))
-        lead = _margins(self._crossbar(images), labels).amin(1)
+        lead = margins_of(self._crossbar(images), labels).amin(1)
         sums = SUMS * len(labels)
         for layer in self._hidden_layers() if self._movable else ():
             worst = least.amin(1)
@@ -122,8 +122,3 @@ class LinearBounds(BackwardBounds):
 def _down(x: Tensor, like: Tensor) -> Tensor:
     """The same or less in another dtype."""
     return torch.nextafter(x.to(like.dtype), like.new_tensor(-math.inf))
-
-
-def _margins(logits: Tensor, labels: Tensor) -> Tensor:
-    column = labels[:, None]
-    return (logits.gather(1, column) - logits).scatter(1, column, math.inf)

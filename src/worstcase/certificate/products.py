@@ -139,6 +139,12 @@ def affine(product: Product, x: Interval, weight: Weight) -> Interval:
     return Interval(low, middle.add_(spread))
 
 
+def margins_of(outputs: Tensor, labels: Tensor) -> Tensor:
+    """By how much the label's output leads each other one: (N, classes); its own is infinite."""
+    column = labels[:, None]
+    return (outputs.gather(1, column) - outputs).scatter(1, column, math.inf)
+
+
 def margins(x: Interval, weight: Weight, labels: Tensor) -> Tensor:
     """How far a last linear layer keeps the label's output above each other, at least: (N, classes).
 

@@ -130,7 +130,7 @@ def valley(*lowest: float) -> Callable[..., Interval]:
 
 
 def _rounded(y: Interval, x: Interval) -> Interval:
-    return y.widened(slack(FEW, x.low) * (1 + x.magnitude))
+    return y.widened(slack(FEW, x.low) * (1 + x.magnitude + y.magnitude))
 
 
 def average(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:

@@ -93,4 +93,5 @@ QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device")
 LINEAR_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 TRANSPOSED_FUNCTIONS = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+IN_PLACE |= {operator.itruediv: operator.truediv}
 IN_PLACE |= {torch.relu_: torch.relu, F.relu_: F.relu}

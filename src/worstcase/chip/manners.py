@@ -98,7 +98,7 @@ def _look(
         writes=(*written, *_buffers_in_use(net)),
         depends_on_the_batch=moved
         or any(map(_uses_the_batch, net.modules()))
-        or not _same_alone(again, inputs, second, list(tensors.values())),
+        or not same_alone(again, inputs, second, list(tensors.values())),
         ends_in_a_sigmoid=ends_in_a_sigmoid(first),
         also_multiplied=tuple(name for name in used.others if leaves[name].ndim > 1),
     )
@@ -162,8 +162,8 @@ def _uses_the_batch(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
-def _same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, tensors: list[Tensor]) -> bool:
-    """Whether the first and the last sample get the same answers alone, up to rounding.
+def same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, tensors: list[Tensor]) -> bool:
+    """Whether the first and the last sample of a batch get the same answers alone, up to rounding.
 
     Both, as a recurrent layer that takes samples for times goes from one to the other.
     """

@@ -42,7 +42,7 @@ def run(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> Any:
     args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
-    with _without_checkpointing(), _without_cudnn(net):
+    with _without_checkpointing(), _without_cudnn(net), _without_fast_path():
         return functional_call(net, tensors, args, kwargs, tie_weights=False)
 
 
@@ -73,6 +73,17 @@ def _without_cudnn(net: nn.Module) -> Iterator[None]:
             if isinstance(layer, nn.RNNBase) and not layer.training:
                 stack.enter_context(_run_within(layer, _WithoutCudnn()))
         yield
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Transformers run layer by layer: without gradients PyTorch would pass by their layers."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _WithoutCudnn:

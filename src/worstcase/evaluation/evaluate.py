@@ -77,7 +77,7 @@ def evaluate(
         ValueError: a setting, the reference set, the network or the chip cannot be right; see the attacks.
         RuntimeError: the result contradicts itself, see `Evaluation`.
 
-    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, 3 to 5 for each certificate by
+    Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, 4 to 6 for each certificate by
     intervals, up to 100 by linear bounds, and one for a chip.
 
     Example:

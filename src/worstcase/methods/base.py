@@ -268,7 +268,7 @@ class Method(L.LightningModule):
 
     @torch.no_grad()
     def _check_labels(self, inputs: Inputs, labels: Tensor) -> None:
-        """Refuse labels from which a network would learn something else; those of the first batch, most thoroughly."""
+        """Refuse labels that would teach something else; those of the first batch by all checks."""
         if labels.is_floating_point() and bool((labels != labels.round()).any()):
             raise ValueError(
                 "soft training labels (smoothed, or mixed with others): give the number of each class"
