@@ -124,6 +124,19 @@ def test_the_places_of_a_maximum_are_not_proven() -> None:
     refused(Places(), "pool .MaxPool1d. with return_indices")
 
 
+@pytest.mark.parametrize("end", [nn.LogSoftmax(1), lambda y: F.log_softmax(y, 1), lambda y: y.softmax(1)])
+def test_a_softmax_at_the_end_can_be_left_out(end: Any) -> None:
+    class Ends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.end = nn.Linear(4, 3), end
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(self.a(x))
+
+    refused(Ends(), r"(?i)softmax.* \(at the end, leave it out: the answers stay the same\)")
+
+
 def test_hooks_on_all_modules_are_not_proven() -> None:
     hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: -output)
     try:

@@ -200,7 +200,7 @@ class IntervalBounds(fx.Interpreter):
         elif kind in MODULES and not (kind in DROPOUTS and module.training):
             y = MODULES[kind](_not_in_place(module), x)
         else:
-            raise Unsupported(f"{name_of(target)} ({kind.__name__})")
+            raise _without_rule(f"{name_of(target)} ({kind.__name__})")
         if module in self._quantised:
             y = monotone(self._quantised[module], y.bounds() if isinstance(y, _Product) else y)
         return y
@@ -221,7 +221,7 @@ class IntervalBounds(fx.Interpreter):
         if kwargs.get("training"):
             raise Unsupported(f"{name_of(target)} in training mode")
         if target not in FUNCTIONS:
-            raise Unsupported(name_of(target))
+            raise _without_rule(name_of(target))
         return FUNCTIONS[target](target, *args, **kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -231,7 +231,7 @@ class IntervalBounds(fx.Interpreter):
             return getattr(args[0].low, target)(*args[1:], **kwargs)
         name = {"view": "reshape"}.get(target, target).rstrip("_")  # a view may not fit how these lie in memory
         if name not in METHODS:
-            raise Unsupported(f"Tensor.{target}")
+            raise _without_rule(f"Tensor.{target}")
         return METHODS[name](lambda t, *rest, **options: getattr(t, name)(*rest, **options), *args, **kwargs)
 
     def _of(self, value: Any) -> Any:
@@ -262,6 +262,11 @@ def _not_in_place(module: nn.Module) -> nn.Module:
 
 
 # ---- what is refused
+
+
+def _without_rule(name: str) -> Unsupported:
+    at_the_end = "softmax" in name.lower()
+    return Unsupported(f"{name}{' (at the end, leave it out: the answers stay the same)' if at_the_end else ''}")
 
 
 def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
