@@ -47,6 +47,20 @@ class Functional(nn.Module):
         return self.out(x - 0.2)
 
 
+class Elementwise(nn.Module):
+    """More of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = -self.a(x.float().squeeze(1))
+        y = torch.maximum(self.b(x.abs()), x.clamp(-0.5, 0.4)).div(3)
+        y -= abs(x).amax(2, keepdim=True) / 2
+        return self.out(torch.minimum(y, torch.neg(x)).sum(1))
+
+
 class Squeezed(nn.Module):
     """A convolution gives the answer, as in SqueezeNet, and one weight is used twice."""
 
@@ -108,6 +122,7 @@ IMAGES = {
     "adaptive": lambda: of(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(3), nn.AdaptiveMaxPool2d(2), inputs=16),
     "dropout": lambda: of(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout2d(), nn.Dropout(), inputs=64),
     "functions": Functional,
+    "elementwise": Elementwise,
     "squeezed": Squeezed,
     **{
         kind.__name__: lambda kind=kind: of(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch.nn.modules import module as hooks
 from worstcase.certificate.in_place import check_in_place, name_of
 from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
 from worstcase.certificate.recurrent import STEPS, recurrent
-from worstcase.certificate.rules import batch_norm, corners, monotone, normalised, of_type, scaled
+from worstcase.certificate.rules import batch_norm, monotone, normalised, of_type, scaled
 from worstcase.certificate.tables import (
     BATCH_NORMS,
     DROPOUTS,
@@ -214,8 +213,6 @@ class IntervalBounds(fx.Interpreter):
         if target is getattr and args[1] in QUERIES:
             return getattr(args[0].low, args[1])
         target = IN_PLACE.get(target, target)
-        if target is operator.truediv and not isinstance(args[1], Interval):
-            return corners(target, *args)
         if kwargs.get("return_indices"):
             raise Unsupported(f"{name_of(target)} with return_indices")
         if kwargs.get("training"):

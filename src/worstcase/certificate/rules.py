@@ -134,7 +134,7 @@ def _rounded(y: Interval, x: Interval) -> Interval:
 
 
 def average(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:
-    """A mean over positions, summed up in any order."""
+    """A mean or a sum over positions, added up in any order."""
     y, size = monotone(f, x, *args, **options), f(x.magnitude, *args, **options)
     if bool((size < 0).any()):
         raise Unsupported("an average with a divisor below 0")
@@ -151,6 +151,17 @@ def corners(f: Callable[..., Tensor], x: Any, y: Any) -> Interval:
         low, high = torch.minimum(low, value), torch.maximum(high, value)
     signs = [v.nonnegative if isinstance(v, Interval) else isinstance(v, int | float) and v >= 0 for v in (x, y)]
     return Interval(low, high, all(signs))
+
+
+def quotient(f: Callable[..., Tensor], x: Any, y: Any) -> Interval:
+    if isinstance(y, Interval):
+        raise Unsupported("a quotient by what deviates")
+    return corners(f, x, y)
+
+
+def negated(f: Callable[..., Tensor], x: Interval) -> Interval:
+    low = f(x.high)
+    return Interval(low, low if x.is_point else f(x.low))
 
 
 def added(f: Callable[..., Tensor], x: Any, y: Any) -> Interval:

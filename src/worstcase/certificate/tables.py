@@ -15,7 +15,9 @@ from worstcase.certificate.rules import (
     average,
     corners,
     monotone,
+    negated,
     positive,
+    quotient,
     rising,
     signless,
     smooth,
@@ -74,6 +76,11 @@ FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys([operator.add, torch.add], added),
     **dict.fromkeys([operator.sub, torch.sub], subtracted),
     **dict.fromkeys([operator.mul, torch.mul], corners),
+    **dict.fromkeys([operator.truediv, torch.div], quotient),
+    **dict.fromkeys([operator.neg, torch.neg], negated),
+    **dict.fromkeys([torch.maximum, torch.minimum, torch.amax, torch.amin, torch.clamp], signless),
+    **dict.fromkeys([operator.abs, torch.abs], valley(0.0)),
+    torch.sum: average,
     F.gelu: _GELU,
     F.silu: _SILU,
     F.mish: _MISH,
@@ -88,6 +95,11 @@ METHODS: dict[str, Rule] = {
     "add": added,
     "sub": subtracted,
     "mul": corners,
+    "div": quotient,
+    "neg": negated,
+    **dict.fromkeys(["maximum", "minimum", "amax", "amin", "clamp", "float", "double"], signless),
+    "abs": valley(0.0),
+    "sum": average,
 }
 QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device")
 LINEAR_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
