@@ -54,9 +54,9 @@ def record(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["vanilla", "atrice", "universal_at"])
+@pytest.mark.parametrize("method", ["vanilla", "atrice", "universal_at +trainer.max_steps=27"])
 def test_killed_at_each_stage_and_moved_each_time(method, tmp_path):
-    settings = [f"method={method}", *SETTINGS]
+    settings = [*f"method={method}".split(), *SETTINGS]
     whole, folder = tmp_path / "elsewhere" / "whole", tmp_path / "run0"
     run("src.train", *settings, f"hydra.run.dir={whole}")
     for number, (stage, (place, call)) in enumerate(STAGES.items(), 1):

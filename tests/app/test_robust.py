@@ -298,6 +298,11 @@ def test_a_setting_is_wrong_before_a_folder_is_made(words, message):
         (["method.monitor=foo"], "method.monitor=foo: must be val/accuracy or val/attacked_accuracy"),
         (["method.monitor=train/loss"], "method.monitor=train/loss: must be val/accuracy or val/att"),
         (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
+        (["+trainer.max_steps=1"], "trainer.max_steps=1: raise it; an epoch, validated at its end, has 3 steps"),
+        (
+            ["+trainer.strategy=ddp_fork"],
+            "trainer.strategy=ddp_fork: results stay in the processes",
+        ),
         (["model.weight_bits=1024"], "weight_bits=1024: must be a whole number from 1 to 16"),
     ],
 )
@@ -308,6 +313,22 @@ def test_a_setting_is_wrong_before_training(tmp_path, words, message):
 
 
 def test_a_training_that_ends_before_it_validates_says_so(tmp_path):
-    done = run("src.train", *SMALL, "+trainer.max_steps=1", f"hydra.run.dir={tmp_path}", fails=True)
+    seldom = ["+trainer.check_val_every_n_epoch=null", "+trainer.val_check_interval=1000"]
+    done = run("src.train", *SMALL, *seldom, f"hydra.run.dir={tmp_path}", fails=True)
     error = done.stderr.strip().splitlines()[-1]
-    assert error.startswith("error: training ended before its first validation") and "trainer.max_steps" in error
+    assert error.startswith("error: training ended before its first validation")
+    assert "trainer.max_steps" in error and "trainer.val_check_interval" in error
+
+
+def test_a_training_that_stopped_early_and_was_killed_while_it_was_tested_is_not_trained_on(tmp_path):
+    stop = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/accuracy", "mode": "max"}
+    settings = [
+        f"+callbacks.stop.{key}={value}" for key, value in (stop | {"patience": 1, "min_delta": 1}).items()
+    ]
+    settings = [*SMALL, "trainer.max_epochs=4", "callbacks.worst_case_per_epoch=null", *settings]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("src.train", *settings, f"hydra.run.dir={whole}")
+    shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("results.json"))
+    done = run("src.train", *settings, f"hydra.run.dir={killed}")
+    assert "epoch 3" not in done.stderr and as_undisturbed(killed, whole)
+    assert json.loads((killed / "results.json").read_text())["epochs"] == 2

@@ -1,11 +1,12 @@
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 import worstcase
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC
-from worstcase.callbacks import EpochLines, WorstCaseAtTest, WorstCasePerEpoch
+from worstcase.callbacks import EpochLines, WholeFiles, WorstCaseAtTest, WorstCasePerEpoch
 from worstcase.methods import Vanilla
 
 
@@ -106,3 +107,18 @@ def test_attacks_in_a_mapping_run_in_order_and_none_is_skipped():
         WorstCaseAtTest([first], diagnosis="long")
     with pytest.raises(ValueError, match="search_dtype='half': must be 'bfloat16'"):
         WorstCaseAtTest([first], search_dtype="half")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    """As on a disk that is full."""
+    file, plugin = tmp_path / "last.ckpt", WholeFiles()
+    plugin.save_checkpoint({"epoch": 1}, file)
+
+    def cut_off(self, checkpoint, path, storage_options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", cut_off)
+    with pytest.raises(OSError, match="No space left"):
+        plugin.save_checkpoint({"epoch": 2}, file)
+    assert torch.load(file, weights_only=True) == {"epoch": 1} and [*tmp_path.iterdir()] == [file]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -49,7 +50,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     import lightning as L
     from lightning.pytorch.callbacks import RichProgressBar, Timer
 
-    from worstcase.callbacks import EpochLines, MovableCheckpoint
+    from worstcase.callbacks import EpochLines, MovableCheckpoint, WholeFiles
     from worstcase.checkpoints import load_weights
     from worstcase.data import OwnDataModule
 
@@ -64,6 +65,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     use_threads(cfg, method.crossbar, datamodule)
     callbacks, at_test = _callbacks(cfg, method, datamodule.num_classes)
     _check_batches(datamodule, cfg["trainer"])
+    _check_validation(datamodule, cfg["trainer"])
 
     terminal = bool(sys.stderr and sys.stderr.isatty())
     files: dict[str, Any] = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
@@ -72,7 +74,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     timer = Timer(cfg["trainer"].get("max_time"))  # Lightning adds none of its own where there is one
     loggers = tracking.loggers(cfg["logger"], folder)
     trainer = L.Trainer(
-        **cfg["trainer"],
+        **cfg["trainer"] | {"plugins": [*cfg["trainer"].get("plugins", []), WholeFiles()]},
         default_root_dir=folder,
         logger=loggers,
         callbacks=[*callbacks, timer, best, last, RichProgressBar() if terminal else EpochLines()],
@@ -82,20 +84,27 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     )
     warn_of_slow_bfloat16(cfg, trainer.strategy.root_device.type)
     unfinished = resume.unfinished(folder)
+    ended = None
     if unfinished:
         resume.go_on_with_metrics(loggers, unfinished)
+        if ended := resume.Trained.load(
+            folder, cfg
+        ):  # what stopped it, such as early stopping, may not do so again
+            trainer.fit_loop.max_epochs = ended.epochs
     for logger in loggers:
         logger.log_hyperparams(cfg)
     try:
         with resume.training_of(folder, cfg) as trained:
             if trained is None:
+                # after max_steps it would go on as if it had been killed within an epoch
+                trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
                 trainer.fit(method, datamodule=datamodule, ckpt_path=unfinished, weights_only=True)
                 if best.best_model_score is None:
                     raise ValueError(
                         "training ended before its first validation, so no epoch is kept; leave out or raise "
-                        "trainer.max_steps and trainer.max_time"
+                        "trainer.max_steps and trainer.max_time, or validate earlier (trainer.val_check_interval)"
                     )
-                trained = resume.Trained(
+                trained = ended or resume.Trained(
                     seconds=timer.time_elapsed("train"),
                     epochs=trainer.current_epoch,
                     validation=best.best_model_score.item(),
@@ -203,6 +212,26 @@ def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
         share = trainer.get(f"limit_{part}_batches")
         if isinstance(share, float) and int(share * len(getattr(datamodule, f"{part}_dataloader")())) < 1:
             raise ValueError(f"trainer.limit_{part}_batches={share}: leaves no batch; raise it")
+
+
+def _check_validation(datamodule: Any, trainer: dict[str, Any]) -> None:
+    """Check that the training is going to be validated, in this process.
+
+    Raises:
+        ValueError: it is not.
+    """
+    strategy = str(trainer.get("strategy"))
+    if strategy.endswith(("fork", "spawn", "notebook")):
+        raise ValueError(f"trainer.strategy={strategy}: results stay in the processes that it starts; take ddp")
+    if hasattr(loader := datamodule.val_dataloader(), "__len__") and len(loader) == 0:
+        raise ValueError("the validation data are empty: one epoch is kept by its accuracy there")
+    steps, train = trainer.get("max_steps", -1), datamodule.train_dataloader()
+    if steps > 0 and hasattr(train, "__len__") and trainer.get("val_check_interval") is None:
+        an_epoch = math.ceil(len(train) / trainer.get("accumulate_grad_batches", 1))
+        if steps < an_epoch and trainer.get("limit_train_batches") is None:
+            raise ValueError(
+                f"trainer.max_steps={steps}: raise it; an epoch, validated at its end, has {an_epoch} steps"
+            )
 
 
 def _quieten() -> None:

@@ -27,10 +27,10 @@ class EpochLines(L.Callback):
             if name.startswith("val/") and self._validated
         ]
         log.info(
-            "epoch %d%s: loss %.4f, %s%.1f s",
+            "epoch %d%s: %s%s%.1f s",
             trainer.current_epoch + 1,
             "" if trainer.max_epochs == -1 else f" of {trainer.max_epochs}",
-            metrics["train/loss"],
+            f"loss {metrics['train/loss']:.4f}, " if "train/loss" in metrics else "",
             f"validation {', '.join(accuracies)}, " if accuracies else "",
             time.monotonic() - self._started,
         )
