@@ -63,6 +63,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         check_pulses(cfg, method.crossbar)
     use_threads(cfg, method.crossbar, datamodule)
     callbacks, at_test = _callbacks(cfg, method, datamodule.num_classes)
+    at_test.folder = folder
     _check_batches(datamodule, cfg["trainer"])
 
     terminal = bool(sys.stderr and sys.stderr.isatty())
