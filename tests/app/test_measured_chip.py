@@ -89,6 +89,23 @@ def test_which_weights_to_program_again_is_left_and_shown(mine, loaded, tmp_path
     assert accuracy(loaded.crossbar, data, sound) > accuracy(loaded.crossbar, data, worst)
 
 
+def no_validation_images() -> None:
+    from worstcase.data import InMemoryDataModule
+
+    def val_dataloader(self):
+        raise ValueError("its val_dataloader gives several loaders; give one")
+
+    InMemoryDataModule.val_dataloader = val_dataloader
+
+
+def test_no_attack_is_thrown_away_because_no_weight_can_be_programmed_again(mine, tmp_path):
+    words = [f"run={mine}", "attack=monte_carlo", "attack.instances=1", "dataset.limit=20", "certificate=null"]
+    words += [f"chip={mine / 'perturbation.safetensors'}", "reprogram=0.9", f"hydra.run.dir={tmp_path}"]
+    done = run("src.evaluate", *words, before=(no_validation_images,), fails=True)
+    assert done.stderr.splitlines()[-1] == "error: its val_dataloader gives several loaders; give one"
+    assert not (tmp_path / "instances.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
