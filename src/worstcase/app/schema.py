@@ -285,10 +285,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.fast_dev_run: leaves no checkpoint; say dataset.limit=100 trainer.max_epochs=1")
     if str(precision := trainer.get("precision")) in ("16-true", "bf16-true", "64-true", "64"):
         raise ConfigError(f"trainer.precision={precision}: must be 32-true, 16-mixed or bf16-mixed")
-    for part in ("train", "val", "test"):
-        share = trainer.get(f"limit_{part}_batches")
-        if share is not None and not (_is_number(share) and share > 0):
-            raise ConfigError(f"trainer.limit_{part}_batches={share}: must be above 0; a run trains and tests")
+    share = trainer.get("limit_train_batches")
+    if share is not None and not (_is_number(share) and share > 0):
+        raise ConfigError(f"trainer.limit_train_batches={share}: must be above 0; a run trains")
+    for key, whole in {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0}.items():
+        value = trainer.get(key)
+        if value is not None and (value != whole or (whole and isinstance(value, int))):
+            raise ConfigError(f"trainer.{key}={value}: attacks see all images; for fewer say dataset.limit=NUMBER")
     every = trainer.get("check_val_every_n_epoch")
     if every is not None and not (_is_number(every) and 1 <= every <= epochs):
         raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")
