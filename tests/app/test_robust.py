@@ -264,6 +264,9 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
 # ---- settings that only showed after training
 
 
+PER_DEVICE = ["attack@test_attack=monte_carlo", "test_attack.weight_bits=4", "test_attack.device_bits=2"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -309,6 +312,11 @@ def test_what_limits_nothing_is_fine():
         (["method.monitor=foo"], "method.monitor=foo: must be val/accuracy or val/attacked_accuracy"),
         (["method.monitor=train/loss"], "method.monitor=train/loss: must be val/accuracy or val/att"),
         (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
+        (
+            ["suite=single", "attack@test_attack=ensemble", "test_attack.budget=2"],
+            "budget=2: the first member needs",
+        ),
+        ([*PER_DEVICE, "thg=rram_milo2021"], "device_bits=2: only where thg are numbers"),
         (["model.weight_bits=1024"], "weight_bits=1024: must be a whole number from 1 to 16"),
     ],
 )

@@ -62,7 +62,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     if cfg["pulses"] is not None:
         check_pulses(cfg, method.crossbar)
     use_threads(cfg, method.crossbar, datamodule)
-    callbacks, at_test = _callbacks(cfg, method, datamodule.num_classes)
+    callbacks, at_test = _callbacks(cfg, method, datamodule)
     at_test.folder = folder
     _check_batches(datamodule, cfg["trainer"])
 
@@ -154,7 +154,9 @@ def _method(cfg: dict[str, Any], datamodule: ImageDataModule) -> Method:
     )
 
 
-def _callbacks(cfg: dict[str, Any], method: Method, classes: int) -> tuple[list[L.Callback], WorstCaseAtTest]:
+def _callbacks(
+    cfg: dict[str, Any], method: Method, datamodule: ImageDataModule
+) -> tuple[list[L.Callback], WorstCaseAtTest]:
     """The callbacks of the settings, and the one of them whose evaluation becomes the record.
 
     Raises:
@@ -172,7 +174,9 @@ def _callbacks(cfg: dict[str, Any], method: Method, classes: int) -> tuple[list[
         raise ValueError("suite: a run needs at least one attack for its record")
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_tests[0].attacks, *per_epoch]:
-        attack.check_classes(classes)
+        attack.check_classes(datamodule.num_classes)
+    for attack in at_tests[0].attacks:  # the others begin after the first epoch
+        attack.check_fit(method.crossbar, datamodule.test_dataloader())
     proves = method.SELECTED_BY == "val/certified_accuracy"
     _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch), certified=proves)
     return callbacks, at_tests[0]
