@@ -93,7 +93,7 @@ def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> di
         read_chip(Path(cfg["chip"])),
         cfg["reprogram"],
         chip_holds=cfg["chip_holds"],
-        training=None if (images := training_images(subject)) is None else list(images),
+        training=training_images(subject),
         seed=cfg["seed"],
     )
     folder.mkdir(parents=True, exist_ok=True)
