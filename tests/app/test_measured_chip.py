@@ -112,6 +112,7 @@ def test_no_attack_is_thrown_away_because_no_weight_can_be_programmed_again(mine
         (["reprogram=0.9"], "reprogram=0.9: needs chip=FILE"),
         ([f"chip={__file__}", "reprogram=95"], "reprogram=95: must be above 0 and at most 1, an accuracy"),
         (["chip=none.npz"], "no chip at none.npz; say chip=FILE, .safetensors or .npz"),
+        (["chip_holds=weights"], "chip_holds=weights: needs chip=FILE"),
         (["chip_holds=volts"], "chip_holds=volts: must be deviations or weights"),
     ],
 )

@@ -283,6 +283,7 @@ PER_DEVICE = ["attack@test_attack=monte_carlo", "test_attack.weight_bits=4", "te
         (["+trainer.limit_val_batches=3"], "trainer.limit_val_batches=3: attacks see all images"),
         (["+trainer.overfit_batches=1"], "trainer.overfit_batches=1: attacks see all images; for fewer say data"),
         (["+trainer.overfit_batches=0.5"], "trainer.overfit_batches=0.5: attacks see all images"),
+        (["share=swim"], "share=swim: needs pulses=NUMBER"),
         (["+trainer.check_val_every_n_epoch=x"], "trainer.check_val_every_n_epoch=x: must be at most"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run: leaves no checkpoint"),
         (["+trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be 32-true, 16-mixed or bf16-mixed"),

@@ -227,8 +227,13 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"reprogram={to_keep:g}: needs chip=FILE, a chip that was read back")
         if not 0 < to_keep <= 1:
             raise ConfigError(f"reprogram={to_keep:g}: must be above 0 and at most 1, an accuracy")
-    if settings.get("pulses") is not None and isinstance(settings["thg"], list):
-        raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
+    if settings.get("pulses") is not None:
+        if isinstance(settings["thg"], list):
+            raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
+    elif settings.get("share") not in (None, "weight"):
+        raise ConfigError(f"share={settings['share']}: needs pulses=NUMBER, which it shares out")
+    if settings.get("chip_holds") == "weights" and not settings.get("chip"):
+        raise ConfigError("chip_holds=weights: needs chip=FILE, a chip that was read back")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
