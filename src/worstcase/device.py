@@ -49,6 +49,8 @@ def main() -> None:
                 else:
                     _show_table(name, arguments.sigmas)
             return
+        if arguments.sigmas is not None:
+            raise ValueError("--sigmas: needs --table, whose standard deviations it counts")
         check_seed("seed", arguments.seed)
         cells = [(m, k, len(device_weights(m, k))) for m in arguments.weight_bits for k in arguments.device_bits]
         bounds = {(m, k): perturbation_bound(arguments.tolerance, m, k) for m, k, _ in cells}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from worstcase import Crossbar, DeviceMapping, Tolerance, load_run, load_tolerances, save_tolerances
 from worstcase.app import naming
 from worstcase.app.devices import in_numbers
+from worstcase.app.pulses import shared_out
 from worstcase.chip.tolerance_file import digest_of
 from worstcase.evaluation.record import Record
 from worstcase.evaluation.settings import NEWER, NO_MAPPING, of_devices, without_place
@@ -209,6 +211,44 @@ def test_pulses_are_shared_out_before_an_attack(trained, tmp_path):
     assert ids[0]["share"] == "same" and len({json.dumps(one) for one in ids}) == 3
     nothing = {**same.config, "pulses": None}
     assert not {"pulses", "share", "programming"} & without_place(nothing).keys()
+
+
+class EvaluationOnly:
+    def val_dataloader(self):
+        raise FileNotFoundError("this data is for evaluation only")
+
+
+class Streamed:
+    """Validation images of which one batch at a time is in memory."""
+
+    def __init__(self, batches):
+        self.batches, self.held = batches, []
+
+    def val_dataloader(self):
+        return self
+
+    def __iter__(self):
+        for images, labels in self.batches:
+            assert sum(one() is not None for one in self.held) <= 1
+            images = images.clone()
+            self.held.append(weakref.ref(images))
+            yield images, labels
+
+
+@pytest.mark.parametrize("share", ["same", "random", "magnitude", "first_and_last"])
+def test_some_ways_to_share_out_pulses_need_no_images(share, small_net):
+    programming = {"weight_bits": None, "device_bits": 2}
+    settings = {"share": share, "pulses": 4.0, "seed": 0, "programming": programming}
+    assert shared_out(settings, Crossbar(small_net, 0.1), EvaluationOnly()).keys() == {"0.weight", "5.weight"}
+    with pytest.raises(FileNotFoundError, match="for evaluation only"):
+        shared_out({**settings, "share": "swim"}, Crossbar(small_net, 0.1), EvaluationOnly())
+
+
+def test_images_by_which_pulses_are_shared_out_are_not_all_held_in_memory(small_net):
+    batches = [(torch.randn(4, 1, 6, 6), torch.arange(4) % 3) for _ in range(5)]
+    programming = {"weight_bits": None, "device_bits": 2}
+    settings = {"share": "swim", "pulses": 4.0, "seed": 0, "programming": programming}
+    shared_out(settings, Crossbar(small_net, 0.1), Streamed(batches))
 
 
 def test_a_sweep_over_pulses_trains_each_network_once(tmp_path):

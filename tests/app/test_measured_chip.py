@@ -89,12 +89,30 @@ def test_which_weights_to_program_again_is_left_and_shown(mine, loaded, tmp_path
     assert accuracy(loaded.crossbar, data, sound) > accuracy(loaded.crossbar, data, worst)
 
 
+def no_validation_images() -> None:
+    from worstcase.data import InMemoryDataModule
+
+    def val_dataloader(self):
+        raise ValueError("its val_dataloader gives several loaders; give one")
+
+    InMemoryDataModule.val_dataloader = val_dataloader
+
+
+def test_no_attack_is_thrown_away_because_no_weight_can_be_programmed_again(mine, tmp_path):
+    words = [f"run={mine}", "attack=monte_carlo", "attack.instances=1", "dataset.limit=20", "certificate=null"]
+    words += [f"chip={mine / 'perturbation.safetensors'}", "reprogram=0.9", f"hydra.run.dir={tmp_path}"]
+    done = run("src.evaluate", *words, before=(no_validation_images,), fails=True)
+    assert done.stderr.splitlines()[-1] == "error: its val_dataloader gives several loaders; give one"
+    assert not (tmp_path / "instances.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["reprogram=0.9"], "reprogram=0.9: needs chip=FILE"),
         ([f"chip={__file__}", "reprogram=95"], "reprogram=95: must be above 0 and at most 1, an accuracy"),
         (["chip=none.npz"], "no chip at none.npz; say chip=FILE, .safetensors or .npz"),
+        (["chip_holds=weights"], "chip_holds=weights: needs chip=FILE"),
         (["chip_holds=volts"], "chip_holds=volts: must be deviations or weights"),
     ],
 )

@@ -18,8 +18,8 @@ STAGES = {  # what is called at each stage, and the call of it, within its proce
     "in epoch 2": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
     "in epoch 3": ("worstcase.callbacks.epoch_lines:EpochLines.on_train_epoch_start", 2),
     "in the test": ("worstcase.methods.base:Method.test_step", 1),
-    "in the attack": ("worstcase.attacks.search:Search.gradient", 2),
     "in Monte Carlo": ("worstcase.attacks.monte_carlo:_correct", 2),
+    "in the attack": ("worstcase.attacks.search:Search.gradient", 2),
 }
 SETTINGS = [
     "trainer.max_epochs=3",
@@ -98,6 +98,18 @@ def test_an_evaluation_goes_on_where_its_run_was_moved_to(mine, tmp_path):
     after = (record.parent / "instances.csv").read_text().splitlines()
     assert after[: len(before)] == before and len(after) == 2 + 40
     assert "finished already" in run("src.evaluate", f"run={moved}", *words).stderr
+
+
+def test_a_training_keeps_the_chips_that_monte_carlo_drew_at_its_end(tmp_path):
+    words = [*SETTINGS, "method=vanilla", "trainer.max_epochs=1", "dataset.limit=20", f"hydra.run.dir={tmp_path}"]
+    run("src.train", *words, killed_by=(kill_at, "worstcase.attacks.monte_carlo:_correct", 3))
+    (file,) = tmp_path.rglob("instances.csv")
+    before = file.read_text().splitlines()
+    assert len(before) == 2 + 32
+    run("src.train", *words)
+    after = file.read_text().splitlines()
+    assert after[: len(before)] == before and len(after) == 2 + 40
+    assert "finished already" in run("src.train", *words).stderr
 
 
 def test_a_moved_checkpoint_remembers_how_good_the_best_was(tmp_path):

@@ -264,6 +264,9 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
 # ---- settings that only showed after training
 
 
+PER_DEVICE = ["attack@test_attack=monte_carlo", "test_attack.weight_bits=4", "test_attack.device_bits=2"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -271,9 +274,16 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
         (["model.optimizer.lr=null"], "model.optimizer.lr=null: must be a number, 0 or more"),
         (["model.optimizer.lr=-1"], "model.optimizer.lr=-1: must be a number, 0 or more"),
         (["trainer.max_epochs=null"], "trainer.max_epochs=null: must be a whole number"),
-        (["+trainer.limit_test_batches=0"], "trainer.limit_test_batches=0: must be above 0"),
-        (["+trainer.limit_val_batches=0.0"], "trainer.limit_val_batches=0.0: must be above 0"),
-        (["+trainer.limit_test_batches=x"], "trainer.limit_test_batches=x: must be above 0"),
+        (["+trainer.limit_train_batches=0"], "trainer.limit_train_batches=0: must be above 0"),
+        (["+trainer.limit_train_batches=x"], "trainer.limit_train_batches=x: must be above 0"),
+        (["+trainer.limit_test_batches=1"], "trainer.limit_test_batches=1: attacks see all images; for fewer say"),
+        (["+trainer.limit_test_batches=0.5"], "trainer.limit_test_batches=0.5: attacks see all images"),
+        (["+trainer.limit_test_batches=x"], "trainer.limit_test_batches=x: attacks see all images"),
+        (["+trainer.limit_val_batches=0.0"], "trainer.limit_val_batches=0.0: attacks see all images"),
+        (["+trainer.limit_val_batches=3"], "trainer.limit_val_batches=3: attacks see all images"),
+        (["+trainer.overfit_batches=1"], "trainer.overfit_batches=1: attacks see all images; for fewer say data"),
+        (["+trainer.overfit_batches=0.5"], "trainer.overfit_batches=0.5: attacks see all images"),
+        (["share=swim"], "share=swim: needs pulses=NUMBER"),
         (["+trainer.check_val_every_n_epoch=x"], "trainer.check_val_every_n_epoch=x: must be at most"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run: leaves no checkpoint"),
         (["+trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be 32-true, 16-mixed or bf16-mixed"),
@@ -285,13 +295,18 @@ def test_a_setting_is_wrong_before_a_folder_is_made(words, message):
     assert message in refusal("train", *SMALL, *words)
 
 
+def test_what_limits_nothing_is_fine():
+    words = ["limit_test_batches=1.0", "limit_val_batches=null", "overfit_batches=0", "limit_train_batches=2"]
+    assert refusal("train", *SMALL, *[f"+trainer.{word}" for word in words]) is None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["test_attack.steps=10.0"], "steps=10.0: must be a whole number"),
         (["attack@test_attack=monte_carlo", "test_attack.instances=1.5"], "instances=1.5: must be a whole number"),
         (["attack@test_attack=ensemble", "test_attack.rounds=1.5"], "rounds=1.5: must be a whole number"),
-        (["+trainer.limit_test_batches=0.0001"], "trainer.limit_test_batches=0.0001: leaves no batch"),
+        (["+trainer.limit_train_batches=0.0001"], "trainer.limit_train_batches=0.0001: leaves no batch"),
         (["attack@test_attack=lwc", "test_attack.epochs=0"], "test_attack.epochs=0: must be 1 or more"),
         (["suite=default", "suite.ensemble.rounds=0"], "suite.ensemble.rounds=0: must be 1 or more"),
         (["suite=default", "suite.ensemble=null", "suite.test=null"], "suite: a run needs at least one attack"),
@@ -303,6 +318,11 @@ def test_a_setting_is_wrong_before_a_folder_is_made(words, message):
             ["+trainer.strategy=ddp_fork"],
             "trainer.strategy=ddp_fork: results stay in the processes",
         ),
+        (
+            ["suite=single", "attack@test_attack=ensemble", "test_attack.budget=2"],
+            "budget=2: the first member needs",
+        ),
+        ([*PER_DEVICE, "thg=rram_milo2021"], "device_bits=2: only where thg are numbers"),
         (["model.weight_bits=1024"], "weight_bits=1024: must be a whole number from 1 to 16"),
     ],
 )

@@ -225,6 +225,22 @@ def test_a_small_budget_is_spent_on_attacks_and_never_exceeded():
         Ensemble(budget=1)(Crossbar(net, 0.2), loader, progress=False)
 
 
+def test_a_budget_that_is_too_small_is_told_before_other_attacks(small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.1)
+    with pytest.raises(ValueError, match=r"^budget=(\d): the first member needs \d+ passes here$") as refused:
+        Ensemble(budget=3).check_fit(crossbar, small_batches)
+    least = int(str(refused.value).split()[-3])
+    Ensemble(budget=least).check_fit(crossbar, small_batches)
+    Ensemble(budget=least)(crossbar, small_batches, progress=False)
+    with pytest.raises(ValueError, match=f"needs {least} passes"):
+        evaluate(crossbar, small_batches, [Never(), Ensemble(budget=3)])
+
+
+class Never(FLWC):
+    def search(self, run):
+        pytest.fail("it was run before the settings of the next were looked at")
+
+
 @pytest.mark.usefixtures("short_ensemble")
 def test_large_batches_cost_no_more(small_net):
     images = torch.randn(1024, 1, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -189,6 +189,7 @@ def test_the_table_is_printed_and_bad_input_named():
     for said, message in {
         "--weight-bits 5 --device-bits 2": "weight_bits=5 is not divisible by device_bits=2",
         "--weight-bits 1024": "weight_bits=1024: must be a whole number from 1 to 32",
+        "--sigmas 2": "--sigmas: needs --table",
         "--seed -1": "seed=-1: must be a whole number from 0 to 4294967295",
     }.items():
         done = run("worstcase.device", *said.split(), fails=True)

@@ -55,6 +55,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     warn_of_slow_bfloat16(cfg, next(subject.crossbar.parameters()).device.type)
     if cfg["pulses"] is not None:
         subject.crossbar.thg = shared_out(cfg, subject.crossbar, subject.datamodule)
+    # before the attacks, which an error would throw away
+    again = _programmed_again(cfg, folder, subject) if cfg["reprogram"] is not None else None
     evaluation = worstcase.evaluate(
         subject.crossbar,
         subject.datamodule.test_dataloader(),
@@ -72,8 +74,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
     )
     chip = {"chip_file": os.path.relpath(cfg["chip"], folder) if cfg["chip"] else None}
     result = evaluation.record(**described("evaluate", cfg, folder, subject), **chip)
-    if cfg["reprogram"] is not None:
-        result.chip["again"] = _programmed_again(cfg, folder, subject)
+    if again is not None:
+        result.chip["again"] = again
     evaluation.save(folder, flagged(result, cfg, folder, subject))
     return result
 
@@ -91,7 +93,7 @@ def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> di
         read_chip(Path(cfg["chip"])),
         cfg["reprogram"],
         chip_holds=cfg["chip_holds"],
-        training=None if (images := training_images(subject)) is None else list(images),
+        training=training_images(subject),
         seed=cfg["seed"],
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ def check_pulses(cfg: Mapping[str, Any], crossbar: Crossbar) -> None:
 
 def shared_out(cfg: Mapping[str, Any], crossbar: Crossbar, datamodule: ImageDataModule) -> Tolerances:
     """Tolerances for so many pulses, which validation images tell: they never see the test set."""
-    from worstcase.verify.sharing import tightened
+    from worstcase.verify.sharing import BY_DATA, tightened
 
     options = {"by": cfg["share"], "programming": programming(cfg, crossbar), "seed": cfg["seed"]}
-    return tightened(crossbar, list(datamodule.val_dataloader()), cfg["pulses"], **options)
+    images = datamodule.val_dataloader() if cfg["share"] in BY_DATA else ()
+    return tightened(crossbar, images, cfg["pulses"], **options)

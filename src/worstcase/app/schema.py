@@ -227,8 +227,13 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ConfigError(f"reprogram={to_keep:g}: needs chip=FILE, a chip that was read back")
         if not 0 < to_keep <= 1:
             raise ConfigError(f"reprogram={to_keep:g}: must be above 0 and at most 1, an accuracy")
-    if settings.get("pulses") is not None and isinstance(settings["thg"], list):
-        raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
+    if settings.get("pulses") is not None:
+        if isinstance(settings["thg"], list):
+            raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
+    elif settings.get("share") not in (None, "weight"):
+        raise ConfigError(f"share={settings['share']}: needs pulses=NUMBER, which it shares out")
+    if settings.get("chip_holds") == "weights" and not settings.get("chip"):
+        raise ConfigError("chip_holds=weights: needs chip=FILE, a chip that was read back")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
         raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
@@ -285,10 +290,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         raise ConfigError("trainer.fast_dev_run: leaves no checkpoint; say dataset.limit=100 trainer.max_epochs=1")
     if str(precision := trainer.get("precision")) in ("16-true", "bf16-true", "64-true", "64"):
         raise ConfigError(f"trainer.precision={precision}: must be 32-true, 16-mixed or bf16-mixed")
-    for part in ("train", "val", "test"):
-        share = trainer.get(f"limit_{part}_batches")
-        if share is not None and not (_is_number(share) and share > 0):
-            raise ConfigError(f"trainer.limit_{part}_batches={share}: must be above 0; a run trains and tests")
+    share = trainer.get("limit_train_batches")
+    if share is not None and not (_is_number(share) and share > 0):
+        raise ConfigError(f"trainer.limit_train_batches={share}: must be above 0; a run trains")
+    for key, whole in {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0}.items():
+        value = trainer.get(key)
+        if value is not None and (value != whole or (whole and isinstance(value, int))):
+            raise ConfigError(f"trainer.{key}={value}: attacks see all images; for fewer say dataset.limit=NUMBER")
     every = trainer.get("check_val_every_n_epoch")
     if every is not None and not (_is_number(every) and 1 <= every <= epochs):
         raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")

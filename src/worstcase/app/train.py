@@ -63,7 +63,8 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     if cfg["pulses"] is not None:
         check_pulses(cfg, method.crossbar)
     use_threads(cfg, method.crossbar, datamodule)
-    callbacks, at_test = _callbacks(cfg, method, datamodule.num_classes)
+    callbacks, at_test = _callbacks(cfg, method, datamodule)
+    at_test.folder = folder
     _check_batches(datamodule, cfg["trainer"])
     _check_validation(datamodule, cfg["trainer"])
 
@@ -162,7 +163,9 @@ def _method(cfg: dict[str, Any], datamodule: ImageDataModule) -> Method:
     )
 
 
-def _callbacks(cfg: dict[str, Any], method: Method, classes: int) -> tuple[list[L.Callback], WorstCaseAtTest]:
+def _callbacks(
+    cfg: dict[str, Any], method: Method, datamodule: ImageDataModule
+) -> tuple[list[L.Callback], WorstCaseAtTest]:
     """The callbacks of the settings, and the one of them whose evaluation becomes the record.
 
     Raises:
@@ -180,7 +183,9 @@ def _callbacks(cfg: dict[str, Any], method: Method, classes: int) -> tuple[list[
         raise ValueError("suite: a run needs at least one attack for its record")
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_tests[0].attacks, *per_epoch]:
-        attack.check_classes(classes)
+        attack.check_classes(datamodule.num_classes)
+    for attack in at_tests[0].attacks:  # the others begin after the first epoch
+        attack.check_fit(method.crossbar, datamodule.test_dataloader())
     proves = method.SELECTED_BY == "val/certified_accuracy"
     _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch), certified=proves)
     return callbacks, at_tests[0]
@@ -203,15 +208,14 @@ def _check_metrics(callbacks: list, monitor: str, *, attacked: bool, certified: 
 
 
 def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
-    """Check that the limits of batches leave a batch of each part.
+    """Check that the limit of training batches leaves one.
 
     Raises:
-        ValueError: a part has none.
+        ValueError: it leaves none.
     """
-    for part in ("train", "val", "test"):
-        share = trainer.get(f"limit_{part}_batches")
-        if isinstance(share, float) and int(share * len(getattr(datamodule, f"{part}_dataloader")())) < 1:
-            raise ValueError(f"trainer.limit_{part}_batches={share}: leaves no batch; raise it")
+    share = trainer.get("limit_train_batches")
+    if isinstance(share, float) and int(share * len(datamodule.train_dataloader())) < 1:
+        raise ValueError(f"trainer.limit_train_batches={share}: leaves no batch; raise it")
 
 
 def _check_validation(datamodule: Any, trainer: dict[str, Any]) -> None:

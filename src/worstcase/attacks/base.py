@@ -63,6 +63,13 @@ class Attack(ABC):
         if name := self.parameters().get("objective"):
             find_objective(name)(torch.zeros(1, classes), torch.zeros(1, dtype=torch.long))
 
+    def check_fit(self, crossbar: Crossbar, loader: Loader) -> None:  # noqa: B027 (most have nothing to check)
+        """Make sure that the settings fit a network's devices and the reference set. By default they do.
+
+        Raises:
+            ValueError: they do not.
+        """
+
     def can_move(self, run: Search) -> bool:
         """Whether any weight may deviate."""
         return bool(run.box.movable)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from worstcase.attacks.base import Attack
 from worstcase.attacks.flips import WEIGHTS, flip_weights
-from worstcase.attacks.mini_batches import MiniBatches, passes_of_step
+from worstcase.attacks.mini_batches import MiniBatches, Size, passes_of_step
 from worstcase.attacks.search import Search
 from worstcase.attacks.updates import MomentumSignSteps
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
+from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import (
     Objective,
     attract,
@@ -29,7 +30,7 @@ from worstcase.objectives import (
     p6,
     sigmoid_margin,
 )
-from worstcase.task import decisions
+from worstcase.task import Loader, decisions, inputs_and_labels
 
 CLASSES = 10  # into which everything is pushed, at most
 BEST = 2  # of these, which exchange their samples with others
@@ -142,11 +143,17 @@ class Ensemble(Attack):
         passes = 2 + max(1, self.rounds - 1) * first + (self.rounds - 1) * later
         return passes + (FLIPS * run.weights if run.weights <= WEIGHTS else 0)
 
+    def check_fit(self, crossbar: Crossbar, loader: Loader) -> None:
+        """Cost: it goes through the reference set's labels where the budget is small."""
+        if self.budget is not None and self.budget < 1 + _passes(Size(1, 1), FIRST):  # the most that it may need
+            samples = [len(inputs_and_labels(batch)[1]) for batch in loader]
+            if samples:
+                _check_budget(self.budget, Size(sum(samples), len(samples)), 1)
+
     def search(self, run: Search) -> None:
         budget = math.inf if self.budget is None else self.budget
         team = _Team(run, budget)
-        if (least := run.passes + _passes(run, FIRST)) > budget:
-            raise ValueError(f"budget={budget:g}: the first member needs {math.ceil(least)} passes here")
+        _check_budget(budget, run, run.passes)
         is_small = run.weights <= WEIGHTS
         with suppress(_Spent):
             for round_ in count(1) if self.budget and not is_small else range(1, self.rounds + 1):
@@ -244,11 +251,16 @@ class _Team:
         return logits.mean(0).topk(CLASSES).indices.tolist()
 
 
+def _check_budget(budget: float, size: Search | Size, spent: float) -> None:
+    if (least := spent + _passes(size, FIRST)) > budget:
+        raise ValueError(f"budget={budget:g}: the first member needs {math.ceil(least)} passes here")
+
+
 def _steps(member: Member) -> int:
     return max(1, round(Ensemble.share_of_steps * member.steps))
 
 
-def _passes(run: Search, member: Member) -> float:
+def _passes(run: Search | Size, member: Member) -> float:
     """The passes of a member's steps and its score, at most."""
     return 1 + _steps(member) * passes_of_step(run, member.samples)
 

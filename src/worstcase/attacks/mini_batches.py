@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ from worstcase.task import Inputs, can_be_joined, joined, taken, tensors_in
 PIECE = 128  # samples of a mini-batch at most
 BUFFER = 2**28  # bytes of inputs that are shuffled together
 SHARE = 1 / 5  # of the reference set that a step sees at most, if that is a mini-batch or more
+
+
+class Size(NamedTuple):
+    """Of a reference set."""
+
+    samples: int
+    mini_batches: int
 
 
 class MiniBatches:
@@ -51,15 +59,15 @@ class MiniBatches:
             yield taken(inputs, piece), labels[piece]
 
 
-def passes_of_step(run: Search, samples: int) -> float:
+def passes_of_step(run: Search | Size, samples: int) -> float:
     """The passes of a forward and a backward over mini-batches of about so many samples together, at most."""
     return 2 * _pieces(run, samples) * _piece(run) / run.samples
 
 
-def _piece(run: Search) -> int:
+def _piece(run: Search | Size) -> int:
     """Samples of a mini-batch: not more than the user's own, whose size the memory may ask for."""
     return min(PIECE, math.ceil(run.samples / run.mini_batches))
 
 
-def _pieces(run: Search, samples: int) -> int:
+def _pieces(run: Search | Size, samples: int) -> int:
     return max(1, int(min(samples, SHARE * run.samples) / _piece(run)))

@@ -24,7 +24,7 @@ from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian, verified
 from worstcase.chip.tolerance import has_weights, plain
 from worstcase.chip.write_verify import PULSES, device_weights
-from worstcase.task import decisions, right_answers, split
+from worstcase.task import Loader, decisions, right_answers, split
 
 # each with the settings that it has
 SAMPLERS: dict[str, set[str]] = {
@@ -121,6 +121,15 @@ class MonteCarlo(Attack):
     def expected_passes(self, run: Search) -> float:
         return 2 + self.instances
 
+    def check_fit(self, crossbar: Crossbar, loader: Loader) -> None:
+        are_numbers = crossbar.has_one_bound or not (
+            crossbar.depends_on_conductance or crossbar.mapping != DeviceMapping()
+        )
+        if self.device_bits is not None and not are_numbers:
+            raise ValueError(
+                f"device_bits={self.device_bits}: only where thg are numbers; here the mapping tells the devices"
+            )
+
     def can_move(self, run: Search) -> bool:
         return super().can_move(run) or (self.sampler in UNVERIFIED and self.sigma is not None)
 
@@ -128,6 +137,7 @@ class MonteCarlo(Attack):
         wanted = range(self.first, self.first + self.instances)
         file = InstanceFile(run.folder, self._identity(run)) if run.folder else None
         done = file.instances if file else {}
+        self.check_fit(run.crossbar, run.loader)
         draw = self._draw(run)
         pending = [index for index in wanted if index not in done]
         found = [done[index] for index in wanted if index in done]
@@ -198,12 +208,6 @@ class MonteCarlo(Attack):
 
     def _sample_of_devices(self, crossbar: Crossbar, box: Box, of_its_own: dict[str, Any]) -> Draw:
         """The same where weights have tolerances of their own."""
-        if self.device_bits is not None and (
-            crossbar.depends_on_conductance or crossbar.mapping != DeviceMapping()
-        ):
-            raise ValueError(
-                f"device_bits={self.device_bits}: only where thg are numbers; here the mapping tells the devices"
-            )
         if self.sigma is None:
             sigma = crossbar.sigma()
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -45,6 +46,7 @@ class WorstCaseAtTest(L.Callback):
         diagnosis: ``short`` or ``full`` explains the worst chip found; None does not.
         certificate: what proves a bound that no chip is below, or None; see `worstcase.evaluate`.
         search_dtype: ``bfloat16``, in which the attacks then follow gradients; see `worstcase.attacks.Attack`.
+        folder: where attacks that can be resumed keep their state; of several processes, the first one's do.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class WorstCaseAtTest(L.Callback):
         diagnosis: str | None = None,
         certificate: str | None = "auto",
         search_dtype: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         check_diagnosis(diagnosis)
         check_certificate(certificate)
@@ -63,7 +66,7 @@ class WorstCaseAtTest(L.Callback):
         for attack in self.attacks:
             check_parameters(attack)
         self.seed, self.diagnosis, self.certificate = seed, diagnosis, certificate
-        self.search_dtype = search_dtype
+        self.search_dtype, self.folder = search_dtype, folder
         self.evaluation: Evaluation | None = None
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -76,6 +79,7 @@ class WorstCaseAtTest(L.Callback):
             certificate=self.certificate,
             search_dtype=self.search_dtype,
             seed=self.seed,
+            folder=self.folder if trainer.is_global_zero else None,
         )
         pl_module.log("test/attacked_accuracy", self.evaluation.attacked_accuracy)
 

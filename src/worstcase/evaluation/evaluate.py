@@ -160,6 +160,8 @@ def _check(crossbar: Crossbar, loader: Loader, attacks: Sequence[Attack], bounds
     for thg in bounds:
         with crossbar.bounded_by(thg):
             _ = crossbar.box
+            for attack in attacks:
+                attack.check_fit(crossbar, loader)
     if len(attacks) > 1:
         classes = classes_of(crossbar, loader)
         for attack in attacks:

@@ -29,6 +29,7 @@ WAYS: dict[str, sensitivities.Sensitivity] = {
 """What pulses can be shared out by: the same th_g everywhere; what others do; and ours, which learn from attacks,
 with one th_g an array or each weight's own."""
 OURS = ("array", "weight")
+BY_DATA = ("swim", *OURS)  # the others look at weights alone
 ROUNDS = 4
 TRIES = 2  # of a number of pulses, with what the first taught, before it counts as broken
 SMALLEST = 1 / 64  # of what pulses beyond one a device there could be, for a search
