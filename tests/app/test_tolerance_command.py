@@ -65,6 +65,25 @@ def test_the_answer_is_left_shown_and_right(trained, tmp_path):
     assert "finished already" in again.stderr and "breaks it" in again.stdout
 
 
+def no_figure():
+    from worstcase.verify import figure
+
+    def fails(answer):
+        raise ValueError("no figure")
+
+    figure.answer_over_thg = fails
+
+
+@pytest.mark.parametrize("before", [(), (no_figure,)], ids=["drawn", "not drawn"])
+def test_pulses_that_are_not_counted_and_figures_that_fail_cost_no_answer(before, trained, tmp_path):
+    words = ["accuracy=0.5", "th_g=rram_milo2021", "mapping.pair=true", "where=false", "dataset.limit=100"]
+    asked(trained, *words, "certificate=null", "hydra.run.dir=answer", at=tmp_path, before=before or None)
+    answer = json.loads((tmp_path / "answer" / "tolerance.json").read_text())
+    assert answer["broken_thg"] and not any(answer["pulses_per_weight"].values())
+    assert [found.thg for found in Record.load(tmp_path / "answer").attacks]
+    assert (tmp_path / "answer" / "tolerance.png").is_file() == (not before)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -67,24 +67,27 @@ def test_pulses_are_counted_weight_by_weight(first):
     assert f"{expected.item():.3g} pulses a weight" in str(found)
 
 
-def test_pulses_that_cannot_be_counted_are_not_told():
+def test_pulses_that_cannot_be_counted_are_not_told(tmp_path):
     crossbar, data = linear([[2.0, 1.0]])
     pair = Crossbar(crossbar.net, 0.6, mapping=DeviceMapping(pair=True))  # the weight deviates by up to 1.2
     found = tolerance(pair, data, 1.0, attack=EXACT, precision=0.01, progress=False)
     assert found.proven_thg <= 1 / 6 <= found.broken_thg <= 1.02 * found.proven_thg
     assert found.pulses_per_weight() == dict.fromkeys(("proven", "broken", "array", "weight"))
     assert "pulses" not in str(found)
-    words = [text.get_text() for text in answer_over_thg(found.plain()).axes[1].get_legend().get_texts()]
+    figure = answer_over_thg(found.plain())
+    figure.savefig(tmp_path / "tolerance.png")
+    words = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     assert len(words) == 2 and all("pulses not counted" in word for word in words)
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_a_table_that_nothing_breaks_is_searched_to_its_end(pair):
+def test_a_table_that_nothing_breaks_is_searched_to_its_end(pair, tmp_path):
     crossbar, data = linear([[0.0, 0.0]])
     table = Tolerance([0, 1], [-0.01, -0.05], [0.01, 0.05])
     crossbar = Crossbar(crossbar.net, table, mapping=DeviceMapping(pair=pair))
     found = tolerance(crossbar, data, 1.0, attack=EXACT, progress=False)
     assert found.broken_thg is None and found.attacks[-1].thg == pytest.approx(1.2 if pair else 1.0)
+    answer_over_thg(found.plain()).savefig(tmp_path / "tolerance.png")
 
 
 def test_a_layer_that_is_exact_takes_endless_pulses():

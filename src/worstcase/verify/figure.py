@@ -32,7 +32,9 @@ def answer_over_thg(answer: Mapping[str, Any]) -> Figure:
     thgs = torch.logspace(math.log10(min(every)), math.log10(max(every)), 200, dtype=torch.double)
     of_one_thg, told = Programming(**answer["programming"]).pulses, answer["pulses_per_weight"]
     ends = {end: answer[f"{end}_thg"] for end in ("proven", "broken") if answer[f"{end}_thg"]}
-    if all(told[end] and math.isclose(told[end], of_one_thg(thg), rel_tol=1e-6) for end, thg in ends.items()):
+    if ends and all(
+        told[end] and math.isclose(told[end], of_one_thg(thg), rel_tol=1e-6) for end, thg in ends.items()
+    ):
         below.plot(thgs, of_one_thg(thgs), color="0.3")
     for end, colour, words in (("proven", "C0", "proven to keep it"), ("broken", "C3", "broken")):
         if thg := ends.get(end):
@@ -44,13 +46,16 @@ def answer_over_thg(answer: Mapping[str, Any]) -> Figure:
             else:
                 below.plot([], [], color=colour, label=f"{label}, pulses not counted")
     for by, style in (("array", "--"), ("weight", ":")):
-        if pulses := answer["pulses_per_weight"].get(by):
+        if pulses := told.get(by):
             below.axhline(pulses, color="C2", ls=style, label=f"th_g of each {by}: {pulses:.3g} pulses")
     above.set_ylabel("accuracy (%)")
     above.set_ylim(0, 102)
     above.set_title(f"how tight must write-verify be to keep {answer['accuracy']:.2%}?", fontsize="medium")
     below.set_ylabel("pulses a weight")
-    below.set_yscale("log")
+    if any(told.values()):
+        below.set_yscale("log")
+    else:
+        below.set_yticks([])
     below.set_xscale("log")
     below.set_xlabel("write-verify bound th_g (in units of the full scale)")
     for axes in (above, below):
