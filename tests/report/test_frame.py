@@ -66,6 +66,19 @@ def test_rows_that_differ_in_more_than_the_seed_have_different_settings(runs):
     assert json.loads(frame.attack_settings.iloc[0]) == {"steps": 10}
 
 
+@pytest.mark.parametrize(
+    ("said", "trained"),
+    [({"thg": 0.03}, 0.03), ({"thg": {"fc*": 0.01, "*": 0.02}}, 0.02), ({"thg": 0.03, "arrays": ["fc*"]}, 0.03)],
+)
+def test_what_pulses_buy_after_a_training_is_not_what_it_was_trained_for(said, trained, tmp_path):
+    config = {**CONFIG, **said, "pulses": 4.0, "share": "swim", "programming": {"sigma": 0.1}}
+    found = attack_record(thg=0.1, max_relative_perturbation=0.1)
+    record(found, config=config, thg=0.1).save(tmp_path)
+    assert results_frame(tmp_path).trained_thg.tolist() == [trained]
+    record(found, config={**CONFIG, "thg": {"fc*": 0.01, "*": 0.1}}, thg=0.1).save(tmp_path)
+    assert results_frame(tmp_path).trained_thg.tolist() == [0.1]
+
+
 def test_the_sweep_of_a_run_is_read_from_its_record(runs):
     (runs / "job").mkdir()
     record(sweep="python -m src.train -m seed=0,1").save(runs / "job")

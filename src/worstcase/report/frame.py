@@ -147,10 +147,13 @@ def _rounded(thg: float) -> float:
 
 
 def _trained_thg(training: Record | None) -> float | None:
-    """None also if a foreign record has several or none."""
+    """Pulses are shared out after the training. None also if a foreign record has several or none."""
     thg = training.config.get("thg") if training else None
-    if training and of_devices(training.config):
-        return _rounded(training.thg)
+    if training and training.config.get("pulses") is not None:
+        by_array = thg.values() if isinstance(thg, Mapping) else [thg]
+        thg = max((one for one in by_array if isinstance(one, int | float)), default=None)
+    elif training and of_devices(training.config):
+        thg = training.thg
     return _rounded(thg) if isinstance(thg, int | float) else None
 
 
