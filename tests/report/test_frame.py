@@ -66,6 +66,17 @@ def test_rows_that_differ_in_more_than_the_seed_have_different_settings(runs):
     assert json.loads(frame.attack_settings.iloc[0]) == {"steps": 10}
 
 
+def test_trainings_with_other_callbacks_are_not_pooled(runs):
+    own = {"worst_case_at_test": {"attacks": 1}, "worst_case_per_epoch": None}
+    swa = {"swa": {"_target_": "lightning.pytorch.callbacks.StochasticWeightAveraging", "swa_lrs": 0.01}}
+    for seed, said in ((8, own), (9, own | swa), (10, own | {"swa": None})):
+        (runs / str(seed)).mkdir()
+        record(config={**CONFIG, "seed": seed, "callbacks": said}, seed=seed).save(runs / str(seed))
+    frame = results_frame([runs]).query("kind == 'train'")
+    assert sorted(frame.groupby(SETTINGS).seed.agg(sorted)) == [[7, 8, 10], [9]]
+    assert json.loads(frame.network_settings[frame.seed == 9].item())["callbacks.swa.swa_lrs"] == 0.01
+
+
 @pytest.mark.parametrize(
     ("said", "trained"),
     [({"thg": 0.03}, 0.03), ({"thg": {"fc*": 0.01, "*": 0.02}}, 0.02), ({"thg": 0.03, "arrays": ["fc*"]}, 0.03)],

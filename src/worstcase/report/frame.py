@@ -60,6 +60,9 @@ COLUMNS = {
 SETTINGS = ["network_settings", "method_settings", "reference_settings", "attack_settings"]
 """Rows that are equal in these and in network, data set, method, attack and th_g differ only in the seed."""
 
+ATTACKING = ("worst_case_per_epoch", "worst_case_at_test")
+"""The callbacks of conf/callbacks, which leave a training what it is."""
+
 _FLOATS = [name for name in COLUMNS if name.endswith(("accuracy", "thg", "seconds"))] + ["passes"]
 _INTEGERS = ["seed", "attack_seed", "weight_bits", "activation_bits", "samples", "epochs", "flags"]
 _INTEGERS += ["weights_perturbed"]
@@ -173,8 +176,17 @@ def _network_settings(record: Record, training: Record | None) -> str:
     init = "init_digest" if trained.get("init_digest") else "init_from"
     made = {key: trained.get(key) for key in ("net", "model", "trainer", "full_scale", "layers", "exclude")}
     made |= {"init_from": trained.get(init), "dataset": of_data(trained)}
+    if added := _added_callbacks(trained):
+        made["callbacks"] = added
     given = ("checkpoint",) if training else ("checkpoint", "weights")
     return _settings(made | {key: record.config.get(key) for key in given})
+
+
+def _added_callbacks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Callbacks of a training besides those that only attack: averages of weights, early stopping."""
+    said = config.get("callbacks")
+    described = said.items() if isinstance(said, Mapping) else ()
+    return {name: one for name, one in described if one is not None and name not in ATTACKING}
 
 
 def _reference_settings(record: Record) -> str:
