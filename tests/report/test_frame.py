@@ -77,6 +77,18 @@ def test_trainings_with_other_callbacks_are_not_pooled(runs):
     assert json.loads(frame.network_settings[frame.seed == 9].item())["callbacks.swa.swa_lrs"] == 0.01
 
 
+def test_a_checkpoint_that_was_overwritten_between_two_evaluations_is_another_network(runs):
+    for digest in ("aa", "bb"):
+        place = runs / "trained" / "evaluations" / digest
+        place.mkdir()
+        config = {**CONFIG, "checkpoint": "x.pt", "weights": digest}
+        record(config=config, kind="evaluate", source_run="../..").save(place)
+    frame = results_frame([runs])
+    said = frame.network_settings.map(json.loads)
+    assert set(said[said.str["checkpoint"] == "x.pt"].str["weights"]) == {"aa", "bb"}
+    assert "weights" not in said[frame.kind == "train"].item()
+
+
 @pytest.mark.parametrize(
     ("said", "trained"),
     [({"thg": 0.03}, 0.03), ({"thg": {"fc*": 0.01, "*": 0.02}}, 0.02), ({"thg": 0.03, "arrays": ["fc*"]}, 0.03)],

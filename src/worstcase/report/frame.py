@@ -178,7 +178,7 @@ def _network_settings(record: Record, training: Record | None) -> str:
     made |= {"init_from": trained.get(init), "dataset": of_data(trained)}
     if added := _added_callbacks(trained):
         made["callbacks"] = added
-    given = ("checkpoint",) if training else ("checkpoint", "weights")
+    given = ("checkpoint", "weights") if record.config.get("checkpoint") or not training else ("checkpoint",)
     return _settings(made | {key: record.config.get(key) for key in given})
 
 
