@@ -129,6 +129,15 @@ def test_each_network_has_a_line_over_th_g_and_bars_down_to_its_certificate(tmp_
     assert sorted(end for bar in bars for _, end in bar) == pytest.approx([10, 10, 30, 70])
 
 
+def test_of_several_proofs_of_a_network_the_strongest_is_its_bar(tmp_path):
+    add(tmp_path / "run", own_network(certified_accuracy=0.1))
+    again = own_network(kind="evaluate", source_run="../..", certified_accuracy=0.2)
+    add(tmp_path / "run" / "evaluations" / "one", again)
+    (axes,) = your_runs(results_frame([tmp_path])).figures["runs-thg"].axes
+    (bar,) = [segment.tolist() for bars in axes.collections for segment in bars.get_segments()]
+    assert [end for _, end in bar] == pytest.approx([20, 25])
+
+
 def test_given_weights_of_two_evaluations_are_two_networks(tmp_path):
     given = {"kind": "evaluate", "method": None, "train_seconds": None, "epochs": None}
     sections, _ = report(tmp_path, own_network(**given), own_network(**given, clean_accuracy=0.6))

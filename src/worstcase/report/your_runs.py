@@ -27,8 +27,8 @@ def your_runs(results: pd.DataFrame) -> Section:
         "Every finished run, with what each of its attacks found. In the first picture, a dot is one attack on "
         "one run. On the diagonal the attack changed nothing; the farther below it, the more accuracy the worst "
         "chip loses. In the second picture, a line is one network. It starts at the accuracy as programmed and "
-        "goes through the lowest accuracy found at each th_g. A bar reaches from there down to the certified "
-        "accuracy."
+        "goes through the lowest accuracy found at each th_g. A bar reaches from there down to the highest "
+        "certified accuracy."
     )
     found = results.assign(method=results.method.fillna(GIVEN)).sort_values(ORDER, kind="stable")
     found["style"], styles = _styles(found.method)
@@ -104,7 +104,8 @@ def _over_thg(found: pd.DataFrame, styles: list[dict[str, Any]]) -> Figure:
     drawn = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, ((network, dataset, full_scale), of) in zip(drawn, panels, strict=True):
         for _, own in of.groupby([_weights(of), "network_settings", "reference_settings"]):
-            by_thg = 100 * own.groupby("thg")[["attacked_accuracy", "certified_accuracy"]].min().astype(float)
+            best_known = {"attacked_accuracy": "min", "certified_accuracy": "max"}
+            by_thg = 100 * own.groupby("thg").agg(best_known).astype(float)
             lowest = pd.Series({0.0: 100 * own.clean_accuracy.min()} | by_thg.attacked_accuracy.to_dict())
             line: dict[str, Any] = {"lw": 1, "ms": 5, "alpha": 0.75, "clip_on": False}
             style = styles[int(own["style"].iloc[0])]
