@@ -132,6 +132,13 @@ def test_a_row_of_the_leaderboard_is_the_record(published):
     assert f"{record.parameters_perturbed:,} weights" in page
 
 
+def test_a_run_under_two_names_is_one_seed(published, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(published, tmp_path / name)
+    page = zoo.leaderboard([tmp_path])
+    assert page.count("| `vanilla` | 3 | 1 |") == 1 and "±" not in page
+
+
 @pytest.fixture
 def evaluated(published, tmp_path):
     """Writes an evaluation of a published network, which found 0.1 % and proved nothing, and returns its page."""

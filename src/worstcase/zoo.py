@@ -226,7 +226,7 @@ def _heading(dataset: str, network: str, weights: int, bits: int | None, samples
 
 
 class _Row(NamedTuple):
-    """Of trainings that differ only in the seed."""
+    """Of trainings that differ only in the seed; of one seed, the lowest counts."""
 
     attacked: float
     text: str
@@ -235,7 +235,7 @@ class _Row(NamedTuple):
 
 
 def _row(runs: pd.DataFrame, seen_from: Path | None) -> _Row:
-    runs = runs.sort_values("seed")
+    runs = runs.sort_values(["seed", "attacked_accuracy"], kind="stable").drop_duplicates("seed")
     first = runs.iloc[0]
     cells = [
         f"`{first['method']}`",
