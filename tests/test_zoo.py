@@ -81,6 +81,26 @@ def test_a_network_that_the_ensemble_did_not_attack_is_refused(mine, tmp_path):
     assert list(tmp_path.glob("lenet")) == []
 
 
+def test_files_outside_the_run_are_not_published(mine, tmp_path):
+    outside = tmp_path / "outside.safetensors"
+    shutil.copy(mine / "perturbation.safetensors", outside)
+    (mine / "perturbation.safetensors").unlink()
+    (mine / "perturbation.safetensors").symlink_to(outside)
+    with pytest.raises(ValueError, match="symbolic link"):
+        zoo.publish(mine, "lenet", tmp_path / "zoo")
+    (mine / "perturbation.safetensors").unlink()
+    (mine / "perturbation.safetensors").write_text("import os")
+    with pytest.raises(ValueError, match="cannot read the chip"):
+        zoo.publish(mine, "lenet", tmp_path / "zoo")
+    record = json.loads((mine / "results.json").read_text())
+    for found in record["attacks"]:
+        found["perturbation"] = "results.json"
+    (mine / "results.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is not the file of a chip"):
+        zoo.publish(mine, "lenet", tmp_path / "zoo")
+    assert list((tmp_path / "zoo").iterdir()) == []
+
+
 OWN_CODE = {
     "net": "my.module:network",
     "dataset": {"_target_": "worstcase.data.OwnDataModule", "of": "my.module:data"},

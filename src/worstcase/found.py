@@ -18,6 +18,8 @@ Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[^$]*$", max_length=200)]
 """Names are shown in figures, where a dollar sign would start a formula."""
+FileName = Annotated[str, StringConstraints(pattern=r"^([^/\\.]|\.[^/\\.]|\.\.[^/\\])[^/\\]*$")]
+"""Of a file in the record's own folder."""
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 
 

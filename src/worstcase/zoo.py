@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worstcase.chip.tolerance import NAME
-from worstcase.evaluation.record import EVALUATIONS, WEIGHTS, Record, finished_runs
+from worstcase.evaluation.record import EVALUATIONS, RECORD, WEIGHTS, Record, finished_runs, weights_of
 from worstcase.evaluation.settings import BESIDE_TEST_DATA, is_of_own_code
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     Raises:
         FileExistsError: the zoo has a network of that name.
         FileNotFoundError: no training finished there, or a file of it is missing.
-        ValueError: the run was not attacked by the ensemble, or its network or data are the user's own.
+        ValueError: the run was not attacked by the ensemble, its network or data are the user's own, a file of it
+            is a symbolic link, or a chip cannot be read.
     """
     from safetensors.torch import save_file
 
@@ -95,6 +96,8 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     records = {run: record, **dict(finished_runs([run / EVALUATIONS]))}
     if all(found.attack != JUDGE for one in records.values() for found in one.attacks):
         raise ValueError(f"{run} was not attacked by the ensemble: python -m src.evaluate run={run}")
+    for file in (run / RECORD, weights_of(run)):
+        _check_no_link(file, run)
     folder = zoo / name
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another name, or delete it")
@@ -105,9 +108,28 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
         whole.mkdir()
         save_file(weights, whole / WEIGHTS)
         for place, one in records.items():
+            _check_files(one, place, run)
             _publish_record(one, place, whole / place.relative_to(run))
         whole.rename(folder)
     return folder
+
+
+def _check_files(record: Record, place: Path, run: Path) -> None:
+    """Refuse what would take another file along, or is no chip: the run may be somebody else's."""
+    from worstcase.evaluation.measured import read_chip
+
+    chips = {found.perturbation for found in record.attacks}
+    for name in (RECORD, NAME, *chips):
+        _check_no_link(place / name, run)
+    for chip in chips:
+        if chip == WEIGHTS or not chip.endswith(".safetensors"):
+            raise ValueError(f"{place / chip} is not the file of a chip")
+        read_chip(place / chip)
+
+
+def _check_no_link(file: Path, run: Path) -> None:
+    if file.resolve() != run.resolve() / file.relative_to(run):
+        raise ValueError(f"{file} is, or is behind, a symbolic link, which cannot be published")
 
 
 def _publish_record(record: Record, place: Path, copy: Path) -> None:

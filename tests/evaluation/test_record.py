@@ -14,6 +14,12 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["attacked_accuracy"] == 0.125
 
 
+@pytest.mark.parametrize("name", ["../../src/train.py", "/a", "a/b", "..\\a", ".", "..", ""])
+def test_a_perturbation_outside_the_records_folder_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=r"attacks\.0\.perturbation"):
+        record(attack_record(perturbation=name)).save(tmp_path)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -30,7 +30,7 @@ from worstcase.evaluation.record_parts import (
     Training,
     contradiction,
 )
-from worstcase.found import CHECKED, Count, Found, Name, Number, Positive, Seed, Shape, Share
+from worstcase.found import CHECKED, Count, FileName, Found, Name, Number, Positive, Seed, Shape, Share
 
 SCHEMA_VERSION = 1
 RECORD = "results.json"
@@ -86,8 +86,8 @@ class AttackRecord(Found):
 
     __pydantic_config__: ClassVar = CHECKED
 
-    perturbation: str
-    """File of the perturbation, relative to the record."""
+    perturbation: FileName
+    """File of the perturbation, beside the record."""
 
     @classmethod
     def of(cls, found: Found, file: str) -> AttackRecord:
