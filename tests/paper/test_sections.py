@@ -284,3 +284,19 @@ def test_pulses_that_were_shared_out_have_a_section_of_their_own(study, tmp_path
     frame = results_frame([tmp_path / "study"])
     assert not frame[frame.reference_settings.str.contains('"share"')].as_trained.any()
     assert not any("share" in scale for scale in made["fig8a"].rows.scale)
+
+
+def test_a_line_over_pulses_is_of_one_attack_and_one_mapping(study, tmp_path):
+    trained = tmp_path / "trained"
+    shutil.copytree(study / "vanilla" / "thg0.03-seed0", trained)
+    record = Record.load(trained)
+    for pulses in (3.0, 10.0):
+        for number, (attack, bits) in enumerate([("ensemble", None), ("flwc", None), ("flwc", 2)]):
+            mapping = {"pair": False, "device_bits": bits, "cut_off": False}
+            config = {**record.config, "pulses": pulses, "share": "same", "mapping": mapping}
+            found = [dataclasses.replace(record.attacks[0], attack=attack, thg=0.03, accuracy=0.5 - number / 10)]
+            again = {"kind": "evaluate", "source_run": "../..", "attacks": found, "config": config}
+            add(trained / "evaluations" / f"{number}-{pulses}", record, **again)
+    drawn = sections(trained)["swim"].figures["swim"].axes
+    lines = [line.lines[0].get_ydata().tolist() for axes in drawn for line in axes.containers]
+    assert sorted(lines) == [pytest.approx([y, y]) for y in (30, 40, 50)]

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from worstcase.evaluation.record import visible
 from worstcase.paper.beside import beside_paper, rows_beside
-from worstcase.report.rows import CLEAN
+from worstcase.report.rows import CLEAN, cut
 from worstcase.report.section import Section
 
 WAYS = {
@@ -62,16 +63,16 @@ def _shares_out(settings: Mapping[str, Any]) -> bool:
 
 
 def _over_pulses(rows: pd.DataFrame) -> Figure:
-    """A panel for each network and method, a line for each way, error bars over seeds."""
-    panels = list(rows.groupby(["network", "method"], sort=False))
+    """A panel for each network, method, attack and scale, a line for each way, error bars over seeds."""
+    panels = list(rows.groupby(["network", "method", "attack", "scale"], sort=False))
     figure = Figure(figsize=(6.4, 0.8 + 3.2 * len(panels)), layout="constrained")
     drawn = figure.subplots(len(panels), squeeze=False)[:, 0]
-    for axes, ((network, method), own) in zip(drawn, panels, strict=True):
+    for axes, (names, own) in zip(drawn, panels, strict=True):
         for way, line in own.groupby("shared out", sort=False):
             mean, deviation = 100 * line["mean"], 100 * line.deviation.fillna(0)
             style = {"color": COLOURS[way], "marker": ".", "capsize": 3}
             axes.errorbar(line.pulses.astype(float), mean, deviation, label=way, **style)
-        axes.set_title(f"{network}, {method}", fontsize="medium", parse_math=False)
+        axes.set_title(cut(visible(", ".join(filter(None, names))), 80), fontsize="medium", parse_math=False)
         axes.set_xlabel("programming pulses a weight, on average")
         axes.set_ylabel("lowest accuracy found (%)")
         axes.grid(alpha=0.3)
