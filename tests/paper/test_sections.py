@@ -300,3 +300,14 @@ def test_a_line_over_pulses_is_of_one_attack_and_one_mapping(study, tmp_path):
     drawn = sections(trained)["swim"].figures["swim"].axes
     lines = [line.lines[0].get_ydata().tolist() for axes in drawn for line in axes.containers]
     assert sorted(lines) == [pytest.approx([y, y]) for y in (30, 40, 50)]
+
+
+def test_times_of_a_gpu_and_a_cpu_are_not_averaged(study, tmp_path):
+    record = Record.load(study / "vanilla" / "thg0.03-seed0")
+    for seed, (device, seconds) in enumerate([("cpu", 60.0), ("cpu", 120.0), ("H100", 6.0)]):
+        found = [dataclasses.replace(one, seconds=seconds) for one in record.attacks]
+        add(tmp_path / str(seed), record, seed=seed, device=device, attacks=found)
+    for name in ("table1", "table4"):
+        rows = sections(tmp_path)[name].rows.query("unit == 'min'")
+        times = dict(zip(rows.what, rows["mean"], strict=True))
+        assert times["time (lwc, cpu)"] == pytest.approx(1.5) and times["time (lwc, H100)"] == pytest.approx(0.1)

@@ -177,6 +177,9 @@ def _table1(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _minutes(found: pd.DataFrame, table: dict[str, dict[str, float]]) -> pd.DataFrame:
+    """Times on each device, which are not averaged with those on others."""
     timed = found.assign(minutes=found.seconds / 60, paper=published(found, table))
-    timed["what"] = "time (" + timed.attack + ")"
+    devices = timed.device.fillna("unknown device")
+    several = devices.groupby([timed.of, timed.attack]).transform("nunique") > 1
+    timed["what"] = "time (" + timed.attack + (", " + devices).where(several, "") + ")"
     return rows_beside(timed, ["network", "what"], value="minutes", unit="min")
