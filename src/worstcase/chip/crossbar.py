@@ -377,7 +377,7 @@ class Crossbar(nn.Module):
             loader: batches (inputs, labels).
 
         Raises:
-            ValueError: the data ran no layer, or not all of them, or an output is not finite.
+            ValueError: there are no batches, or no layer's output is a number.
 
         Example:
             >>> crossbar = Crossbar(nn.Linear(2, 1), thg=0.1, activation_bits=4)
@@ -394,10 +394,8 @@ class Crossbar(nn.Module):
             for batch in loader:
                 self(of_each(lambda t: t.to(device), inputs_and_labels(batch)[0]))
             self.outputs.eval()
-        if not self.outputs.ranges.isfinite().all():
-            raise ValueError(
-                "calibrate: no finite range for each layer's output; give batches that run all layers"
-            )
+        if self.outputs.ranges.isnan().all():
+            raise ValueError("calibrate: there were no batches, or no output was a number")
 
     def max_relative_perturbation(self, perturbation: Perturbation) -> float:
         """The largest absolute deviation in units of its full scale, computed in float64.
