@@ -283,6 +283,7 @@ PER_DEVICE = ["attack@test_attack=monte_carlo", "test_attack.weight_bits=4", "te
         (["+trainer.limit_val_batches=3"], "trainer.limit_val_batches=3: attacks see all images"),
         (["+trainer.overfit_batches=1"], "trainer.overfit_batches=1: attacks see all images; for fewer say data"),
         (["+trainer.overfit_batches=0.5"], "trainer.overfit_batches=0.5: attacks see all images"),
+        (["+trainer.strategy=ddp_fork"], "trainer.strategy=ddp_fork: results stay in the processes"),
         (["share=swim"], "share=swim: needs pulses=NUMBER"),
         (["+trainer.check_val_every_n_epoch=x"], "trainer.check_val_every_n_epoch=x: must be at most"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run: leaves no checkpoint"),
@@ -313,11 +314,6 @@ def test_what_limits_nothing_is_fine():
         (["method.monitor=foo"], "method.monitor=foo: must be val/accuracy or val/attacked_accuracy"),
         (["method.monitor=train/loss"], "method.monitor=train/loss: must be val/accuracy or val/att"),
         (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
-        (["+trainer.max_steps=1"], "trainer.max_steps=1: raise it; an epoch, validated at its end, has 3 steps"),
-        (
-            ["+trainer.strategy=ddp_fork"],
-            "trainer.strategy=ddp_fork: results stay in the processes",
-        ),
         (
             ["suite=single", "attack@test_attack=ensemble", "test_attack.budget=2"],
             "budget=2: the first member needs",
@@ -338,6 +334,13 @@ def test_a_training_that_ends_before_it_validates_says_so(tmp_path):
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith("error: training ended before its first validation")
     assert "trainer.max_steps" in error and "trainer.val_check_interval" in error
+
+
+def test_too_few_steps_for_a_validation_are_refused_before_the_first(tmp_path):
+    done = run("src.train", *SMALL, "+trainer.max_steps=1", f"hydra.run.dir={tmp_path}", fails=True)
+    error = done.stderr.strip().splitlines()[-1]
+    assert error == "error: trainer.max_steps=1: raise it; the first validation is after 3"
+    assert "epoch 1" not in done.stderr and not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_training_that_stopped_early_and_was_killed_while_it_was_tested_is_not_trained_on(tmp_path):

@@ -297,6 +297,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         value = trainer.get(key)
         if value is not None and (value != whole or (whole and isinstance(value, int))):
             raise ConfigError(f"trainer.{key}={value}: attacks see all images; for fewer say dataset.limit=NUMBER")
+    if (strategy := str(trainer.get("strategy"))).endswith(("fork", "spawn", "notebook")):
+        raise ConfigError(f"trainer.strategy={strategy}: results stay in the processes that it starts; take ddp")
     every = trainer.get("check_val_every_n_epoch")
     if every is not None and not (_is_number(every) and 1 <= every <= epochs):
         raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -66,7 +65,6 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     callbacks, at_test = _callbacks(cfg, method, datamodule)
     at_test.folder = folder
     _check_batches(datamodule, cfg["trainer"])
-    _check_validation(datamodule, cfg["trainer"])
 
     terminal = bool(sys.stderr and sys.stderr.isatty())
     files: dict[str, Any] = {"dirpath": folder / CHECKPOINT.parent, "enable_version_counter": False}
@@ -88,9 +86,8 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
     ended = None
     if unfinished:
         resume.go_on_with_metrics(loggers, unfinished)
-        if ended := resume.Trained.load(
-            folder, cfg
-        ):  # what stopped it, such as early stopping, may not do so again
+        # what stopped it, such as early stopping, may not do so again
+        if ended := resume.Trained.load(folder, cfg):
             trainer.fit_loop.max_epochs = ended.epochs
     for logger in loggers:
         logger.log_hyperparams(cfg)
@@ -216,26 +213,6 @@ def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
     share = trainer.get("limit_train_batches")
     if isinstance(share, float) and int(share * len(datamodule.train_dataloader())) < 1:
         raise ValueError(f"trainer.limit_train_batches={share}: leaves no batch; raise it")
-
-
-def _check_validation(datamodule: Any, trainer: dict[str, Any]) -> None:
-    """Check that the training is going to be validated, in this process.
-
-    Raises:
-        ValueError: it is not.
-    """
-    strategy = str(trainer.get("strategy"))
-    if strategy.endswith(("fork", "spawn", "notebook")):
-        raise ValueError(f"trainer.strategy={strategy}: results stay in the processes that it starts; take ddp")
-    if hasattr(loader := datamodule.val_dataloader(), "__len__") and len(loader) == 0:
-        raise ValueError("the validation data are empty: one epoch is kept by its accuracy there")
-    steps, train = trainer.get("max_steps", -1), datamodule.train_dataloader()
-    if steps > 0 and hasattr(train, "__len__") and trainer.get("val_check_interval") is None:
-        an_epoch = math.ceil(len(train) / trainer.get("accumulate_grad_batches", 1))
-        if steps < an_epoch and trainer.get("limit_train_batches") is None:
-            raise ValueError(
-                f"trainer.max_steps={steps}: raise it; an epoch, validated at its end, has {an_epoch} steps"
-            )
 
 
 def _quieten() -> None:

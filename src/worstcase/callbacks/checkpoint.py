@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -15,6 +17,18 @@ class MovableCheckpoint(ModelCheckpoint):
     Lightning stores absolute paths. In another folder it forgets how good the best checkpoint was, and a worse
     one would replace it.
     """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse, before the first step, a training that no validation would tell how good it is."""
+        super().on_train_start(trainer, pl_module)
+        batches = trainer.val_check_batch
+        if self.monitor is None or not isinstance(batches, int):
+            return
+        if trainer.val_dataloaders is not None and not sum(trainer.num_val_batches):
+            raise ValueError("the validation data are empty: one epoch is kept by its accuracy there")
+        steps, first = trainer.max_steps, math.ceil(batches / trainer.accumulate_grad_batches)
+        if 0 < steps < first:
+            raise ValueError(f"trainer.max_steps={steps}: raise it; the first validation is after {first}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.dirpath is not None
