@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from worstcase.chip.tolerance import NAME
 from worstcase.evaluation.record import EVALUATIONS, RECORD, WEIGHTS, Record, finished_runs, weights_of
 from worstcase.evaluation.settings import BESIDE_TEST_DATA, is_of_own_code
+from worstcase.whole_file import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +84,7 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
         ValueError: the run was not attacked by the ensemble, its network or data are the user's own, a file of it
             is a symbolic link, or a chip cannot be read.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from worstcase.runs import load_run
 
@@ -106,7 +107,7 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     with TemporaryDirectory(dir=zoo) as beside:  # a network is there whole, or not at all
         whole = Path(beside, name)
         whole.mkdir()
-        save_file(weights, whole / WEIGHTS)
+        write_whole(whole / WEIGHTS, save(weights))
         for place, one in records.items():
             _check_files(one, place, run)
             _publish_record(one, place, whole / place.relative_to(run))

@@ -253,6 +253,7 @@ def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
     for found, saved in zip(result.attacks, record.attacks, strict=True):
         perturbation = load_file(tmp_path / "new" / "folder" / saved.perturbation)
         assert all(torch.equal(found.perturbation[name], d) for name, d in perturbation.items())
+    assert len({file.stat().st_mode for file in (tmp_path / "new" / "folder").iterdir()}) == 1, "all may read all"
     shutil.rmtree(tmp_path / "new")
 
 

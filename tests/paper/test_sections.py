@@ -171,6 +171,11 @@ def test_fig7_is_made_from_evaluations_with_one_number_of_steps_each(study, tmp_
         add(trained / "evaluations" / str(steps), record, kind="evaluate", source_run="../..", attacks=found)
     (axes,) = sections(tmp_path)["fig7"].figures["fig7"].axes
     assert {text.get_text() for text in axes.texts} == {"1", "2", "5"}
+    on_gpu = [dataclasses.replace(record.attacks[-1], seconds=0.5, parameters={"steps": 5})]
+    options = {"kind": "evaluate", "source_run": "../..", "attacks": on_gpu, "device": "H100"}
+    add(trained / "evaluations" / "gpu", record, **options)
+    times = sections(tmp_path)["fig7"].rows.query("unit == 's'").set_index("quantity")["mean"]
+    assert times.filter(like=",").to_dict() == {"time, H100": 0.5, f"time, {record.device}": 5}
 
 
 def test_two_trainings_of_one_seed_count_as_one(study, tmp_path):

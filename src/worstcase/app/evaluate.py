@@ -23,6 +23,7 @@ from worstcase.app.pulses import shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
 from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
+from worstcase.whole_file import write_whole
 
 if TYPE_CHECKING:
     from worstcase.attacks import Attack
@@ -82,7 +83,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
 
 def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> dict[str, Any]:
     """Leave the order in which to program the chip's weights again in the folder, and tell how many it takes."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     import worstcase
     from worstcase.evaluation.measured import read_chip
@@ -97,7 +98,7 @@ def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> di
         seed=cfg["seed"],
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: rank.cpu().contiguous() for name, rank in found.rank.items()}, folder / RANKS)
+    write_whole(folder / RANKS, save({name: rank.cpu().contiguous() for name, rank in found.rank.items()}))
     return {"to_keep": cfg["reprogram"], "accuracy": found.accuracy, "weights": found.weights, "file": RANKS}
 
 

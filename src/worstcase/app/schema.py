@@ -300,8 +300,11 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     if (strategy := str(trainer.get("strategy"))).endswith(("fork", "spawn", "notebook")):
         raise ConfigError(f"trainer.strategy={strategy}: results stay in the processes that it starts; take ddp")
     every = trainer.get("check_val_every_n_epoch")
-    if every is not None and not (_is_number(every) and 1 <= every <= epochs):
-        raise ConfigError(f"trainer.check_val_every_n_epoch={every}: must be at most trainer.max_epochs={epochs}")
+    if every is not None and not (_is_whole(every, 1) and epochs % every == 0):
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch={every}: must divide trainer.max_epochs={epochs}, so that the last "
+            "epoch is validated and may be kept"
+        )
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -18,6 +18,7 @@ from worstcase.app.job import run_job
 from worstcase.app.pulses import programming
 from worstcase.app.start import start
 from worstcase.evaluation.record import Record, write_json
+from worstcase.whole_file import write_whole
 
 ANSWER = "tolerance.json"
 BROKEN = "broken_chip.safetensors"
@@ -42,7 +43,7 @@ def main() -> None:
 
 def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     """Search as the settings say, and leave the answer beside the record, perturbations and figures."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     import worstcase
     from worstcase.evaluation.evaluation import Evaluation
@@ -74,7 +75,8 @@ def tolerance(cfg: dict[str, Any], folder: Path) -> Record:
     answer = found.plain()
     folder.mkdir(parents=True, exist_ok=True)
     if found.broken_chip is not None:
-        save_file({name: d.cpu().contiguous() for name, d in found.broken_chip.items()}, folder / BROKEN)
+        broken = {name: d.cpu().contiguous() for name, d in found.broken_chip.items()}
+        write_whole(folder / BROKEN, save(broken))
     if by_weight := found.shared.get("weight"):
         worstcase.save_tolerances(folder / BY_WEIGHT, by_weight.thg)
     write_json(folder / ANSWER, answer)

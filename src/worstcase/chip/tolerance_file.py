@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from worstcase.digests import DIGITS
+from worstcase.whole_file import write_whole
 
 SEPARATOR = "\n"
 """Of the names in the metadata."""
@@ -94,7 +95,7 @@ def save_tolerances(file: str | Path, tolerances: Mapping[str, float | Tensor]) 
         raise FileNotFoundError(f"there is no folder {file.parent} for {file.name}")
     tensors = {name: _tensor(one).cpu().contiguous().clone() for name, one in tolerances.items()}
     _check(file, tensors)
-    save_file(tensors, file, metadata={"order": SEPARATOR.join(tolerances)})
+    write_whole(file, save(tensors, metadata={"order": SEPARATOR.join(tolerances)}))
 
 
 def described(tolerances: Mapping[str, float | Tensor], file: str) -> dict[str, Any]:

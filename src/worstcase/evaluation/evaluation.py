@@ -20,6 +20,7 @@ from worstcase.chip.tolerance import NAME, has_weights, plain
 from worstcase.evaluation.measured import Chip
 from worstcase.evaluation.record import FILES, RECORD, AttackRecord, Record
 from worstcase.evaluation.record_parts import outside, standing
+from worstcase.whole_file import write_whole
 
 PERTURBATION = "perturbation.safetensors"
 WORST_CHIP = "worst_chip.safetensors"
@@ -185,7 +186,7 @@ class Evaluation:
             folder: made if it is not there.
             record: of this evaluation; None: as `record` makes it.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from worstcase.chip.tolerance_file import save_tolerances
         from worstcase.evaluation.figures import evaluation_figures
@@ -203,10 +204,10 @@ class Evaluation:
             if has_weights(tolerances := self.crossbar.tolerance):
                 save_tolerances(folder / NAME, tolerances)  # type: ignore[arg-type]
         for found, file in zip(self.attacks, self._files(), strict=True):
-            save_file({key: d.contiguous() for key, d in found.perturbation.items()}, folder / file)
+            write_whole(folder / file, save({key: d.contiguous() for key, d in found.perturbation.items()}))
         (folder / WORST_CHIP).unlink(missing_ok=True)
         try:
-            save_file(self.worst_chip(), folder / WORST_CHIP)
+            write_whole(folder / WORST_CHIP, save(self.worst_chip()))
         except ValueError as error:
             log.info("no %s: %s", WORST_CHIP, error)
         try:

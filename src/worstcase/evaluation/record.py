@@ -31,6 +31,7 @@ from worstcase.evaluation.record_parts import (
     contradiction,
 )
 from worstcase.found import CHECKED, Count, FileName, Found, Name, Number, Positive, Seed, Shape, Share
+from worstcase.whole_file import write_whole
 
 SCHEMA_VERSION = 1
 RECORD = "results.json"
@@ -293,19 +294,8 @@ def _first_of(error: Exception) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically: to a temporary file, fsync, rename. A crash leaves no half-written file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w") as file:
-            json.dump(content, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:  # for a full disk, it does not name the file
-        raise type(error)(error.errno, error.strerror, str(path)) from None
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write JSON as a file that is whole; NaN and infinity are refused."""
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:

@@ -93,7 +93,9 @@ def fig7(results: pd.DataFrame) -> Section | None:
     labels = ["network", "steps", "quantity"]
     rows = [
         rows_beside(shown.assign(quantity="accuracy"), labels),
-        rows_beside(shown.assign(quantity="time"), labels, value="seconds", unit="s"),
+        rows_beside(
+            shown.assign(quantity="time" + _device(shown, ["of", "steps"])), labels, value="seconds", unit="s"
+        ),
     ]
     caption = "What F-LWC finds at th_g 0.03, and its time, for different numbers of steps of size bound / steps."
     figure = _time_against_accuracy(found)
@@ -177,9 +179,12 @@ def _table1(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _minutes(found: pd.DataFrame, table: dict[str, dict[str, float]]) -> pd.DataFrame:
-    """Times on each device, which are not averaged with those on others."""
     timed = found.assign(minutes=found.seconds / 60, paper=published(found, table))
-    devices = timed.device.fillna("unknown device")
-    several = devices.groupby([timed.of, timed.attack]).transform("nunique") > 1
-    timed["what"] = "time (" + timed.attack + (", " + devices).where(several, "") + ")"
+    timed["what"] = "time (" + timed.attack + _device(timed, ["of", "attack"]) + ")"
     return rows_beside(timed, ["network", "what"], value="minutes", unit="min")
+
+
+def _device(timed: pd.DataFrame, same: list[str]) -> pd.Series:
+    """What computed, to be said of a time where devices differ, whose times are not averaged."""
+    devices = ", " + timed.device.fillna("unknown device")
+    return devices.where(devices.groupby([timed[name] for name in same]).transform("nunique") > 1, "")
