@@ -62,7 +62,10 @@ def main():
         train = [sys.executable, "-m", "src.train", "-m", "method=trice", *settings, f"method.sigma={sigmas}"]
         subprocess.run([*train, f"hydra.sweep.dir={folder}"], check=True)
         found = {}
-        for path, record in finished_runs([folder]):
+        finished = list(finished_runs([folder]))
+        if len(finished) != 3:
+            sys.exit(f"{folder} holds {len(finished)} trainings, not the 3 of this search; choose another folder")
+        for path, record in finished:
             run = load_run(path)
             loader = list(run.datamodule.val_dataloader())
             score = kpp(

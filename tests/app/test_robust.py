@@ -319,6 +319,10 @@ def test_what_limits_nothing_is_fine():
             "budget=2: the first member needs",
         ),
         ([*PER_DEVICE, "thg=rram_milo2021"], "device_bits=2: only where thg are numbers"),
+        (
+            ["+callbacks.swa={_target_:lightning.pytorch.callbacks.StochasticWeightAveraging,swa_lrs:0.01}"],
+            "StochasticWeightAveraging averages after the last validation",
+        ),
         (["model.weight_bits=1024"], "weight_bits=1024: must be a whole number from 1 to 16"),
     ],
 )

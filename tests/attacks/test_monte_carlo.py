@@ -10,7 +10,7 @@ import torch
 from commands import forked
 from torch import nn
 
-from worstcase import Crossbar
+from worstcase import Crossbar, DeviceMapping
 from worstcase.attacks import MonteCarlo
 from worstcase.attacks.instances import FILE
 
@@ -127,6 +127,14 @@ def test_devices_make_a_weight_vary_less():
         for devices in ({}, {"weight_bits": 4, "device_bits": 2})
     ]
     assert deviation[1] / deviation[0] == pytest.approx(math.sqrt(1 + 16) / 5, rel=0.1)
+
+
+def test_the_devices_of_the_mapping_are_drawn(small_net, small_batches):
+    mapped = Crossbar(small_net, 0.5, weight_bits=4, mapping=DeviceMapping(device_bits=2))
+    said = sample(Crossbar(small_net, 0.5, weight_bits=4), small_batches, weight_bits=4, device_bits=2)
+    assert sample(mapped, small_batches).distribution["accuracies"] == said.distribution["accuracies"]
+    with pytest.raises(ValueError, match="device_bits=1: only where .* here the mapping tells the devices"):
+        sample(mapped, small_batches, weight_bits=4, device_bits=1)
 
 
 def test_instances_share_a_pass_over_the_data(small_net, small_batches):

@@ -66,7 +66,15 @@ def test_tiny_imagenet_with_an_unknown_class_or_no_images_is_refused(tiny):
         ):
             TinyImageNetDataModule(data_dir=str(tiny)).setup()
     table.write_text("")
-    with pytest.raises(ValueError, match="the test data of TinyImageNetDataModule has no samples"):
+    with pytest.raises(
+        ValueError, match="val_annotations.txt has no image of the class n01; unpack the archive ag"
+    ):
+        TinyImageNetDataModule(data_dir=str(tiny)).setup()
+
+
+def test_a_half_unpacked_tiny_imagenet_is_refused(tiny):
+    shutil.rmtree(tiny / "tiny-imagenet-200" / "train" / "n02")
+    with pytest.raises(ValueError, match="train has no image of the class n02; unpack the archive again"):
         TinyImageNetDataModule(data_dir=str(tiny)).setup()
 
 
@@ -146,6 +154,16 @@ def test_a_table_of_labels_replaces_the_test_folders(tmp_path):
     table.write_text("name,label\n0.png,0\n")
     with pytest.raises(ValueError, match="needs columns file and label"):
         pets(tmp_path).setup()
+
+
+@pytest.mark.parametrize("names", [range(11), range(1, 3), ["00", "02"]])
+def test_folders_of_numbers_that_are_not_the_labels_of_the_table_are_refused(tmp_path, names):
+    write_image(tmp_path / "pets" / "images" / "0.png", 0, size=20)
+    (tmp_path / "pets" / "labels.csv").write_text("file,label\n0.png,1\n")
+    for name in names:
+        write_image(tmp_path / "pets" / "train" / str(name) / "0.png", 0, size=20)
+    with pytest.raises(ValueError, match="they are not the labels of labels.csv; name them"):
+        pets(tmp_path, num_classes=len(names)).setup()
 
 
 def test_missing_folders_or_a_wrong_number_of_classes_are_refused(folders, tmp_path):

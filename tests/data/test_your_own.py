@@ -97,6 +97,10 @@ class Harmful:
             {"train_inputs": "other", "train_labels": "y", "test_inputs": "x", "test_labels": "y"},
             "not .* as those for",
         ),
+        (
+            {"train_inputs": "floats", "train_labels": "y", "test_inputs": "x", "test_labels": "y"},
+            "inputs of different types, and uint8 alone become 0..1: floats in train, uint8 in test",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, content, message):
@@ -107,6 +111,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, content, message):
         "short": y[1:],
         "high": y + 1,
         "nan": x * np.nan,
+        "floats": x.astype(np.float32),
         "one": np.array(1.0),
         "other": x[:, :1],
     }

@@ -1,5 +1,6 @@
 """Training steps against their algorithms computed by hand."""
 
+import copy
 from functools import partial
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_methods import QUIET, fitted
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC
@@ -287,6 +288,41 @@ def test_a_box_that_grows_needs_the_length_of_the_training(method, options, trai
         ValueError, match=r"length of the training is not known.* max_steps, or .* limit_train_batches"
     ):
         L.Trainer(**({"max_epochs": 1} | trainer), **QUIET).fit(module, DataLoader(Stream(), batch_size=None))
+
+
+def test_a_box_that_grows_needs_one_accumulation(small_net, small_batches):
+    options = {"max_epochs": 2, "callbacks": [L.pytorch.callbacks.GradientAccumulationScheduler({1: 4})]}
+    batches = DataLoader(small_batches, batch_size=None)
+    L.Trainer(**options, **QUIET).fit(Vanilla(Crossbar(small_net, 0.05), num_classes=3), batches)
+    with pytest.raises(ValueError, match="length of the training is not known.* one accumulate_grad_batches"):
+        L.Trainer(**options, **QUIET).fit(PGDAT(Crossbar(small_net, 0.05), num_classes=3), batches)
+
+
+class Drawn(Dataset):
+    """Inputs that a worker draws."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.rand(1, 6, 6), index % 3
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_resumed_training_sees_what_workers_would_have_drawn(persistent, small_net, tmp_path):
+    def trained(epochs, checkpoint=None):
+        L.seed_everything(0, verbose=False)
+        data = DataLoader(Drawn(), batch_size=4, num_workers=1, persistent_workers=persistent)
+        trainer = L.Trainer(max_epochs=epochs, **QUIET)
+        module = Vanilla(Crossbar(copy.deepcopy(small_net), 0.05), num_classes=3)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return module.state_dict()
+
+    whole = trained(3)
+    trained(2)
+    resumed = trained(3, tmp_path / "last.ckpt")
+    assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
 
 
 @pytest.mark.parametrize(

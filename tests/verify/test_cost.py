@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from worstcase import Crossbar, DeviceMapping
 from worstcase.chip.write_verify import device_weights, perturbation_bound, write_verify
 from worstcase.verify.cost import Programming
+from worstcase.verify.sharing import mean_pulses
 
 
 @pytest.mark.parametrize(("weight_bits", "device_bits"), [(4, 2), (8, 4), (4, 4)])
@@ -30,6 +32,18 @@ def test_time_and_energy_by_hand():
     assert programming.seconds(1000) == pytest.approx(1000 * 4e-6 / 8)
     assert programming.joules(1000) == pytest.approx(2e-9)
     assert Programming().seconds(1000) is None and Programming().joules(1000) is None
+
+
+def test_the_bits_are_the_crossbars():
+    net = torch.nn.Linear(3, 2)
+    eight = Crossbar(net, 0.1, weight_bits=8, mapping=DeviceMapping(device_bits=1))
+    assert Programming.of(Crossbar(net, 0.1)) == Programming()
+    assert Programming.of(Crossbar(net, 0.1, weight_bits=8)).devices == 4
+    assert Programming.of(eight).devices == 8 and mean_pulses({"weight": 1.0}, eight, Programming.of(eight)) == 8
+    with pytest.raises(
+        ValueError, match=r"has 8 bits a weight and 2 a device, but .* 8 and its mapping's devices 1"
+    ):
+        Programming.of(eight, Programming(weight_bits=8))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,12 @@ def programming(cfg: Mapping[str, Any], crossbar: Crossbar) -> Programming:
     """How weights are programmed, by conf/programming.yaml."""
     from worstcase.verify.cost import Programming
 
-    said = {**cfg["programming"]}
-    return Programming(**{**said, "weight_bits": said["weight_bits"] or crossbar.weight_bits or 4})
+    said = cfg["programming"]
+    bits = {
+        "weight_bits": said["weight_bits"] or crossbar.weight_bits or Programming.weight_bits,
+        "device_bits": crossbar.mapping.device_bits or said["device_bits"],
+    }
+    return Programming.of(crossbar, Programming(**{**said, **bits}))
 
 
 def check_pulses(cfg: Mapping[str, Any], crossbar: Crossbar) -> None:

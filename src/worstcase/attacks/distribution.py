@@ -50,7 +50,7 @@ def kth_percentile(accuracies: Sequence[float], percent: float) -> dict[str, Any
 
     Returns:
         ``percent``, ``accuracy``, ``low``, ``high``; an end is None where so few samples cannot bound it. A lower
-        end takes 3.69 / p samples for a small share p: 367 for 1 %, 3,688 for 0.1 %.
+        end takes 3.69 / p samples for a small share p: 368 for 1 %, 3,688 for 0.1 %.
 
     Example:
         >>> kth_percentile([i / 100 for i in range(101)], 50)

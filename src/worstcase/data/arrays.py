@@ -24,7 +24,7 @@ class ArraysDataModule(FileDataModule):
 
     Inputs are as the network takes them, images (N, channels, height, width). Of uint8 they become 0..1; floats
     become float32; other whole numbers stay, such as tokens. Labels are (N,), or of any shape that
-    `worstcase.task` knows; of (N, 1) they become (N,).
+    `worstcase.task` knows; of (N, 1) they become (N,). Inputs of all parts are of one of these types.
 
     Args:
         file: .npz, .pt or .pth.
@@ -53,6 +53,10 @@ class ArraysDataModule(FileDataModule):
             parts["test"] = content["inputs"], content["labels"]
         if "test" not in parts:
             raise ValueError(f"{file} has {', '.join(content) or 'nothing'}; it needs test_inputs and test_labels")
+        kinds = {part: _kind(x) for part, (x, _) in parts.items()}
+        if len(set(kinds.values())) > 1:
+            said = ", ".join(f"{kind} in {part}" for part, kind in kinds.items())
+            raise ValueError(f"{file} has inputs of different types, and uint8 alone become 0..1: {said}")
         return {part: (_inputs(x), _labels(y)) for part, (x, y) in parts.items()}
 
 
@@ -71,6 +75,12 @@ def _arrays(file: Path) -> dict[str, Tensor]:
     if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
         raise ValueError(f"cannot read the arrays of {file}: it must hold a dict of tensors")
     return {str(name): tensor for name, tensor in held.items()}
+
+
+def _kind(inputs: Tensor) -> str:
+    if inputs.is_floating_point():
+        return "floats"
+    return "uint8" if inputs.dtype == torch.uint8 else "whole numbers"
 
 
 def _inputs(inputs: Tensor) -> Tensor:

@@ -39,8 +39,9 @@ class ImageFolderDataModule(ImageDataModule):
     ``folder/train/CLASS/*`` holds the training data; it may be missing if nothing is trained. The test split is
     ``folder/test/CLASS/*``, and ``folder/val/CLASS/*`` is for validation; without the former, as for ImageNet, val
     is the test split. Without these, it is the images in ``folder/images`` that ``folder/labels.csv`` lists, with
-    columns ``file`` and ``label`` (0, 1, ...). The order of the test images mixes the classes and is the same for
-    every seed. Up to 2 GiB of test images stay in memory as tensors.
+    columns ``file`` and ``label`` (0, 1, ...). Labels count the class folders in the order of their names. The
+    order of the test images mixes the classes and is the same for every seed. Up to 2 GiB of test images stay in
+    memory as tensors.
 
     A file is an image of any common format, or NumPy's .npy of shape (H, W) or (H, W, channels). Whole numbers of
     8 or 16 bits become 0..1, and floats stay as they are.
@@ -101,7 +102,7 @@ class ImageFolderDataModule(ImageDataModule):
         place = self._test_place()
         is_table = place.suffix == ".csv"
         parts = [self.folder / "train"] if is_table else [place, self.folder / "train", self.folder / "val"]
-        self._check_classes([part for part in dict.fromkeys(parts) if part.is_dir()])
+        self._check_classes([part for part in dict.fromkeys(parts) if part.is_dir()], is_table)
         read = partial(read_image, channels=self.channels)
         self._test: Listed | DatasetFolder = (
             Listed(place, self._for_test, self.num_classes, read)
@@ -109,9 +110,15 @@ class ImageFolderDataModule(ImageDataModule):
             else _in_folders(place, self._for_test, read)
         )
 
-    def _check_classes(self, folders: list[Path]) -> None:
+    def _check_classes(self, folders: list[Path], is_table: bool) -> None:
         """Check number and names of the class folders, which define the labels, without reading any image."""
         names = [{entry.name for entry in folder.iterdir() if entry.is_dir()} for folder in folders]
+        for folder, found in zip(folders, names, strict=True) if is_table else ():
+            if all(map(str.isdecimal, found)) and [int(name) for name in sorted(found)] != [*range(len(found))]:
+                raise ValueError(
+                    f"{folder}: labels count its folders in the order of their names as text, so they are not the "
+                    f"labels of labels.csv; name them {'0' * len(str(len(found) - 1))} to {len(found) - 1}"
+                )
         for folder, found in zip(folders, names, strict=True):
             check_classes(self.num_classes, len(found), folder)
         for folder, found in zip(folders[1:], names[1:], strict=True):

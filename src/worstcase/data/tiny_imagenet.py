@@ -56,6 +56,10 @@ class TinyImageNetDataModule(InMemoryDataModule):
                     f"{table} has a line {line!r} whose class is not in wnids.txt; unpack the archive again"
                 )
             test.append((self.folder / "val" / "images" / name, index[wnid]))
+        for place, found in ((self.folder / "train", train), (table, test)):
+            if missing := {*index.values()} - {label for _, label in found}:
+                wnid = classes[min(missing)]
+                raise ValueError(f"{place} has no image of the class {wnid}; unpack the archive again")
         return _read(train), _read(test)
 
     def augment(self, images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
@@ -160,14 +161,16 @@ class Method(L.LightningModule):
         It grows evenly from 0, or by so many powers of ten, each of which takes the same time.
         """
         grown = self.grown(ramp)
-        return self.crossbar.box.scaled(factor * (grown if decades is None else 10 ** (decades * (grown - 1))))
+        if decades is not None and not self._warms_up:
+            grown = 10 ** (decades * (grown - 1))
+        return self.crossbar.box.scaled(factor * grown)
 
     def grown(self, ramp: float) -> float:
         """What grows from 0, after the warm-up, to 1 at the share `ramp` of the training."""
         begins = self.warm_up or 0.0
         if begins == ramp == 0:
             return 1.0
-        if self._done < begins:
+        if self._warms_up:
             return 0.0
         return min(1.0, (self._done - begins) / (ramp - begins)) if ramp > begins else 1.0
 
@@ -181,13 +184,13 @@ class Method(L.LightningModule):
         if not 0 <= self._steps < math.inf:
             raise ValueError(
                 "the length of the training is not known, and ramp and warm_up are shares of it: set the "
-                "trainer's max_steps, or its max_epochs and limit_train_batches"
+                "trainer's max_steps, or its max_epochs and limit_train_batches, and one accumulate_grad_batches"
             )
         return self.global_step / self._steps if self._steps else 1.0
 
     @property
-    def _norms_are_held(self) -> bool:
-        return self.warm_up is not None and self._done >= self.warm_up
+    def _warms_up(self) -> bool:
+        return self.warm_up is not None and self._done < self.warm_up
 
     def in_weight_units(self, sigma: float | None) -> dict[str, Tensor]:
         """A standard deviation in units of the full scale as one in weight units; None: that of the devices."""
@@ -208,6 +211,9 @@ class Method(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._steps = float(self.trainer.estimated_stepping_batches)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1:
+                self._steps = math.inf  # Lightning counts by its first factor
         if self.current_epoch:
             self._seed_this_epoch()
             self._shuffle_as_in_this_epoch()
@@ -222,27 +228,36 @@ class Method(L.LightningModule):
             self._seed_this_epoch()
 
     def _seed_this_epoch(self) -> None:
-        """What a loader of yours draws, such as its order, is the same in a resumed run."""
+        """What a loader of yours draws, such as its order and augmentation, is the same in a resumed run."""
         self._epoch_seeded = self.current_epoch
         seed = derived_seed(self.seed, self.current_epoch, "data")
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
+        for loader in self._train_loaders:
+            if getattr(loader, "persistent_workers", False):
+                loader._iterator = None  # its workers would draw on; the next ones are seeded
 
     def _shuffle_as_in_this_epoch(self) -> None:
         """Lightning begins a resumed run's batches before it tells their sampler which epoch it is."""
-        loop = self.trainer.fit_loop
-        assert loop._combined_loader is not None and loop._data_fetcher is not None
-        for loader in loop._combined_loader.flattened:
+        for loader in self._train_loaders:
             _set_sampler_epoch(loader, self.current_epoch)
-        iter(loop._data_fetcher)
+        fetcher = self.trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        iter(fetcher)
+
+    @property
+    def _train_loaders(self) -> list[Any]:
+        combined = self.trainer.fit_loop._combined_loader
+        assert combined is not None
+        return combined.flattened
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, labels = inputs_and_labels(batch)
         place = (self.seed, self.current_epoch, batch_idx)
         self.draws = seeded(*place, device=self.device)
         torch.manual_seed(derived_seed(*place, "process", self.global_rank))  # for dropout
-        if self._norms_are_held:
+        if self.warm_up is not None and not self._warms_up:
             for module in self.crossbar.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()

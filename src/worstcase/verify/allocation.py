@@ -28,8 +28,8 @@ def allocated(
 
     Args:
         sensitivity: of each weight, by array: how fast the damage grows with its bound, 0 or more and not all 0.
-        pulses: a weight, on average over all weights; more than it has devices. Where bounds of 1 take more than
-            that, all bounds are 1.
+        pulses: a weight, on average over all weights; more than it has devices. No bound is wider than 1, nor than
+            3 sigma of a device: where these take more, they are all as wide.
         programming: of the devices; None: those of the paper's example.
 
     Returns:

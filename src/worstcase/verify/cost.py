@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from worstcase.checks import number
+from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.write_verify import device_weights
 
 
@@ -45,6 +46,35 @@ class Programming:
                 number(name, value, low=0)
         number("read_seconds", self.read_seconds, low=0)
         number("parallel", self.parallel, low=1)
+
+    @classmethod
+    def of(cls, crossbar: Crossbar, said: Programming | None = None) -> Programming:
+        """That of a network's weights, with its own bits; where it has none, with those of the paper's example.
+
+        Args:
+            crossbar: the network.
+            said: what it should be; None: the paper's example but for the bits.
+
+        Raises:
+            ValueError: the bits do not divide, or what was said has others than the crossbar's mapping.
+
+        Example:
+            >>> from worstcase import Crossbar, DeviceMapping
+            >>> net = torch.nn.Linear(2, 1)
+            >>> Programming.of(Crossbar(net, 0.1, weight_bits=8, mapping=DeviceMapping(device_bits=1))).devices
+            8
+        """
+        mapped = crossbar.mapping.device_bits
+        if said is None:
+            return cls(weight_bits=crossbar.weight_bits or cls.weight_bits, device_bits=mapped or cls.device_bits)
+        if not isinstance(said, Programming):
+            raise ValueError(f"programming={said!r}: must be a Programming, or None")
+        if mapped is not None and (said.weight_bits, said.device_bits) != (crossbar.weight_bits, mapped):
+            raise ValueError(
+                f"programming: has {said.weight_bits} bits a weight and {said.device_bits} a device, but the "
+                f"crossbar's weights have {crossbar.weight_bits} and its mapping's devices {mapped}"
+            )
+        return said
 
     @property
     def devices(self) -> int:

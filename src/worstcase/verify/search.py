@@ -144,7 +144,7 @@ def tolerance(
         attack: breaks it; None: the ensemble.
         certificate: proves a th_g that keeps it: ``interval`` or ``linear``, see `worstcase.certificate.certify`;
             or None.
-        programming: what a th_g costs; None: that of the paper's example.
+        programming: what a th_g costs; None: see `Programming.of`.
         precision: the relative width to which each end is found, above 0.
         where: also share out pulses among arrays and among weights, see `worstcase.verify.sharing.cheapest`.
         training: the batches by which they are shared out; None: the reference set.
@@ -172,9 +172,7 @@ def tolerance(
     number("precision", precision, above=0)
     if certificate not in (None, "interval", "linear"):
         raise ValueError(f"certificate={certificate!r}: must be 'interval', 'linear', or None")
-    programming = Programming() if programming is None else programming
-    if not isinstance(programming, Programming):
-        raise ValueError(f"programming={programming!r}: must be a Programming, or None")
+    programming = Programming.of(crossbar, programming)
     clean = accuracy_of(crossbar, loader)
     if clean < accuracy:
         raise ValueError(f"accuracy={accuracy:g}: the network as programmed has {clean:.4g}; ask for that at most")

@@ -60,7 +60,7 @@ class Sharing:
         crossbar: the network.
         loader: batches whose gradients count, best of the training data.
         by: a key of `WAYS`.
-        programming: of the devices; None: those of the paper's example.
+        programming: of the devices; None: see `Programming.of`.
 
     Raises:
         ValueError: there is no such way, or weights are held so that pulses cannot be counted.
@@ -73,7 +73,7 @@ class Sharing:
             raise ValueError(f"by={by!r}: must be one of {', '.join(WAYS)}")
         check_countable(crossbar)
         self.crossbar, self.loader, self.by = crossbar, loader, by
-        self.programming = programming or Programming()
+        self.programming = Programming.of(crossbar, programming)
         self._total = _normalised(WAYS[by](crossbar, loader))
 
     def tolerances(self, pulses: float) -> Tolerances:
@@ -140,7 +140,7 @@ def tightened(
         training: batches whose gradients count; None: those of the reference set.
         attack: that is learnt from; None: the first round of the ensemble.
         rounds: attacks that are learnt from, 0 or more.
-        programming: of the devices; None: those of the paper's example.
+        programming: of the devices; None: see `Programming.of`.
         seed: of what the attacks draw.
         progress: see `worstcase.evaluate`.
 
