@@ -133,7 +133,7 @@ def test_the_devices_of_the_mapping_are_drawn(small_net, small_batches):
     mapped = Crossbar(small_net, 0.5, weight_bits=4, mapping=DeviceMapping(device_bits=2))
     said = sample(Crossbar(small_net, 0.5, weight_bits=4), small_batches, weight_bits=4, device_bits=2)
     assert sample(mapped, small_batches).distribution["accuracies"] == said.distribution["accuracies"]
-    with pytest.raises(ValueError, match="device_bits=1: only where .* here the mapping tells the devices"):
+    with pytest.raises(ValueError, match=r"device_bits=1: only where .* here the mapping tells the devices"):
         sample(mapped, small_batches, weight_bits=4, device_bits=1)
 
 

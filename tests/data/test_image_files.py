@@ -67,7 +67,7 @@ def test_tiny_imagenet_with_an_unknown_class_or_no_images_is_refused(tiny):
             TinyImageNetDataModule(data_dir=str(tiny)).setup()
     table.write_text("")
     with pytest.raises(
-        ValueError, match="val_annotations.txt has no image of the class n01; unpack the archive ag"
+        ValueError, match=r"val_annotations.txt has no image of the class n01; unpack the archive ag"
     ):
         TinyImageNetDataModule(data_dir=str(tiny)).setup()
 
@@ -162,7 +162,7 @@ def test_folders_of_numbers_that_are_not_the_labels_of_the_table_are_refused(tmp
     (tmp_path / "pets" / "labels.csv").write_text("file,label\n0.png,1\n")
     for name in names:
         write_image(tmp_path / "pets" / "train" / str(name) / "0.png", 0, size=20)
-    with pytest.raises(ValueError, match="they are not the labels of labels.csv; name them"):
+    with pytest.raises(ValueError, match=r"they are not the labels of labels.csv; name them"):
         pets(tmp_path, num_classes=len(names)).setup()
 
 

@@ -270,6 +270,12 @@ def test_the_training_box_grows_and_then_stays(decades, shares, small_net, small
     assert seen == pytest.approx(shares, rel=1e-5)
 
 
+def test_in_the_warm_up_the_box_is_0_also_by_powers_of_ten(small_net):
+    method = RandomErrors(Crossbar(small_net, 0.05), num_classes=3, warm_up=0.3)
+    method._steps, method._trainer = 10.0, L.Trainer(**QUIET)  # 10 steps, none of them done
+    assert not method.training_box(1.0, 0.6, decades=2).high["0.weight"].any()
+
+
 class Stream(IterableDataset):
     """Two batches without a length."""
 
@@ -294,7 +300,7 @@ def test_a_box_that_grows_needs_one_accumulation(small_net, small_batches):
     options = {"max_epochs": 2, "callbacks": [L.pytorch.callbacks.GradientAccumulationScheduler({1: 4})]}
     batches = DataLoader(small_batches, batch_size=None)
     L.Trainer(**options, **QUIET).fit(Vanilla(Crossbar(small_net, 0.05), num_classes=3), batches)
-    with pytest.raises(ValueError, match="length of the training is not known.* one accumulate_grad_batches"):
+    with pytest.raises(ValueError, match=r"length of the training is not known.* one accumulate_grad_batches"):
         L.Trainer(**options, **QUIET).fit(PGDAT(Crossbar(small_net, 0.05), num_classes=3), batches)
 
 
