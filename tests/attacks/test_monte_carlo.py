@@ -235,6 +235,18 @@ def test_instances_of_something_else_are_refused(small_net, small_batches, tmp_p
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_other_data_with_the_same_mask_are_not_taken_over(tmp_path):
+    net, labels = nn.Linear(6, 3), torch.arange(40) % 3
+    with torch.no_grad():
+        net.weight[:, 3:] = 0
+    first, second = (torch.randn(40, 6) for _ in range(2))
+    first[:, 3:] = second[:, 3:] = torch.finfo(torch.float32).min
+    second[:, :3] = first[:, :3] + 1e-3
+    sample(Crossbar(net, 1e-9), [(first, labels)], tmp_path, instances=2)
+    with pytest.raises(ValueError, match="holds other instances: data is"):
+        sample(Crossbar(net, 1e-9), [(second, labels)], tmp_path, instances=2)
+
+
 def test_a_file_of_an_earlier_version_goes_on(small_net, small_batches, tmp_path):
     whole = sample(Crossbar(small_net, 0.1), small_batches, tmp_path / "new", instances=4)
     text = (tmp_path / "new" / FILE).read_text().splitlines(keepends=True)

@@ -186,11 +186,16 @@ def test_a_network_that_does_not_repeat_itself_is_refused():
 
 
 class Augmented(torch.utils.data.Dataset):
+    def __init__(self, *mask):
+        self.mask = torch.tensor(mask)
+
     def __len__(self):
         return 64
 
     def __getitem__(self, i):
-        return torch.full((8,), float(i)).mul(torch.rand(())), i % 3
+        x = torch.full((8,), float(i)).mul(torch.rand(()))
+        x[: len(self.mask)] = self.mask
+        return x, i % 3
 
 
 def whole():
@@ -200,7 +205,11 @@ def whole():
 @pytest.mark.parametrize("attack", [attacks.FLWC(), attacks.Ensemble(), attacks.MonteCarlo(instances=2)])
 def test_a_reference_set_that_changes_is_refused(attack):
     crossbar = Crossbar(nn.Linear(8, 3), 0.05)
-    for loader in (DataLoader(Augmented(), 32), DataLoader(whole(), 28, shuffle=True, drop_last=True)):
+    for loader in (
+        DataLoader(Augmented(), 32),
+        DataLoader(Augmented(torch.finfo(torch.float32).min, 1e9), 32),
+        DataLoader(whole(), 28, shuffle=True, drop_last=True),
+    ):
         with pytest.raises(ValueError, match="the reference set changes from pass to pass"):
             attack(crossbar, loader, progress=False)
     attack(crossbar, DataLoader(whole(), 28, shuffle=True), progress=False)  # only in another order

@@ -1,0 +1,76 @@
+"""The digest of the reference set: of each sample, and of nothing else."""
+
+import pytest
+import torch
+
+from worstcase.attacks.reference_set import ReferenceSet
+
+LABELS = torch.arange(12) % 3
+LARGEST = torch.finfo(torch.float32).max
+
+
+def digest_of(inputs, labels=LABELS, order=slice(None), size=5):
+    def part(t):
+        return t[order].split(size)
+
+    if isinstance(inputs, dict):
+        columns = zip(*map(part, inputs.values()), strict=True)
+        batches = [dict(zip(inputs, column, strict=True)) for column in columns]
+    else:
+        batches = part(inputs)
+    reference = ReferenceSet(list(zip(batches, part(labels), strict=True)))
+    for _ in reference:
+        pass
+    return reference.digest
+
+
+def numbers(shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        numbers((12, 3, 4)),
+        numbers((12, 3, 4)).transpose(1, 2),
+        numbers((1, 4)).expand(12, 4),
+        numbers(12).bfloat16(),
+        numbers((12, 5)).half(),
+        numbers((12, 5)).double(),
+        numbers((12, 5)) > 0,
+        numbers((12, 5)).mul(100).byte(),
+        torch.complex(numbers((12, 5)), numbers((12, 5))).conj(),
+        {"id": torch.arange(12) + 1_700_000_000_000_000_000, "x": numbers((12, 5))},
+        torch.zeros(12, 0),
+    ],
+    ids=lambda inputs: f"{inputs.dtype} {inputs.stride()}" if isinstance(inputs, torch.Tensor) else "dict",
+)
+def test_it_is_the_same_in_any_order_and_batches(inputs):
+    found = digest_of(inputs)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    assert found == digest_of(inputs, order=order, size=12) == digest_of(inputs, order=order, size=1)
+    assert found != digest_of(inputs, labels=LABELS + 1)
+    assert found != digest_of(inputs, order=order[:-1])
+
+
+@pytest.mark.parametrize("constant", [-LARGEST, 1e9, 1.7e18, torch.inf, torch.nan, 0.0])
+@pytest.mark.parametrize("beside", [True, False])
+def test_no_number_hides_another(constant, beside):
+    x, constant = numbers((12, 5)), torch.full((12, 2), constant)
+
+    def inputs(x):
+        return {"mask": constant, "x": x} if beside else torch.cat([constant, x], 1)
+
+    other = x.clone()
+    other[7, 3] = other[7, 3].nextafter(torch.tensor(9.0))
+    assert digest_of(inputs(x)) != digest_of(inputs(other))
+
+
+def test_sparse_inputs_are_the_same_as_dense_ones():
+    x = numbers((12, 5)).relu()
+    found = []
+    for inputs in (x, x.to_sparse()):
+        reference = ReferenceSet([(inputs, LABELS)])
+        assert len(list(reference)) == 1
+        found.append(reference.digest)
+    assert found[0] == found[1]
