@@ -91,15 +91,28 @@ MIXING = [
 
 
 @pytest.mark.parametrize("mixing", MIXING)
-def test_answers_that_depend_on_the_other_samples_are_scored_in_whole_batches_and_not_proven(mixing):
+@pytest.mark.parametrize("alike", [0, 2, 3])  # in a batch of their own: nothing shows there
+def test_answers_that_depend_on_the_other_samples_are_scored_in_whole_batches_and_not_proven(mixing, alike):
     torch.manual_seed(0)
     net = nn.Sequential(mixing(), nn.ReLU(), nn.Linear(30, 5))
     x = torch.randn(500, 20) * torch.linspace(0.1, 3, 500)[:, None]
-    crossbar, batches = Crossbar(net, 1e-9), [(x, own_labels(net, x))]
+    first = [x[:1].expand(alike, -1).clone()] if alike else []
+    crossbar, batches = Crossbar(net, 1e-9), [(part, own_labels(net, part)) for part in (*first, x)]
     found = attacks.MonteCarlo(instances=8)(crossbar, batches, progress=False)
     assert found.distribution["accuracies"] == [1.0] * 8
     with pytest.raises(Unsupported):
         certify(crossbar, batches)
+
+
+@pytest.mark.parametrize("sizes", [[500], [1, 499]])
+def test_the_first_samples_do_not_hide_what_the_others_do(sizes):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 30), Centred(), nn.ReLU(), nn.Linear(30, 5))
+    x = torch.randn(500, 20) * torch.linspace(0.1, 3, 500)[:, None]
+    x[1] = x[0]
+    batches = [(part, own_labels(net, part)) for part in x.split(sizes)]
+    found = attacks.MonteCarlo(instances=8)(Crossbar(net, 1e-9), batches, progress=False)
+    assert found.distribution["accuracies"] == [1.0] * 8
 
 
 def test_a_network_that_takes_no_sample_alone_gets_whole_batches():

@@ -14,7 +14,6 @@ from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported, margins_of
 from worstcase.chip.crossbar import Crossbar, evaluating
-from worstcase.chip.manners import same_alone
 from worstcase.seeds import seeded
 from worstcase.task import Loader, check
 
@@ -80,7 +79,7 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         raise ValueError(f"method={method!r}: must be {' or '.join(METHODS)}")
     started = time.perf_counter()
     certified = []
-    bounds, looked_at_two = None, False
+    bounds = None
     generator = seeded("a corner")
     with evaluating(crossbar):
         for images, labels in on_its_device(crossbar, loader):
@@ -92,16 +91,12 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
                 bounds.compare(images, outputs)
                 # which tells how wide the network is, and how many classes it has
                 classes = bounds.margins(images[:1], torch.zeros_like(labels[:1], dtype=torch.long)).shape[1]
-                if crossbar.depends_on_the_batch:
-                    raise Unsupported("answers that depend on the other samples of a batch, or may")
             check(images.new_zeros(len(labels), classes), labels)
-            if not looked_at_two and len(pair := _two_that_differ(images)) == 2:
-                looked_at_two = True
-                if not same_alone(crossbar, pair, crossbar(pair), list(crossbar.parameters())):
-                    raise Unsupported("answers that depend on the other samples of a batch")
+            led = margins_of(crossbar(images, crossbar.box.sample("vertex", generator)), labels.long())
+            if crossbar.depends_on_the_batch:
+                raise Unsupported("answers that depend on the other samples of a batch, or may")
             parts = torch.arange(len(labels), device=labels.device).split(bounds.at_once)
             least = torch.cat([bounds.margins(images[part], labels[part].long()) for part in parts])
-            led = margins_of(crossbar(images, crossbar.box.sample("vertex", generator)), labels.long())
             if bool((~(led >= least) & ~least.isnan()).any()):
                 raise Unsupported(f"{type(crossbar.net).__name__}, of which a corner of the box breaks the bounds")
             certified.append((least > 0).all(1).cpu())
@@ -113,12 +108,6 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         certified=torch.cat(certified),
         seconds=time.perf_counter() - started,
     )
-
-
-def _two_that_differ(images: Tensor) -> Tensor:
-    """The first image and the first that is another; the first alone where there is none."""
-    others = torch.nonzero((images != images[:1]).flatten(1).any(1))
-    return images[torch.cat([others.new_zeros(1), others[:1, 0]])]
 
 
 def largest_thg(

@@ -27,7 +27,7 @@ from worstcase.chip.deviation import deviate
 from worstcase.chip.devices import Devices
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.kinds import check_kind
-from worstcase.chip.manners import Manners, look
+from worstcase.chip.manners import Manners, look, two_that_differ
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.memory_layout import MemoryLayout
 from worstcase.chip.modes import evaluating as evaluating
@@ -48,7 +48,8 @@ class Crossbar(nn.Module):
     multiplies with, after any sign, norm, mask or quantisation that the layer itself applies to its parameter.
 
     The network is used as it is; its parameters, buffers and training mode are never written to. With its first
-    batch it is looked at, in eval mode: whether it multiplies with its arrays, and whether it repeats itself.
+    batch it is looked at, in eval mode: whether it multiplies with its arrays, and whether it repeats itself; once
+    more with the first batch in which two samples differ, where they do not in that one.
 
     Args:
         net: any network; batch norm, shared and frozen weights and other layers are fine.
@@ -192,7 +193,7 @@ class Crossbar(nn.Module):
 
     @property
     def depends_on_the_batch(self) -> bool:
-        """Whether an answer depends on the other samples of its batch; False before the first batch."""
+        """Whether an answer depends on the other samples of its batch; False before two samples differed."""
         return self._manners is not None and self._manners.depends_on_the_batch
 
     @property
@@ -339,7 +340,7 @@ class Crossbar(nn.Module):
             [3, 2]
         """
         inputs = self.laid_out(inputs)
-        if self._manners is None:
+        if self._manners is None or not (self._manners.saw_two or two_that_differ(inputs) is None):
             with evaluating(self.net):
                 self._manners = look(self.net, inputs, self._arrays, self._tensors_used())
         tensors = self.stand_ins(weights)

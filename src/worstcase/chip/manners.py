@@ -33,6 +33,8 @@ class Manners:
     """Parameters and buffers that it may write to in eval mode: a chip must not leave them to the next."""
     depends_on_the_batch: bool
     """A sample's answer depends on the others, or may: it has none alone, or a pass moves a buffer."""
+    saw_two: bool
+    """There were two samples that differ; else it may depend on them all the same."""
     ends_in_a_sigmoid: bool
     """Its outputs are probabilities of one class each."""
     also_multiplied: tuple[str, ...]
@@ -50,8 +52,9 @@ def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed
     with torch.inference_mode(False), torch.enable_grad():
         inputs = of_each(Tensor.clone, inputs)
         programmed = {name: t.detach().clone() for name, t in programmed.items()}
+        two = two_that_differ(inputs)
         try:
-            return _look(net, taken(inputs, slice(2)), arrays, programmed)
+            return _look(net, taken(inputs, slice(2) if two is None else two), arrays, programmed)
         except ValueError:
             raise
         except Exception:  # a network may need them all
@@ -98,7 +101,8 @@ def _look(
         writes=(*written, *_buffers_in_use(net)),
         depends_on_the_batch=moved
         or any(map(_uses_the_batch, net.modules()))
-        or not same_alone(again, inputs, second, list(tensors.values())),
+        or not _same_alone(again, inputs, second, list(tensors.values())),
+        saw_two=two_that_differ(inputs) is not None,
         ends_in_a_sigmoid=ends_in_a_sigmoid(first),
         also_multiplied=tuple(name for name in used.others if leaves[name].ndim > 1),
     )
@@ -162,7 +166,17 @@ def _uses_the_batch(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
-def same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, tensors: list[Tensor]) -> bool:
+def two_that_differ(inputs: Inputs) -> Tensor | None:
+    """The places of the first sample and of the first that is another, if there is one."""
+    samples = samples_in(inputs)
+    if samples < 2:
+        return None
+    of_samples = [t for t in tensors_in(inputs) if t.ndim and len(t) == samples]
+    differ = torch.stack([(t != t[:1]).reshape(samples, -1).any(1) for t in of_samples]).any(0)
+    return torch.stack([differ.new_zeros((), dtype=torch.long), differ.int().argmax()]) if differ.any() else None
+
+
+def _same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, tensors: list[Tensor]) -> bool:
     """Whether the first and the last sample of a batch get the same answers alone, up to rounding.
 
     Both, as a recurrent layer that takes samples for times goes from one to the other.
