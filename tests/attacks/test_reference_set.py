@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worstcase.attacks.reference_set import ReferenceSet
+from worstcase.attacks.reference_set import ReferenceSet, mixed
 
 LABELS = torch.arange(12) % 3
 LARGEST = torch.finfo(torch.float32).max
@@ -64,3 +64,13 @@ def test_no_number_hides_another(constant, beside):
     other = x.clone()
     other[7, 3] = other[7, 3].nextafter(torch.tensor(9.0))
     assert digest_of(inputs(x)) != digest_of(inputs(other))
+
+
+def test_mixed_numbers_are_those_of_splitmix64():
+    """The first three of its public test vector, whose state moves by the golden ratio."""
+    found = mixed(torch.arange(1, 4) * (0x9E3779B97F4A7C15 - 2**64))
+    assert [f"{x % 2**64:016x}" for x in found.tolist()] == [
+        "e220a8397b1dcdaf",
+        "6e789e6aa1b965f4",
+        "06c45d188009454f",
+    ]

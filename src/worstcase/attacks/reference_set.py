@@ -76,6 +76,6 @@ def _words(t: Tensor) -> Tensor:
 
 def mixed(whole: Tensor) -> Tensor:
     """Pseudo-random int64 of int64, each of another; 0 of 0 (the end of SplitMix64, by Steele et al., 2014)."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        whole = (whole ^ (whole >> shift)) * (factor - 2**64)
-    return whole ^ (whole >> 31)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 2**64 + 1)):
+        whole = (whole ^ (whole >> shift & 2 ** (64 - shift) - 1)) * (factor - 2**64)
+    return whole
