@@ -4,16 +4,33 @@ from torch import nn
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, Ensemble
+from worstcase.attacks.half import Half
 from worstcase.attacks.passes import accuracy
-from worstcase.evaluation.heldout import Half, attack_one_half
+from worstcase.evaluation.heldout import attack_one_half
 
 
-def test_the_halves_are_disjoint_and_together_the_whole():
-    batches = [(torch.arange(5), torch.arange(5)), (torch.tensor([5]), torch.tensor([5]))]
-    first, second = ([x for images, _ in Half(batches, i) for x in images.tolist()] for i in (0, 1))
-    assert sorted(first + second) == list(range(6)) and not set(first) & set(second)
-    one_by_one = [(torch.tensor([i]), torch.tensor([i])) for i in range(4)]
-    assert [images.tolist() for images, _ in Half(one_by_one, 1)] == [[1], [3]]
+def numbers_in(half):
+    return [x for images, _ in half for x in images.tolist()]
+
+
+@pytest.mark.parametrize("samples", [1, 2, 6, 401])
+def test_the_halves_are_disjoint_and_together_the_whole(samples):
+    whole = torch.arange(samples)
+    halves = [
+        [numbers_in(Half([(x, x) for x in whole.split(size)], which)) for which in (0, 1)]
+        for size in (samples, 5, 1, 1)
+    ]
+    assert all(found == halves[0] for found in halves)
+    first, second = halves[0]
+    assert sorted(first + second) == whole.tolist() and abs(len(first) - len(second)) <= 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 10, 16])
+def test_classes_that_alternate_are_in_both_halves(classes):
+    labels = torch.arange(1000) % classes
+    for which in (0, 1):
+        ((_, found),) = Half([(labels, labels)], which)
+        assert (found.bincount(minlength=classes) / 500 - 1 / classes).abs().max() < 0.3 / classes
 
 
 def test_the_held_out_half_is_not_attacked():
@@ -21,7 +38,8 @@ def test_the_held_out_half_is_not_attacked():
     net = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
-    images = torch.eye(2).repeat(10, 1)  # even samples see the first column of W, odd ones the second
+    whole = torch.arange(20)
+    images = torch.eye(2)[torch.isin(whole, torch.tensor(numbers_in(Half([(whole, whole)], 0)))).long()]
     batches = [(images, torch.zeros(20, dtype=torch.long))]
     assert attack_one_half(FLWC(), Crossbar(net, 0.6), batches, progress=False) == (0.0, 1.0)
 

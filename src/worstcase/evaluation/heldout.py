@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
 from worstcase.attacks.base import Attack
+from worstcase.attacks.half import Half
 from worstcase.attacks.passes import accuracy
 from worstcase.chip.crossbar import Crossbar
-from worstcase.task import Inputs, Loader, inputs_and_labels, taken
+from worstcase.task import Loader
 
 
 def attack_one_half(
@@ -21,7 +18,7 @@ def attack_one_half(
     progress: bool = True,
     search_dtype: str | None = None,
 ) -> tuple[float, float]:
-    """Attack every second sample of a reference set (in fixed order), and score the chip found on the others.
+    """Attack one half of the samples of a reference set (in fixed order), and score the chip found on the other.
 
     Returns:
         The accuracies 0..1 on the attacked half and on the held-out one.
@@ -37,19 +34,3 @@ def attack_one_half(
     """
     found = attack(crossbar, Half(loader, 0), seed=seed, progress=progress, search_dtype=search_dtype)
     return found.accuracy, accuracy(crossbar, Half(loader, 1), found.perturbation)
-
-
-class Half:
-    """Every second sample, starting with the first (0) or the second (1)."""
-
-    def __init__(self, loader: Loader, first: int) -> None:
-        self.loader, self.first = loader, first
-
-    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
-        seen = 0
-        for batch in self.loader:
-            inputs, labels = inputs_and_labels(batch)
-            first = (self.first - seen) % 2
-            seen += len(labels)
-            if len(labels) > first:
-                yield taken(inputs, slice(first, None, 2)), labels[first::2]
