@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from worstcase import Crossbar, evaluate
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, mini_batches
 from worstcase.attacks.ensemble import FINISHES, FIRST, INTO_ONE_CLASS, MEMBERS, TWO_CLASSES, Start, _Team
+from worstcase.attacks.half import Half
 from worstcase.attacks.passes import accuracy
 from worstcase.attacks.search import Search
 from worstcase.chip.box import Box
@@ -296,13 +297,14 @@ def test_an_attack_whose_steps_see_few_classes_says_so(attack, in_order, small_n
     assert told == (in_order and not isinstance(attack, PGD))
 
 
-def test_workers_that_persist_serve_the_mini_batches_too(small_net, monkeypatch):
+@pytest.mark.parametrize("part", [lambda whole: whole, lambda whole: Half(whole, 0)])
+def test_workers_that_persist_serve_the_mini_batches_too(part, small_net, monkeypatch):
     monkeypatch.setattr(mini_batches, "BUFFER", 16 * 36 * 4)
     images, labels = torch.randn(64, 1, 6, 6), torch.arange(64) % 3
     data = TensorDataset(images, labels)
     crossbar, attack = Crossbar(small_net, 0.1), Ensemble(budget=20)
     plain, persistent = (
-        attack(crossbar, DataLoader(data, 8, **workers), progress=False)
+        attack(crossbar, part(DataLoader(data, 8, **workers)), progress=False)
         for workers in ({}, {"num_workers": 1, "persistent_workers": True})
     )
     assert plain.history == persistent.history

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.gradient import gradient
+from worstcase.attacks.half import Half
 from worstcase.attacks.passes import on_its_device
 from worstcase.attacks.reference_set import ReferenceSet
 from worstcase.attacks.sorted_data import Pairs, by_class
@@ -72,12 +73,8 @@ class Search:
         return on_its_device(self.crossbar, self._reference)
 
     def batches_beside_passes(self) -> Iterator[tuple[Inputs, Tensor]]:
-        """The same while other passes are made: workers that persist would serve only one of the two."""
-        loader: Any = self.loader
-        if getattr(loader, "persistent_workers", False):
-            loader = copy.copy(loader)
-            loader._iterator = None
-        return on_its_device(self.crossbar, loader)
+        """The same while other passes are made."""
+        return on_its_device(self.crossbar, _of_its_own_workers(self.loader))
 
     def gradient(self, objective: Objective, perturbation: Perturbation, batches: Loader) -> dict[str, Tensor]:
         """The gradient in the perturbation of the objective's sum over some mini-batches."""
@@ -255,3 +252,13 @@ class Search:
     @property
     def seconds(self) -> float:
         return self._earlier + time.perf_counter() - self._started
+
+
+def _of_its_own_workers(loader: Any) -> Loader:
+    """A copy where workers persist: they would serve only one of two passes at a time."""
+    if isinstance(loader, Half):
+        return Half(_of_its_own_workers(loader.loader), loader.which)
+    if getattr(loader, "persistent_workers", False):
+        loader = copy.copy(loader)
+        loader._iterator = None
+    return loader
