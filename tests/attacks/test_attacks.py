@@ -9,6 +9,7 @@ from torch import nn
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
+from worstcase.attacks.passes import accuracy as accuracy_of
 
 ATTACKS = {
     "flwc": FLWC(),
@@ -144,6 +145,19 @@ def test_started_from_the_worst_of_a_smaller_bound_it_is_never_above_it(attack, 
         start = found.perturbation
         accuracies.append(found.accuracy)
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[-1] < accuracies[0]
+
+
+@every_attack
+def test_a_start_of_more_digits_is_scored_as_it_is_kept(attack):
+    net = nn.Linear(1, 2, bias=False).bfloat16()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0], [1.0078125]]))
+    crossbar, batches = Crossbar(net, 0.05), [(torch.ones(1, 1).bfloat16(), torch.tensor([1]))]
+    start = {"weight": torch.tensor([[0.0078124], [0.0]])}
+    found = attack(crossbar, batches, start=start, progress=False)
+    scored = [entry["accuracy"] for entry in found.history if entry.get("start")]
+    assert scored == [accuracy_of(crossbar, batches, {"weight": start["weight"].bfloat16()})]
+    assert found.accuracy == accuracy_of(crossbar, batches, found.perturbation)
 
 
 @every_attack

@@ -76,3 +76,18 @@ def test_adam_gets_gradients_that_lie_in_memory_as_the_weights_do():
     update({"w": gradient}, 0.01)
     assert seen == [update.perturbation["w"].stride()] != [gradient.stride()]
     assert torch.equal(update.perturbation["w"].sign(), -gradient.sign())
+
+
+@pytest.mark.parametrize("options", [{}, {"magnitude": "rms"}, {"project": "end", "trials": 3}])
+def test_lwc_in_float16_finds_what_it_finds_in_float32(options):
+    found = []
+    for of in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        net, x = nn.Linear(20, 4, bias=False).to(of), (1000 * torch.randn(500, 20)).to(of)
+        batches = list(zip(x.split(100), net(x).argmax(1).split(100), strict=True))
+        found.append(LWC(epochs=3, **options)(Crossbar(net, 0.1), batches, progress=False))
+    many, few = found
+    assert few.perturbation["weight"].dtype == torch.float16
+    assert abs(few.accuracy - many.accuracy) < 0.03
+    same = few.perturbation["weight"].sign() == many.perturbation["weight"].sign()
+    assert same.double().mean() > 0.8

@@ -94,7 +94,7 @@ class Attack(ABC):
                 attack minimises.
             box: the part of the crossbar's box to search, see `Box.restricted_to`; None: all of it.
             start: a perturbation in the box, on any device, that is scored first, such as the worst of a smaller
-                th_g: the result is never above its accuracy.
+                th_g: the result is never above its accuracy. It is rounded to the weights' dtype.
             seed: of what the attack draws.
             folder: where an attack that can be resumed keeps its state.
             progress: a bar on a terminal, a line now and then elsewhere.
@@ -126,7 +126,7 @@ class Attack(ABC):
             )
             if start is not None:
                 run.check_start(start)
-                run.score({name: d.to(run.device) for name, d in start.items()}, start=True)
+                run.score(start, start=True)
             reported = None
             if self.can_move(run):
                 reported = self.search(run)

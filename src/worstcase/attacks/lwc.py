@@ -113,6 +113,7 @@ class LWC(Attack):
         gradient = run.gradient(self._objective, perturbation, [batch])
         of_magnitude = _gradient(_MAGNITUDES[self.magnitude], perturbation, run.box)
         for name, g in gradient.items():
+            gradient[name] = g = g.to(perturbation[name].dtype)
             g.mul_(c / len(batch[1])).add_(of_magnitude.pop(name))
             if run.box.half_width[name].ndim:
                 g *= run.box.half_width[name] > 0

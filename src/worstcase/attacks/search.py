@@ -82,10 +82,11 @@ class Search:
         if self._search_dtype is not None:
             lower = torch.autocast(self.device.type, getattr(torch, self._search_dtype))
         with lower:
-            return self._gradient(objective, perturbation, batches, self._of_steps)[0]
+            return self._gradient(objective, self._as_kept(perturbation), batches, self._of_steps)[0]
 
     def full_gradient(self, objective: Objective, perturbation: Perturbation) -> dict[str, Tensor]:
         """The same over the whole reference set; its forward pass scores the perturbation too."""
+        perturbation = self._as_kept(perturbation)
         total, correct = self._gradient(objective, perturbation, self.batches())
         self._keep(perturbation, correct / self.decisions, {})
         return total
@@ -102,6 +103,7 @@ class Search:
         given: int | Tensor = 0  # how often each answer was
         wanted: int | Tensor = 0  # how often each label was
         one_hot: list[int] = []
+        perturbation = self._as_kept(perturbation)
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
             outputs = self.crossbar(inputs, perturbation)
@@ -202,6 +204,10 @@ class Search:
                 total[name] = total[name].add_(g) if name in total else g
             correct += right
         return total, correct
+
+    def _as_kept(self, perturbation: Perturbation) -> dict[str, Tensor]:
+        """It where the weights are, and in their dtype: what is scored is what is reported."""
+        return {name: d.to(self.worst[name]) for name, d in perturbation.items()}
 
     def _keep(self, perturbation: Perturbation, accuracy: float, context: dict[str, Any]) -> float:
         if not self.box.contains(perturbation):

@@ -36,13 +36,17 @@ class MomentumSignSteps(SignSteps):
 
 
 class FreeAdam:
-    """Adam on the perturbation itself, which may leave its box: LWC's steps in the paper's free form."""
+    """Adam on the perturbation itself, which may leave its box: LWC's steps in the paper's free form.
+
+    The perturbation, its gradient and Adam's state are in float32 at least.
+    """
 
     def __init__(self, box: Box, start: Perturbation) -> None:
         self.box = box
-        self.perturbation = {name: d.clone() for name, d in start.items()}
+        self.perturbation = {name: _wide(d).clone() for name, d in start.items()}
         self.scale = [box.reach[name].amax().item() for name in start]
-        self.shares = {n: end / end.amax() for n in start if (end := box.reach[n]).ndim and end.any()}
+        reach = {name: box.reach[name].to(d.dtype) for name, d in self.perturbation.items()}
+        self.shares = {name: end / end.amax() for name, end in reach.items() if end.ndim and end.any()}
         self.adam = torch.optim.Adam([{"params": [d]} for d in self.perturbation.values()], fused=True)
 
     def __call__(self, gradient: Perturbation, step: float) -> None:
@@ -68,3 +72,7 @@ class ProjectedAdam(FreeAdam):
 def _scaled_to_mean_1(gradient: Tensor) -> Tensor:
     """Divide by the mean absolute value, in place."""
     return gradient.div_(gradient.abs().mean().clamp_min(torch.finfo(gradient.dtype).tiny))
+
+
+def _wide(d: Tensor) -> Tensor:
+    return d.to(torch.promote_types(d.dtype, torch.float32))
