@@ -125,6 +125,12 @@ def test_one_hot_labels_are_told_from_several_labels_a_sample_by_a_whole_pass(la
     refuse_one_hot([check(torch.randn(labels.shape), unknown)])
 
 
+def test_one_positive_pixel_in_each_column_is_no_one_hot_label():
+    masks = torch.zeros(9, 6, 5).long()
+    masks[:, 2] = 1
+    refuse_one_hot([check(torch.randn(9, 1, 6, 5), masks)])
+
+
 @pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3), "n": [1, 3]}, (torch.ones(2, 3), [1, 3])])
 def test_a_list_with_an_entry_for_each_sample_is_refused(batch):
     with pytest.raises(ValueError, match="is a list with an entry for each sample; make it a tensor"):

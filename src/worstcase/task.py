@@ -145,7 +145,8 @@ def check(outputs: Any, labels: Tensor, *, sigmoid: bool = False) -> int:
             raise ValueError(
                 f"with an output for each label, every label must be 0 or 1, but one is {other[0]}; {EXPECTED}"
             )
-        several = labels.ndim > 1 and labels.shape[1] > 1 and bool(((flat == 0) | (flat == 1)).all())
+        several = labels.shape == shape and labels.ndim > 1 and labels.shape[1] > 1
+        several = several and bool(((flat == 0) | (flat == 1)).all())
         for dim in (1, -1) if several else ():
             if bool((labels.sum(dim) == 1).all()):
                 return labels.numel() // labels.shape[dim]

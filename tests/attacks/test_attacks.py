@@ -90,6 +90,14 @@ def test_a_search_in_bfloat16_counts_in_the_networks_own(attack, small_net, smal
 
 
 @every_attack
+def test_inputs_that_were_made_in_inference_mode_are_as_any_others(attack, small_net, small_batches):
+    with torch.inference_mode():
+        batches = [(images.clone(), labels.clone()) for images, labels in small_batches]
+    first, second = (attack(Crossbar(small_net, 0.1), of, progress=False) for of in (small_batches, batches))
+    assert first.history == second.history
+
+
+@every_attack
 def test_without_tolerance_there_is_nothing_to_find(attack, small_net, small_batches):
     found = attack(Crossbar(small_net, 0.0), small_batches, progress=False)
     assert found.accuracy == found.clean_accuracy and found.passes == 1

@@ -85,6 +85,19 @@ def test_weights_are_programmed_again_on_the_devices_that_there_are():
     assert found.weights is not None and found.accuracy >= 0.9
 
 
+def test_weights_without_a_box_are_no_obstacle_in_float16():
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).half()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(2))
+        net[1].weight.copy_(torch.eye(2))
+    crossbar = Crossbar(net, {"0.*": 0.01, "*": 0.0})
+    chip = {"0.weight": torch.tensor([[-0.9, 0.3], [0.2, 0.0]]), "1.weight": torch.zeros(2, 2)}
+    with torch.inference_mode():
+        batches = [(torch.tensor([[1.0, 0.0]]).half(), torch.tensor([0]))]
+    for order in ("deviation", "gain"):
+        assert reprogram(crossbar, batches, chip, 1.0, order=order).weights == 1
+
+
 def test_what_is_wrong_is_said():
     crossbar, data = linear(), [(torch.ones(1, 3), torch.tensor([0]))]
     with pytest.raises(ValueError, match="order='best': must be gain, deviation, random"):

@@ -33,9 +33,14 @@ def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, 
     if isinstance(loader, Iterator):
         raise ValueError("the data can be gone through only once; give a list or a DataLoader")
     device = next(crossbar.parameters()).device
+
+    def there(t: Tensor) -> Tensor:
+        t = t.to(device)
+        return t.clone() if t.is_inference() else t  # no gradient can be computed with one made in inference mode
+
     for batch in loader:
         inputs, labels = inputs_and_labels(batch)
-        yield of_each(lambda t: t.to(device), inputs), labels.to(device)
+        yield of_each(there, inputs), there(labels)
 
 
 @torch.no_grad()

@@ -102,8 +102,7 @@ def reprogram(
     if order == "gain":
         rank = _by_gain(crossbar, loader if training is None else training, d)
     elif order == "deviation":
-        tiny = torch.finfo(torch.float32).tiny
-        rank = _ranks({name: one.abs() / box.reach[name].clamp_min(tiny) for name, one in d.items()})
+        rank = _ranks({name: _in_units_of(box.reach[name], one.abs()) for name, one in d.items()})
     else:
         rank = _ranks({n: torch.rand(one.shape, generator=generator, device=one.device) for n, one in d.items()})
 
@@ -127,6 +126,12 @@ def reprogram(
         else:
             low = middle
     return Reprogramming(before, kept, high, rank)
+
+
+def _in_units_of(reach: Tensor, deviation: Tensor) -> Tensor:
+    """In float32 at least; large where a weight deviates that may not."""
+    wide = torch.promote_types(deviation.dtype, torch.float32)
+    return deviation.to(wide) / reach.to(wide).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _by_gain(crossbar: Crossbar, loader: Loader, chip: Perturbation) -> dict[str, Tensor]:
