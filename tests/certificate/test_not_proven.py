@@ -111,6 +111,31 @@ def test_what_is_changed_in_place_by_an_operator_is_still_used(name: str) -> Non
     refused(Own(forward), f"{name}, which changes in place what is used again")
 
 
+@pytest.mark.parametrize(
+    "same", ["float", "contiguous", "detach", lambda h: F.dropout(h, training=False)], ids=str
+)
+def test_what_may_be_the_same_tensor_is_changed_with_it(same: Any) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        y = getattr(h, same)() if isinstance(same, str) else same(h)
+        y -= 1
+        return net.b(h)
+
+    refused(Own(forward), "isub, which changes in place what is used again")
+
+
+def test_a_copy_may_be_changed_in_place() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = net.a(x)
+        size, y = h.size(1), h.clone()
+        y -= 1
+        return net.b(h + y.view(-1, size))
+
+    torch.manual_seed(0)
+    net, x = Own(forward), torch.randn(20, 4)
+    assert certify(Crossbar(net, 0.001), [(x, net(x).argmax(1))]).certified.any()
+
+
 def test_the_places_of_a_maximum_are_not_proven() -> None:
     class Places(nn.Module):
         def __init__(self) -> None:

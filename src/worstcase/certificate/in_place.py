@@ -7,13 +7,13 @@ from typing import Any
 from torch import fx
 
 from worstcase.certificate.products import Unsupported
-from worstcase.certificate.tables import IN_PLACE, SHAPE_FUNCTIONS, SHAPE_METHODS, SHAPES
+from worstcase.certificate.tables import IN_PLACE, NEW, QUERIES
 
 
 def check_in_place(traced: fx.GraphModule) -> None:
     """Refuse what changes a tensor that is used again: the rules compute nothing in place.
 
-    Views of the tensor and what it is a view of count too.
+    Views of the tensor and what it is a view of count too, and all that may be one, such as `.float()`.
     """
 
     def layer(node: fx.Node) -> Any:
@@ -27,10 +27,10 @@ def check_in_place(traced: fx.GraphModule) -> None:
         )
 
     def is_view(node: fx.Node) -> bool:
-        of_shape = type(layer(node)) in SHAPES or node.target in SHAPE_FUNCTIONS
-        return bool(node.all_input_nodes) and (
-            of_shape or in_place(node) or (node.op == "call_method" and node.target in SHAPE_METHODS)
-        )
+        if node.target in QUERIES or (node.target is getattr and node.args[1] in QUERIES):
+            return False
+        kind = type(layer(node)) if node.op == "call_module" else node.target
+        return bool(node.all_input_nodes) and (kind not in NEW or in_place(node))
 
     place = {node: number for number, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:

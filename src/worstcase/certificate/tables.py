@@ -107,3 +107,16 @@ TRANSPOSED_FUNCTIONS = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose
 IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 IN_PLACE |= {operator.itruediv: operator.truediv}
 IN_PLACE |= {torch.relu_: torch.relu, F.relu_: F.relu}
+
+_COPIES = [*_MAX_POOLS, F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d]
+_COPIES += [F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, nn.Hardtanh, F.hardtanh]
+_COPIES += [nn.ZeroPad2d, F.pad, torch.cat, torch.concat, torch.stack, torch.clone, "clone", nn.Embedding]
+_COPIES += [getattr(torch, n) for n in ("maximum", "minimum", "amax", "amin", "clamp")]
+_COPIES += ["maximum", "minimum", "amax", "amin", "clamp", nn.RNN, nn.LSTM, nn.GRU]
+NEW = {*LINEAR, *TRANSPOSED, *NORMS, *LINEAR_FUNCTIONS, *TRANSPOSED_FUNCTIONS, *_COPIES}
+NEW |= {
+    kind
+    for kind, rule in [*MODULES.items(), *FUNCTIONS.items(), *METHODS.items()]
+    if rule not in (monotone, signless)
+}
+"""What makes a new tensor of any input; all else may give the input itself, or a view of it."""
