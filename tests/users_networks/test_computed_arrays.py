@@ -260,19 +260,39 @@ def test_a_tensor_that_differs_from_pass_to_pass_is_refused():
         lambda x, w: torch.stack([torch.zeros(4).addmv_(w, one) for one in x]),
         lambda x, w: torch.cdist(x, w),
         lambda x, w: F.scaled_dot_product_attention(w[None], x[:, None], x[:, None])[..., 0],
+        lambda x, w: torch.linalg.vecdot(x[:, None], w),
+        lambda x, w: torch.stack([torch.stack([torch.vdot(a, b) for b in w]) for a in x]),
+        lambda x, w: F.pairwise_distance(x[:, None], w),
+        lambda x, w: (x[:, None] * w).sum(-1),
+        lambda x, w: (x[:, None] - w).square().sum(-1),
     ],
 )
 def test_every_product_shows_what_it_multiplies_with(product):
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w = nn.Parameter(torch.randn(4, 12))
-
-        def forward(self, x):
-            return product(x, self.w.sign())
-
     with pytest.raises(ValueError, match=r"^w: the network multiplies with a tensor that it computes"):
-        Crossbar(Named(), 0.1, arrays=["w"])(torch.randn(8, 12))
+        Crossbar(Named(lambda x, w: product(x, w.sign())), 0.1, arrays=["w"])(torch.randn(8, 12))
+
+
+class Named(nn.Module):
+    def __init__(self, product):
+        super().__init__()
+        self.product, self.w = product, nn.Parameter(torch.randn(4, 12))
+
+    def forward(self, x):
+        return self.product(x, self.w)
+
+
+def test_a_weight_whose_length_a_product_takes_out_is_refused_by_name():
+    net = Named(lambda x, w: F.cosine_similarity(x[:, None], w, dim=-1))
+    with pytest.raises(ValueError, match=r"^w: the network multiplies with a tensor that it computes"):
+        Crossbar(net, 0.1, arrays=["w"])(torch.randn(8, 12))
+
+
+@pytest.mark.parametrize(
+    "product", [lambda x, w: (x[:, None] * w).sum(-1) / 3, lambda x, w: F.linear(x, w) / w.abs().max()]
+)
+def test_a_weight_that_meets_its_inputs_as_it_is_is_no_other_weight(product):
+    crossbar = Crossbar(Named(product), 0.3, arrays=["w"])
+    assert attacked(crossbar, torch.randn(40, 12))[0].accuracy < 1
 
 
 @pytest.mark.parametrize("change", [lambda w: w, torch.t])

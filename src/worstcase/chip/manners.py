@@ -81,6 +81,7 @@ def _look(
         first = run(net, state, given)
     written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
     used.refuse_written(written)
+    used.refuse_changed(sources.changed_in(tensors_in(first)))
     moved = any(not torch.equal(state[name], b) for name, b in net.named_buffers())
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
 
@@ -118,17 +119,28 @@ class _Used:
         self.names = {name: array.names for name, array in arrays.items()}
         self.computed = {name for name, array in arrays.items() if array.place}
         self.others: dict[str, None] = {}
+        self.multiplied: set[str] = set()
 
     def see(self, origin: Origin) -> None:
         held = sorted({self.array_of[name] for name in origin.names if name in self.array_of})
         if held and (origin.is_data or not origin.is_itself or self.computed.intersection(held)):
-            raise ValueError(
-                f"{self._named(held)}: the network multiplies with a tensor that it computes from it elsewhere, "
-                "keeps outside its layers, as in a list, or looks numbers up in it, so its devices' deviations "
-                "would be misplaced; leave it out (exclude=), or do not name it in arrays="
-            )
+            raise self._misplaced(held)
+        self.multiplied.update(held)
         if not held and not origin.is_data:
             self.others |= dict.fromkeys(sorted(origin.names))
+
+    def refuse_changed(self, names: set[str]) -> None:
+        """Of those that no product shows, such as a normalised one in `(x * weight).sum(-1)`."""
+        held = {self.array_of[name] for name in names if name in self.array_of} - self.multiplied
+        if held:
+            raise self._misplaced(sorted(held))
+
+    def _misplaced(self, arrays: list[str]) -> ValueError:
+        return ValueError(
+            f"{self._named(arrays)}: the network multiplies with a tensor that it computes from it elsewhere, "
+            "keeps outside its layers, as in a list, or looks numbers up in it, so its devices' deviations "
+            "would be misplaced; leave it out (exclude=), or do not name it in arrays="
+        )
 
     def _named(self, arrays: list[str]) -> str:
         """With all the names of a tensor."""

@@ -18,6 +18,8 @@ _FUNCTIONS = FIXED | {
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "addmm", "addbmm", "baddbmm", "addmv"),
     *("einsum", "tensordot", "inner", "multi_dot", "bilinear", "grouped_mm", "_grouped_mm"),
     *("linalg_matmul", "linalg_multi_dot", "addmm_", "addbmm_", "baddbmm_", "addmv_", "cdist"),
+    *("linalg_vecdot", "vdot", "chain_matmul", "addr", "addr_", "outer", "ger", "kron", "_sparse_mm", "smm"),
+    *("conv_tbc", "convolution", "cosine_similarity", "pairwise_distance"),
     *("multi_head_attention_forward", "scaled_dot_product_attention"),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 }
@@ -116,6 +118,7 @@ class Sources:
         self._ends = {id(leaf): Origin(frozenset([name])) for name, leaf in leaves.items()}
         self._ends |= {id(t): Origin(is_data=True) for t in data}  # and all else that no gradient leads through
         self._known: dict[Any, Origin] = {}
+        self._changed: set[str] = set()
         self._ends |= {id(t): Origin(frozenset([name]), is_itself=False) for name, t in strays}
         self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
 
@@ -135,6 +138,8 @@ class Sources:
         What is computed from its results is data. A layer's input is data, even if it is a constant.
         """
         origins = {place: self._of(operand) for place, operand in call.operands.items()}
+        if call.name == "cosine_similarity":  # which normalises both
+            origins = {place: replace(origin, is_itself=False) for place, origin in origins.items()}
         if call.name not in FIXED and not any(origin.is_data for origin in origins.values()):
             return {}
         before = {t.grad_fn for t in call.operands.values()}
@@ -149,6 +154,12 @@ class Sources:
             if t.grad_fn is None:
                 self._end(t, Origin(is_data=True))
         return origins
+
+    def changed_in(self, results: list[Tensor]) -> set[str]:
+        """Leaves that meet data in another form on the way to some results, also in no product."""
+        for t in results:
+            self._of(t)
+        return self._changed
 
     def _end(self, tensor: Tensor, origin: Origin) -> None:
         self._ends[id(tensor)] = origin
@@ -176,9 +187,14 @@ class Sources:
         if (leaf := getattr(node, "variable", None)) is not None:
             return self._ends.get(id(leaf), Origin())
         kind = node.name().rstrip("0123456789")
-        origin = Origin(is_itself=kind in _REARRANGES, is_data=kind == "EmbeddingBackward")
-        for one in before:
-            origin |= self._known[one]
+        origin = Origin(
+            is_itself=kind in _REARRANGES, is_data=kind in ("EmbeddingBackward", "EmbeddingBagBackward")
+        )
+        origins = [self._known[one] for one in before]
+        if any(one.is_data for one in origins):
+            self._changed |= {n for one in origins if not (one.is_data or one.is_itself) for n in one.names}
+        for one in origins:
+            origin |= one
         return origin
 
 
