@@ -189,13 +189,20 @@ def test_a_network_without_any_gradient_is_no_error():
     assert attacked(Crossbar(net, 0.1), x)[0].vanished == 1
 
 
-def test_a_network_that_does_not_repeat_itself_is_refused():
-    class Dropping(nn.Linear):
-        def forward(self, x):
-            return super().forward(F.dropout(x))
+class Dropping(nn.Linear):
+    def forward(self, x):
+        return super().forward(F.dropout(x))
 
-    with pytest.raises(ValueError, match=r"^Dropping gives two answers to the same inputs in eval mode \(dropout"):
-        accuracy(Crossbar(Dropping(20, 5), 0.1), [(torch.randn(8, 20), torch.zeros(8).long())])
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1e-6 * torch.randn(5)
+
+
+@pytest.mark.parametrize("kind", [Dropping, Noisy])
+def test_a_network_that_does_not_repeat_itself_is_refused(kind):
+    with pytest.raises(ValueError, match=f"^{kind.__name__} gives two answers to the same inputs in eval mode"):
+        accuracy(Crossbar(kind(20, 5), 0.1), [(torch.randn(8, 20), torch.zeros(8).long())])
 
 
 class Augmented(torch.utils.data.Dataset):

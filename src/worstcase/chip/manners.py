@@ -7,7 +7,7 @@ network as they were, and if the arrays are what the network really multiplies w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -90,8 +90,9 @@ def _look(
         state = {name: t.detach().clone() for name, t in tensors.items()}
         return run(net, state, of_each(Tensor.clone, inputs))
 
+    before = _drawn_so_far(leaves.values())
     second = again(inputs)
-    if not _same_answers(first, second):
+    if not (_same_answers(first, second) and torch.equal(before, _drawn_so_far(leaves.values()))):
         raise ValueError(
             f"{type(net).__name__} gives two answers to the same inputs in eval mode (dropout that is always on, "
             "numbers that it draws or keeps?): attacks need a network that repeats itself"
@@ -216,6 +217,12 @@ def _rounding(tensors: list[Tensor]) -> float:
     if torch.is_autocast_enabled(device):
         dtypes.add(torch.bfloat16)
     return max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+
+
+def _drawn_so_far(tensors: Iterable[Tensor]) -> Tensor:
+    """The state of the generators that a network on this device draws from."""
+    devices = {t.device for t in tensors if t.is_cuda}
+    return torch.cat([torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)])
 
 
 def _same_answers(first: Any, second: Any) -> bool:
