@@ -159,6 +159,27 @@ def test_a_run_under_two_names_is_one_seed(published, tmp_path):
     assert page.count("| `vanilla` | 3 | 1 |") == 1 and "±" not in page
 
 
+def test_runs_whose_boxes_differ_are_in_tables_of_their_own(published, tmp_path):
+    own = Record.load(published)
+    quantised = {
+        "activation_bits": 4,
+        "config": {**own.config, "model": {**own.config["model"], "activation_bits": 4}},
+    }
+    boxes = {
+        "": {},
+        'thg=[["fc*", 0.001], ["*", 0.03]]': {"config": {**own.config, "thg": {"fc*": 0.001, "*": 0.03}}},
+        "cut_off=true": {"config": {**own.config, "mapping": {**own.config["mapping"], "cut_off": True}}},
+        "full_scale=unit": {"full_scale": "unit", "config": {**own.config, "full_scale": "unit"}},
+        "activation_bits=4": quantised,
+    }
+    for seed, changes in enumerate(boxes.values()):
+        folder = shutil.copytree(published, tmp_path / str(seed))
+        dataclasses.replace(own, **{"seed": seed, **changes}).save(folder)
+    page = zoo.leaderboard([tmp_path])
+    assert page.count("| `vanilla` | 3 | 1 |") == len(boxes) and "±" not in page
+    assert all(name in page for name in boxes)
+
+
 @pytest.fixture
 def evaluated(published, tmp_path):
     """Writes an evaluation of a published network, which found 0.1 % and proved nothing, and returns its page."""

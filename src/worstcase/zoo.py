@@ -175,7 +175,7 @@ def _without_folders(said: Any) -> Any:
 
 
 def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> str:
-    """Markdown: for each network, data set and th_g a table, the best method first, and the commands.
+    """Markdown: for each network, data set and box a table, the best method first, and the commands.
 
     Args:
         folders: searched for records.
@@ -184,6 +184,7 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     import pandas as pd
 
     from worstcase.report.frame import results_frame
+    from worstcase.report.rows import differing
 
     frame = results_frame(folders)
     frame["reference_settings"] = frame["reference_settings"].map(_of_the_test_set)
@@ -193,12 +194,14 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     frame = pd.DataFrame(networks, columns=[*frame.columns, "commands"])
     same = ["dataset", "network", "weights_perturbed", "weight_bits", "samples", "thg"]
     parts = []
-    for key, rows in frame.groupby(same, dropna=False, sort=True):
+    differ = differing(frame, same, ["reference_settings"])
+    for _, rows in frame.groupby([*same, "reference_settings"], dropna=False, sort=True):
         trained = [_row(runs, seen_from) for _, runs in rows.groupby(TRAINING, dropna=False)]
         trained.sort(key=lambda row: -row.attacked)
         table = HEAD + "".join(row.text for row in trained)
+        heading = _heading(rows.iloc[0], differ[rows.index[0]])
         commands = [command for row in trained for command in row.commands]
-        parts.append(_heading(*key) + table + "\n" + "".join(f"    {command}\n" for command in commands))
+        parts.append(heading + table + "\n" + "".join(f"    {command}\n" for command in commands))
     return "\n".join(parts)
 
 
@@ -241,11 +244,13 @@ HEAD = """
 """
 
 
-def _heading(dataset: str, network: str, weights: int, bits: int | None, samples: int, thg: float) -> str:
+def _heading(run: pd.Series, differs: str) -> str:
     import pandas as pd
 
-    of_bits = "float" if pd.isna(bits) else f"{bits} bits"
-    return f"## {network} on {dataset}, th_g {thg:g}\n\n{weights:,} weights, {of_bits}; {samples:,} test images.\n"
+    bits = "float" if pd.isna(run["weight_bits"]) else f"{run['weight_bits']} bits"
+    said = f"{run['weights_perturbed']:,} weights, {bits}; {run['samples']:,} test images"
+    said += f"; `{differs}`" if differs else ""
+    return f"## {run['network']} on {run['dataset']}, th_g {run['thg']:g}\n\n{said}.\n"
 
 
 class _Row(NamedTuple):
