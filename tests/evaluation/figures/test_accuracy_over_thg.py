@@ -5,6 +5,7 @@ import pytest
 from commands import run
 from studies import add
 
+from examples import accuracy_over_thg as example
 from worstcase import results_frame
 from worstcase.evaluation.figures import accuracy_over_thg
 from worstcase.evaluation.record import Record
@@ -73,6 +74,12 @@ def test_results_that_cannot_share_a_figure_are_refused(results):
         accuracy_over_thg(pd.concat([results, results.head(1).assign(dataset="mnist", folder="other")]))
     with pytest.raises(ValueError, match="not 2"):
         accuracy_over_thg(results.drop(results.index[results.attack == "lwc"][0]))
+    devices = results.reference_settings.where(results.seed == 0, '{"mapping.pair": true}')
+    with pytest.raises(ValueError, match="kind of devices and set of attacks, not 2"):
+        accuracy_over_thg(results.assign(reference_settings=devices))
+    trained = results.network_settings.where(results.seed == 0, '{"trainer.max_epochs": 9}')
+    with pytest.raises(ValueError, match="the runs of atrice differ in more than th_g and seed"):
+        accuracy_over_thg(results.assign(network_settings=trained).iloc[::-1])
     with pytest.raises(ValueError, match="not 0"):
         accuracy_over_thg(results.head(0))
 
@@ -85,3 +92,20 @@ def test_the_example_draws_a_sweep(sweep, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     by_none = run("examples.accuracy_over_thg", sweep, picture, "no_such_attack", fails=True)
     assert "no finished runs with no_such_attack below" in by_none.stderr
+
+
+def test_the_example_draws_a_curve_for_each_setting_wherever_a_training_starts(sweep, tmp_path, monkeypatch):
+    for folder in sweep.iterdir():
+        record = Record.load(folder)
+        epochs = 9 if record.method == "atrice" and record.seed == 1 else 3
+        trainer = record.config["trainer"] | {"max_epochs": epochs}
+        record.config |= {"init_from": f"of_seed{record.seed}.pt", "trainer": trainer}
+        record.save(folder)
+    drawn = []
+    monkeypatch.setattr(example, "accuracy_over_thg", lambda of: drawn.append(of) or accuracy_over_thg(of))
+    example.main(str(sweep), str(tmp_path / "picture.png"))
+    assert set(drawn[0].method) == {"vanilla", "atrice, max_epochs=3", "atrice, max_epochs=9"}
+    record.config["mapping"] = {"pair": True, "device_bits": None, "cut_off": False}
+    record.save(folder)
+    with pytest.raises(SystemExit, match="error: a figure shows one network, data set, full scale, kind of dev"):
+        example.main(str(sweep), str(tmp_path / "picture.png"))

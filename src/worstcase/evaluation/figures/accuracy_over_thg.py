@@ -7,7 +7,7 @@ from textwrap import shorten
 import pandas as pd
 from matplotlib.figure import Figure
 
-ONE = ["network", "dataset", "full_scale", "reference"]
+ONE = ["network", "dataset", "full_scale", "reference", "weights_perturbed", "reference_settings"]
 FOUND, CERTIFIED, CLEAN = "attacked_accuracy", "certified_accuracy", "clean_accuracy"
 
 
@@ -18,21 +18,26 @@ def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
     have a certified accuracy, the band from there to the lowest accuracy found is filled: it holds the worst case.
 
     Args:
-        results: rows of `worstcase.results_frame` with one network, data set, full scale and set of attacks;
-            methods, th_g and seeds may differ.
+        results: rows of `worstcase.results_frame` with one network, data set, full scale, kind of devices and set
+            of attacks; methods, th_g and seeds may differ.
         scale: a description that is added to the title.
 
     Raises:
-        ValueError: there are no results, or several networks, data sets, full scales or sets of attacks.
+        ValueError: there are no results, or several networks, data sets, full scales, kinds of devices or sets of
+            attacks; or the runs of one method differ in more than th_g and seed.
     """
     attacks = results.groupby("folder").attack.agg(lambda names: ", ".join(dict.fromkeys(names)))
     settings = results[ONE].assign(attacks=results.folder.map(attacks)).drop_duplicates()
     if len(settings) != 1:
         raise ValueError(
-            f"a figure shows one network, data set, full scale and set of attacks, not {len(settings)}"
+            "a figure shows one network, data set, full scale, kind of devices and set of attacks, "
+            f"not {len(settings)}"
         )
-    network, dataset, full_scale, reference, named = settings.iloc[0]
+    network, dataset, full_scale, reference, named = settings.iloc[0][[*ONE[:4], "attacks"]]
     shown = results.assign(method=results.method.fillna("given weights"))
+    trained = shown[["method", "network_settings", "method_settings"]].drop_duplicates()
+    if len(pooled := trained.method[trained.method.duplicated()]):
+        raise ValueError(f"the runs of {pooled.iloc[0]} differ in more than th_g and seed; name them apart")
     shown = shown.astype(dict.fromkeys((CLEAN, FOUND, CERTIFIED), "Float64"))
     runs = 100 * shown.groupby(["method", "thg", "folder"])[[CLEAN, FOUND, CERTIFIED]].min().astype(float)
 

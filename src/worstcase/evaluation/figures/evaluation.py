@@ -20,6 +20,8 @@ def evaluation_figures(record: Record) -> dict[str, Figure]:
             "network": record.model,
             "method": record.method,
             "clean_accuracy": record.clean_accuracy,
+            "weights_perturbed": record.parameters_perturbed,
+            **dict.fromkeys(("network_settings", "method_settings", "reference_settings"), "{}"),
             **{name: getattr(record, name) for name in ("dataset", "full_scale", "reference", "seed")},
         }
         curve = [
