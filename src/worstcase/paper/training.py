@@ -10,7 +10,7 @@ from worstcase.evaluation.figures.methods import methods
 from worstcase.paper import numbers
 from worstcase.paper.bars import bars
 from worstcase.paper.beside import THG, beside_paper, published, rows_beside
-from worstcase.report.rows import CLEAN, GIVEN, drawn_together, lowest
+from worstcase.report.rows import CLEAN, GIVEN, differing, drawn_together, lowest
 from worstcase.report.section import Section
 
 HARDENED = ["flwc", "lwc", "ensemble"]
@@ -98,10 +98,13 @@ def compared_methods(results: pd.DataFrame) -> Section | None:
 
 
 def method_tables(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """For each network and scale, a title and what each attack found at th_g 0.03, by method and seed."""
+    """For each network and setting, a title and what each attack found at th_g 0.03, by method and seed."""
     found = _hardened(results)
-    tables = [lowest(own, ["method", "attack", "seed"]) for own in drawn_together(found[found.thg == THG])]
-    return [(", ".join(filter(None, [*own.iloc[0][["shown", "scale"]], f"th_g {THG:g}"])), own) for own in tables]
+    found = found[found.thg == THG]
+    found["differs"] = differing(found, ["shown", "scale"], ["network_settings", "reference_settings"])
+    tables = [lowest(own, ["method", "attack", "seed"]) for own in drawn_together(found)]
+    named = [[*own.iloc[0][["shown", "scale"]], f"th_g {THG:g}", own.iloc[0]["differs"]] for own in tables]
+    return [(", ".join(filter(None, names)), own) for names, own in zip(named, tables, strict=True)]
 
 
 def _hardened(results: pd.DataFrame) -> pd.DataFrame:

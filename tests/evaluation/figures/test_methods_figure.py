@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 from commands import run
-from records import attack_record, record
+from records import CONFIG, attack_record, record
 
 from examples.compare_methods import markdown
 from worstcase import results_frame
@@ -38,6 +38,17 @@ def test_the_lowest_of_each_attack_counts_for_each_seed(sweep):
     assert by_seed["vanilla", "flwc"] == pytest.approx([0.15, 0.15])
     assert set(found.method) == {"vanilla", "universal_at"}
     assert title == "LeNet, MNIST, mnist5k instead of mnist, float, 2 epochs, th_g 0.03"
+
+
+def test_titles_say_in_what_tables_differ(sweep):
+    for number in (2, 3):
+        mapping = {"pair": False, "device_bits": number, "cut_off": False}
+        (sweep / str(number)).mkdir()
+        record(config={**CONFIG, "mapping": mapping}).save(sweep / str(number))
+    titles = {title for title, _ in method_tables(results_frame([sweep]))}
+    scale = "LeNet, MNIST, mnist5k instead of mnist, float, 2 epochs"
+    own = {f"{scale}, devices of its own, th_g 0.03, device_bits={number}" for number in (2, 3)}
+    assert titles == {f"{scale}, th_g 0.03"} | own
 
 
 def test_table_and_figure_show_the_same_numbers(sweep):
