@@ -74,3 +74,9 @@ def test_mixed_numbers_are_those_of_splitmix64():
         "6e789e6aa1b965f4",
         "06c45d188009454f",
     ]
+
+
+def test_sparse_inputs_are_what_they_hold():
+    x, labels = numbers((12, 5)), LABELS
+    dense, sparse = ReferenceSet([(x, labels)]), ReferenceSet([(x.to_sparse(), labels)])
+    assert list(dense) and list(sparse) and dense.digest == sparse.digest

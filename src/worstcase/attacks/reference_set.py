@@ -69,7 +69,7 @@ def _digest(tensors: list[Tensor]) -> int:
 
 def _words(t: Tensor) -> Tensor:
     """The bytes of each sample as whole numbers: of small ones, since a product of large ones loses bits."""
-    t = t.detach().to("cpu").resolve_conj().contiguous()
+    t = t.detach().cpu().to_dense().resolve_conj().contiguous()
     flat = t.flatten(1) if t.ndim > 1 else t[:, None]
     return flat.view({1: torch.int8, 2: torch.int16}.get(t.element_size(), torch.int32)).long()
 
