@@ -205,6 +205,31 @@ def test_a_network_that_does_not_repeat_itself_is_refused(kind):
         accuracy(Crossbar(kind(20, 5), 0.1), [(torch.randn(8, 20), torch.zeros(8).long())])
 
 
+class Versioned(nn.Linear):
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 1}
+
+
+class Sparse(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("mask", torch.eye(3).to_sparse())
+
+
+@pytest.mark.parametrize("kind", [Versioned, Sparse])
+def test_what_is_no_dense_tensor_is_left_as_it_is(kind, tmp_path):
+    net, x = nn.Sequential(kind(8, 3)), torch.randn(20, 8)
+    result = evaluate(Crossbar(net, 0.1), [(x, own_labels(net, x))], [attacks.FLWC()], progress=False)
+    chip = copy.deepcopy(net)
+    chip.load_state_dict(result.worst_chip())
+    assert (own_labels(chip, x) == own_labels(net, x)).double().mean() == pytest.approx(result.attacked_accuracy)
+    result.save(tmp_path)
+    assert (tmp_path / "worst_chip.safetensors").exists() == (kind is Versioned)
+
+
 class Augmented(torch.utils.data.Dataset):
     def __init__(self, *mask):
         self.mask = torch.tensor(mask)

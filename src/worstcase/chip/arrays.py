@@ -212,7 +212,9 @@ def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[
     for name, tensor in state.items():
         owner = shared.get(name)
         own = tensor if owner is None else held[owner]
-        state[name] = own.detach().clone(memory_format=torch.contiguous_format)  # as safetensors needs them
+        if isinstance(own, Tensor):  # and no extra state
+            own = own.detach().clone()
+            state[name] = own.contiguous() if own.layout == torch.strided else own  # as safetensors needs them
     return state
 
 

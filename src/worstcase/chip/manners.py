@@ -82,7 +82,7 @@ def _look(
     written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
     used.refuse_written(written)
     used.refuse_changed(sources.changed_in(tensors_in(first)))
-    moved = any(not torch.equal(state[name], b) for name, b in net.named_buffers())
+    moved = any(not torch.equal(state[name].to_dense(), b.to_dense()) for name, b in net.named_buffers())
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
 
     @torch.no_grad()

@@ -68,6 +68,8 @@ class Evaluation:
             self._worst_chip = self.crossbar.chip(self.worst.perturbation)  # now: the network may be trained on
         except ValueError as error:
             self._worst_chip = error
+        except Exception as error:  # whatever a network's own state dict raises
+            self._worst_chip = ValueError(f"no state dict holds the chip: {error}")
 
     @property
     def clean_accuracy(self) -> float:
@@ -207,7 +209,10 @@ class Evaluation:
             write_whole(folder / file, save({key: d.contiguous() for key, d in found.perturbation.items()}))
         (folder / WORST_CHIP).unlink(missing_ok=True)
         try:
-            write_whole(folder / WORST_CHIP, save(self.worst_chip()))
+            write_whole(
+                folder / WORST_CHIP,
+                save({name: t for name, t in self.worst_chip().items() if isinstance(t, Tensor)}),
+            )
         except ValueError as error:
             log.info("no %s: %s", WORST_CHIP, error)
         try:
