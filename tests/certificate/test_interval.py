@@ -47,6 +47,20 @@ def test_no_chip_is_below_the_bound_of_quantised_weights_and_outputs(name: str, 
     check_no_chip_is_below(crossbar, images, chips=20)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 3)])
+def test_no_chip_is_below_the_bound_where_a_bias_is_the_same_for_all(shape: tuple) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.shift = nn.Linear(4, 3), nn.Parameter(torch.randn(shape))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.fc.weight, self.shift)
+
+    torch.manual_seed(0)
+    check_no_chip_is_below(Crossbar(Shifted(), 0.02), torch.randn(6, 4), chips=8)
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 20.0])
 def test_softplus_that_falls_at_its_threshold_leaves_its_bounds_nowhere(threshold: float) -> None:
     x = torch.linspace(-1, 2, 1201)

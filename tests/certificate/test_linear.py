@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from networks import LARGE, NETWORKS, Skewed, check_no_chip_is_below, margins_of, of, used
 from torch import Tensor, nn
 
+from worstcase import evaluate
 from worstcase.attacks import FLWC
 from worstcase.certificate import Unsupported, certify
 from worstcase.certificate.interval import IntervalBounds
@@ -180,3 +181,26 @@ def test_what_has_no_linear_rule_is_named(net: nn.Module, named: str) -> None:
     images = torch.randn(4, 1, 6, 6)
     with pytest.raises(Unsupported, match=named):
         certify(crossbar, [(images, crossbar(images).argmax(1))], "linear")
+
+
+class Query(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.q, self.b = nn.Linear(4, 8), nn.Linear(5, 8), nn.Linear(8, 3)
+        self.query = nn.Parameter(torch.randn(1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) + self.q(self.query)).relu())
+
+
+def test_a_layer_of_a_constant_is_bounded_by_intervals() -> None:
+    torch.manual_seed(0)
+    net, x = Query(), torch.randn(50, 4)
+    with torch.no_grad():
+        net.b.bias -= net(x).mean(0)
+    x = x[net(x).softmax(1)[:, 0].argsort(descending=True)]  # the first of class 0, which intervals prove
+    for thg in (1e-4, 0.02):
+        result = evaluate(
+            Crossbar(net, thg), [(x, net(x).argmax(1))], [FLWC()], certificate="linear", progress=False
+        )
+        assert result.certified_accuracy and result.certificates[0].method == "interval"

@@ -202,6 +202,28 @@ def test_a_corner_of_the_box_that_breaks_a_bound_ends_the_proof(monkeypatch: pyt
         certify(Crossbar(net, 0.1), [(x, net(x).argmax(1))])
 
 
+def test_whatever_else_a_rule_raises_only_ends_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(interval.METHODS, "relu", lambda f, h: 1 / 0)
+    refused(Own(lambda net, x: net.b(net.a(x).relu())), "Own: division by zero")
+
+
+@pytest.mark.parametrize("thg", [0.0, 0.01])
+@pytest.mark.parametrize("beside", [torch.arange(3), torch.ones(2, dtype=torch.bool), torch.zeros(0)])
+def test_outputs_with_others_beside_them_are_not_proven(beside: Tensor, thg: float) -> None:
+    net, x = Own(lambda net, x: (net.b(net.a(x)), beside)), torch.randn(6, 4)
+    with pytest.raises(Unsupported, match="an output that is a tuple"):
+        certify(Crossbar(net, thg), [(x, torch.zeros(6).long())])
+
+
+def test_a_batch_may_be_empty_and_a_sample_one_number() -> None:
+    torch.manual_seed(0)
+    for net, x in ((nn.Linear(4, 3), torch.randn(20, 4)), (nn.Embedding(9, 3), torch.randint(9, (20,)))):
+        net = nn.Sequential(net, nn.Linear(3, 3))
+        labels = net(x).argmax(1)
+        found = certify(Crossbar(net, 0.001), [(x[:0], labels[:0]), (x, labels)]).certified
+        assert len(found) == 20 and found.any()
+
+
 @pytest.mark.parametrize("beta", [1e-4, 0.01, 1.0])
 def test_softplus_rounds_more_where_it_is_flat(beta: float) -> None:
     torch.manual_seed(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +15,7 @@ from worstcase.attacks.passes import on_its_device
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported, margins_of
+from worstcase.certificate.tracing import first_line
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.seeds import seeded
 from worstcase.task import Loader, check
@@ -85,18 +88,22 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         for images, labels in on_its_device(crossbar, loader):
             if labels.ndim != 1 or labels.is_floating_point() or not isinstance(images, Tensor):
                 raise Unsupported("only outputs (N, C) with labels (N,), of one input tensor, can be proven")
+            if not len(labels):
+                continue
             if bounds is None:
                 outputs = crossbar(images)  # which looks at the network's manners
-                bounds = METHODS[method](crossbar)
-                bounds.compare(images, outputs)
-                # which tells how wide the network is, and how many classes it has
-                classes = bounds.margins(images[:1], torch.zeros_like(labels[:1], dtype=torch.long)).shape[1]
+                with _unsupported_if_it_fails(crossbar):
+                    bounds = METHODS[method](crossbar)
+                    bounds.compare(images, outputs)
+                    # which tells how wide the network is, and how many classes it has
+                    classes = bounds.margins(images[:1], torch.zeros_like(labels[:1], dtype=torch.long)).shape[1]
             check(images.new_zeros(len(labels), classes), labels)
             led = margins_of(crossbar(images, crossbar.box.sample("vertex", generator)), labels.long())
             if crossbar.depends_on_the_batch:
                 raise Unsupported("answers that depend on the other samples of a batch, or may")
             parts = torch.arange(len(labels), device=labels.device).split(bounds.at_once)
-            least = torch.cat([bounds.margins(images[part], labels[part].long()) for part in parts])
+            with _unsupported_if_it_fails(crossbar):
+                least = torch.cat([bounds.margins(images[part], labels[part].long()) for part in parts])
             if bool((~(led >= least) & ~least.isnan()).any()):
                 raise Unsupported(f"{type(crossbar.net).__name__}, of which a corner of the box breaks the bounds")
             certified.append((least > 0).all(1).cpu())
@@ -108,6 +115,17 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         certified=torch.cat(certified),
         seconds=time.perf_counter() - started,
     )
+
+
+@contextmanager
+def _unsupported_if_it_fails(crossbar: Crossbar) -> Iterator[None]:
+    """Whatever a foreign network makes of bounds: an evaluation ends without a proof, and not without a result."""
+    try:
+        yield
+    except Unsupported:
+        raise
+    except Exception as error:
+        raise Unsupported(f"{type(crossbar.net).__name__}: {first_line(error)}") from error
 
 
 def largest_thg(

@@ -81,7 +81,7 @@ class LinearBounds(BackwardBounds):
             and isinstance(self.fetch_attr(str(n.target)), nn.Linear)
             and isinstance(y := self.env[n], Interval)
             and y.low.ndim == 2
-            and not self.env[n.args[0]].is_point
+            and not Interval.of(self.env[n.args[0]]).is_point
         ]
 
     def _tighten(self, layer: fx.Node, images: Tensor, samples: Tensor, sums: int) -> tuple[Tensor, int]:

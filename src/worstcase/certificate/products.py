@@ -165,7 +165,10 @@ def margins(x: Interval, weight: Weight, labels: Tensor) -> Tensor:
             if r is not None:
                 margin -= F.linear(r[rows], (difference.abs() + spread) * (1 + weight.slack))
         if weight.bias:
-            margin += weight.bias.low[label] - weight.bias.high
+            low, high = (
+                end.broadcast_to(1, len(weight.box.low))[0] for end in (weight.bias.low, weight.bias.high)
+            )
+            margin += low[label] - high
         margin[:, label] = math.inf
         found[rows] = margin
     return found
