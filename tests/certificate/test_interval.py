@@ -37,7 +37,7 @@ def test_no_chip_is_below_the_bound(name: str, kind: type[Crossbar], thg: float)
 
 
 @pytest.mark.parametrize("bits", [(4, None), (None, 4), (3, 5)])
-@pytest.mark.parametrize("name", ["mlp", "groups", "batch norm", "squeezed"])
+@pytest.mark.parametrize("name", ["mlp", "groups", "batch norm", "squeezed", "lstm", "gru"])
 def test_no_chip_is_below_the_bound_of_quantised_weights_and_outputs(name: str, bits: tuple) -> None:
     torch.manual_seed(0)
     make, shape = NETWORKS[name]

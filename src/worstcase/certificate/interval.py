@@ -204,7 +204,9 @@ class IntervalBounds(fx.Interpreter):
         else:
             raise _without_rule(f"{name_of(target)} ({kind.__name__})")
         if module in self._quantised:
-            y = monotone(self._quantised[module], y.bounds() if isinstance(y, _Product) else y)
+            first, rest = (y[0], y[1:]) if isinstance(y, tuple) else (y, ())  # as a recurrent layer's
+            first = monotone(self._quantised[module], first.bounds() if isinstance(first, _Product) else first)
+            y = (first, *rest) if isinstance(y, tuple) else first
         return y
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
