@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from worstcase import evaluate
 from worstcase.attacks import FLWC
-from worstcase.certificate import Unsupported, certify
+from worstcase.certificate import Unsupported, backward, certify
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
+from worstcase.certificate.products import slack, terms
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.models import MLP, LeNet
 from worstcase.task import right_answers
@@ -181,6 +182,29 @@ def test_what_has_no_linear_rule_is_named(net: nn.Module, named: str) -> None:
     images = torch.randn(4, 1, 6, 6)
     with pytest.raises(Unsupported, match=named):
         certify(crossbar, [(images, crossbar(images).argmax(1))], "linear")
+
+
+class Means(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 64), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu().unflatten(1, (16, 4)).mean(1))
+
+
+def test_all_terms_of_a_mean_round_however_few_samples_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    counts, net, x = [], Means(), torch.randn(50, 4)
+    monkeypatch.setattr(backward, "slack", lambda terms, like: counts.append(terms) or slack(terms, like))
+    labels = net(x).argmax(1)
+    labels[0] = (labels[0] + 1) % 6  # which stays open
+    certify(Crossbar(net, 1e-6), [(x, labels)], "linear")
+    assert set(counts) == {16, 64, 6}
+
+
+def test_a_weight_of_one_dimension_is_one_sum() -> None:
+    assert (terms(torch.ones(7)), terms(torch.ones(3, 7)), terms(torch.ones(3, 7), transposed=True)) == (7, 7, 3)
 
 
 class Query(nn.Module):

@@ -205,7 +205,8 @@ class BackwardBounds(IntervalBounds):
                 return getattr(t, str(n.target))(*n.args[1:], **n.kwargs)
             return n.target(t, *n.args[1:], **n.kwargs)  # type: ignore[operator]
 
-        count = max(x.low.numel() // self.env[n].low.numel(), math.prod(x.low.shape[2:]))
+        count = math.prod(x.low.shape[1:]) // math.prod(self.env[n].low.shape[1:])
+        count = max(count, math.prod(x.low.shape[2:]))
         return Rounded(Map(mean, x.low.shape[1:]), slack(count, self.env[n].low) * mean(x.magnitude))
 
     def _sum(self, n: fx.Node) -> tuple[Rule, list[fx.Node]]:

@@ -176,4 +176,4 @@ def margins(x: Interval, weight: Weight, labels: Tensor) -> Tensor:
 
 def terms(weight: Tensor, *, transposed: bool = False) -> int:
     """Products in one output, at most."""
-    return weight.numel() // max(1, weight.shape[1 if transposed else 0])
+    return weight.numel() // max(1, weight.shape[1 if transposed else 0]) if weight.ndim > 1 else weight.numel()
