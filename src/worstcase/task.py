@@ -116,7 +116,7 @@ def decisions(outputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels = _whole(labels).reshape(-1)
     if len(of_labels) == 1:
         return logits, labels
-    kept = _counts(labels, logits.shape[1])
+    kept = counts(labels, logits.shape[1])
     return logits[kept], labels[kept]
 
 
@@ -222,8 +222,8 @@ def _whole(labels: Tensor) -> Tensor:
     return labels.long()
 
 
-def _counts(labels: Tensor, classes: int) -> Tensor:
-    """Which labels are to be decided."""
+def counts(labels: Tensor, classes: int) -> Tensor:
+    """Which labels of several a sample are to be decided."""
     kept = labels != IGNORED[0]
     return kept & (labels != IGNORED[1]) if classes <= IGNORED[1] else kept
 
@@ -260,7 +260,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def samples_in(inputs: Inputs) -> int:
     """The number of samples of a batch: the length of its first tensor."""
-    return len(next(t for t in tensors_in(inputs) if t.ndim))
+    return next((len(t) for t in tensors_in(inputs) if t.ndim), 0)
 
 
 def taken(inputs: Inputs, index: slice | Tensor) -> Inputs:

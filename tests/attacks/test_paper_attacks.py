@@ -91,3 +91,27 @@ def test_lwc_in_float16_finds_what_it_finds_in_float32(options):
     assert abs(few.accuracy - many.accuracy) < 0.03
     same = few.perturbation["weight"].sign() == many.perturbation["weight"].sign()
     assert same.double().mean() > 0.8
+
+
+class Dense(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)[:, :, None, None].expand(-1, -1, 8, 8)
+
+
+def test_lwc_takes_the_mean_over_decisions():
+    net, x = nn.Linear(4, 3, bias=False), torch.randn(40, 4)
+    labels = net(x).argmax(1)
+    pixels = labels[:, None, None].expand(-1, 8, 8).clone()
+    void = pixels.clone()
+    void[:, 1:] = 255
+    attack = LWC(epochs=3, c_range=(1e-6, 0.1))
+    one, *several = (
+        attack(Crossbar(of, 0.1), [(x, y)], progress=False)
+        for of, y in ((net, labels), (Dense(net), pixels), (Dense(net), void))
+    )
+    for found in several:
+        assert torch.allclose(found.perturbation["net.weight"], one.perturbation["weight"], rtol=1e-3, atol=1e-5)

@@ -14,15 +14,15 @@ from worstcase.attacks.updates import FreeAdam, ProjectedAdam
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import objective as find_objective
-from worstcase.task import Inputs
+from worstcase.task import Inputs, counts
 
 
 class LWC(Attack):
     """LWC (Eq. 10): Adam on c x p + L - th_g with the largest c whose result stays within the bound.
 
-    p is averaged over the mini-batch and L, the largest absolute deviation or the root mean square, is taken in
-    units of the bound, so c and the learning rate mean the same for every network and th_g. The history is the
-    trace of c.
+    p is averaged over the decisions of the mini-batch and L, the largest absolute deviation or the root mean
+    square, is taken in units of the bound, so c and the learning rate mean the same for every network and th_g.
+    The history is the trace of c.
 
     The search starts at the largest c. With ``project="step"`` each iterate is clamped to the box, every c
     is feasible, and the first trial is the answer. With ``project="end"``, the paper's free form, only
@@ -111,10 +111,12 @@ class LWC(Attack):
     ) -> Perturbation:
         """Over one mini-batch; 0 for weights that may not deviate."""
         gradient = run.gradient(self._objective, perturbation, [batch])
+        labels = batch[1]
+        made = len(labels) if labels.ndim == 1 else max(1, int(counts(labels, run.classes).sum()))
         of_magnitude = _gradient(_MAGNITUDES[self.magnitude], perturbation, run.box)
         for name, g in gradient.items():
             gradient[name] = g = g.to(perturbation[name].dtype)
-            g.mul_(c / len(batch[1])).add_(of_magnitude.pop(name))
+            g.mul_(c / made).add_(of_magnitude.pop(name))
             if run.box.half_width[name].ndim:
                 g *= run.box.half_width[name] > 0
         return gradient
