@@ -78,6 +78,19 @@ def test_a_reference_set_that_can_be_gone_through_once_is_refused(small_net, sma
         FLWC()(Crossbar(small_net, 0.1), iter(small_batches), progress=False)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "the data are a NoneType; give a list of batches or a DataLoader"),
+        (lambda: [], "the data are a function; give a list of batches or a DataLoader"),
+        ([(torch.tensor(5.0), torch.tensor([1]))], "there are 0 inputs and"),
+    ],
+)
+def test_what_is_no_data_is_refused(data, message, small_net):
+    with pytest.raises(ValueError, match=message):
+        FLWC()(Crossbar(small_net, 0.1), data, progress=False)
+
+
 def test_an_empty_reference_set_is_refused(small_net):
     with pytest.raises(ValueError, match="no samples"):
         FLWC()(Crossbar(small_net, 0.1), [], progress=False)

@@ -44,6 +44,17 @@ def test_the_held_out_half_is_not_attacked():
     assert attack_one_half(FLWC(), Crossbar(net, 0.6), batches, progress=False) == (0.0, 1.0)
 
 
+def test_labels_are_one_hot_only_if_all_are():
+    labels = torch.eye(3)[torch.arange(40) % 3]
+    net, x = nn.Linear(6, 3), torch.randn(40, 6)
+    with pytest.raises(ValueError, match="the labels are one-hot"):
+        attack_one_half(FLWC(), Crossbar(net, 0.1), [(x, labels)], progress=False)
+    for sample in (0, 1):
+        several = labels.clone()
+        several[sample] = 1
+        attack_one_half(FLWC(), Crossbar(net, 0.1), [(x, several)], progress=False)
+
+
 @pytest.mark.usefixtures("short_ensemble")
 def test_attack_and_score_of_the_halves_can_be_repeated_by_hand(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.05)

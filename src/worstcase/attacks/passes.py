@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.gradient import gradient
+from worstcase.attacks.half import Half
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar, evaluating
 from worstcase.objectives import Objective
@@ -23,6 +24,18 @@ from worstcase.task import (
 )
 
 
+def check_loader(loader: Loader) -> None:
+    """Make sure that there are batches, again and again.
+
+    Raises:
+        ValueError: there are not.
+    """
+    if isinstance(loader, Iterator):
+        raise ValueError("the data can be gone through only once; give a list or a DataLoader")
+    if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        raise ValueError(f"the data are a {type(loader).__name__}; give a list of batches or a DataLoader")
+
+
 def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, Tensor]]:
     """The batches where the crossbar is: inputs, and labels.
 
@@ -30,8 +43,7 @@ def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, 
         ValueError: a batch is not inputs and labels, see `worstcase.task.inputs_and_labels`; or the data can be
             gone through only once.
     """
-    if isinstance(loader, Iterator):
-        raise ValueError("the data can be gone through only once; give a list or a DataLoader")
+    check_loader(loader)
     device = next(crossbar.parameters()).device
 
     def there(t: Tensor) -> Tensor:
@@ -61,8 +73,25 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
             made += len(answers)
     if not made:
         raise ValueError("there are no samples to score")
-    refuse_one_hot(one_hot)
+    refuse_one_hot_labels(crossbar, loader, one_hot)
     return correct / made
+
+
+def refuse_one_hot_labels(crossbar: Crossbar, loader: Loader, found: list[int]) -> None:
+    """Of a half, judge the whole: several labels a sample may happen to be one of each sample in a half.
+
+    Args:
+        crossbar: the network.
+        loader: the data, or a half of them.
+        found: see `worstcase.task.refuse_one_hot`.
+
+    Raises:
+        ValueError: all labels are one-hot.
+    """
+    if not isinstance(loader, Half):
+        refuse_one_hot(found)
+    elif all(found):
+        accuracy(crossbar, loader.loader)
 
 
 @torch.no_grad()

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from worstcase.attacks.gradient import gradient
 from worstcase.attacks.half import Half
-from worstcase.attacks.passes import on_its_device
+from worstcase.attacks.passes import check_loader, on_its_device, refuse_one_hot_labels
 from worstcase.attacks.reference_set import ReferenceSet
 from worstcase.attacks.sorted_data import Pairs, by_class
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import Objective
-from worstcase.task import Inputs, Loader, check, decisions, refuse_one_hot, right_answers
+from worstcase.task import Inputs, Loader, check, decisions, right_answers
 
 
 class Search:
@@ -38,8 +38,7 @@ class Search:
         on_score: Callable[[float, float, float], None],
         search_dtype: str | None = None,
     ) -> None:
-        if isinstance(loader, Iterator):
-            raise ValueError("the reference set can be gone through only once; give a list or a DataLoader")
+        check_loader(loader)
         self.crossbar, self.loader, self.seed, self.folder = crossbar, loader, seed, folder
         self._expected_passes, self._on_score = expected_passes, on_score
         whole = crossbar.box
@@ -119,7 +118,7 @@ class Search:
         if not made:
             raise ValueError("the reference set has no samples")
         if one_hot:
-            refuse_one_hot(one_hot)
+            refuse_one_hot_labels(self.crossbar, self.loader, one_hot)
         assert isinstance(given, Tensor) and isinstance(wanted, Tensor)
         self.samples, self.decisions, self.mini_batches, self.classes = (
             samples,
