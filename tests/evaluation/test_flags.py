@@ -1,7 +1,7 @@
 import pytest
 from records import attack_record, record
 
-from worstcase.evaluation.flags import lower_elsewhere, red_flags
+from worstcase.evaluation.flags import lower_elsewhere, of_a_chip, red_flags
 
 
 def history(*accuracies, start=None):
@@ -56,6 +56,11 @@ def test_only_the_largest_rise_with_th_g_is_flagged():
     attacks = [found("flwc", thg, 0.9, own) for thg, own in ((0.01, 0.5), (0.02, 0.4), (0.03, 0.55), (0.04, 0.45))]
     (flag,) = [flag for flag in red_flags(attacks) if "rises with th_g," in flag]
     assert "rises with th_g, 40.00% at 0.02 and 55.00% at 0.03" in flag
+
+
+def test_a_chip_that_was_read_back_is_held_against_the_largest_of_equal_th_g():
+    (flag,) = of_a_chip(0.1, 0, [found("flwc", 0.01, 0.9, 0.9), found("flwc", 0.05, 0.9, 0.9)])
+    assert flag.startswith("flwc at th_g 0.05: finds 90.00%")
 
 
 def test_chips_that_are_sampled_are_no_search_that_failed():

@@ -61,7 +61,7 @@ def of_the_network(crossbar: Crossbar) -> list[str]:
 
 def of_a_chip(accuracy: float, failed: int, attacks: Sequence[Found]) -> list[str]:
     """Flags about a chip that was read back, given how many of its weights are outside the box."""
-    lowest = min(attacks, key=lambda found: found.accuracy)
+    lowest = min(attacks, key=lambda found: (found.accuracy, -found.thg))
     worse = not failed and accuracy < lowest.accuracy
     text = f"{_at(lowest)}: finds {_p(lowest.accuracy)}, but the chip that was read back has {_p(accuracy)}"
     return _explained("measured-chip", [text] if worse else [])
