@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from commands import run
@@ -361,3 +362,11 @@ def test_more_proven_than_found_is_an_error(monkeypatch):
     monkeypatch.setattr("worstcase.evaluation.evaluate.certify", lambda *of: everything)
     with pytest.raises(RuntimeError, match=r"not between 1\.0, certified at its th_g 0\.3, and 1\.0"):
         evaluate(Crossbar(net, 0.3), [(x, net(x).argmax(1))], [attacks.FLWC()], progress=False)
+
+
+@pytest.mark.parametrize("thg", [np.float32(0.25), torch.tensor(0.25), np.array(0.25)])
+def test_one_thg_may_be_a_number_of_numpy_or_pytorch(thg, small_net, small_batches):
+    result = worstcase.evaluate(
+        Crossbar(small_net, 0.1), small_batches, attacks.FLWC(steps=1), thgs=thg, progress=False
+    )
+    assert [one.thg for one in result.attacks] == [0.25] and type(result.thg) is float

@@ -144,6 +144,8 @@ def evaluate(
 def _each(given: Any, usual: Any) -> list[Any]:
     if given is None:
         return [usual]
+    if getattr(given, "ndim", None) == 0:  # a number of NumPy or PyTorch
+        given = given.item()
     return [given] if isinstance(given, Attack | int | float) else list(given)
 
 
