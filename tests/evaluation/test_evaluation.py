@@ -370,3 +370,15 @@ def test_one_thg_may_be_a_number_of_numpy_or_pytorch(thg, small_net, small_batch
         Crossbar(small_net, 0.1), small_batches, attacks.FLWC(steps=1), thgs=thg, progress=False
     )
     assert [one.thg for one in result.attacks] == [0.25] and type(result.thg) is float
+
+
+def test_what_is_nearly_alike_is_kept_apart(small_net, small_batches, tmp_path):
+    chips, searches = attacks.MonteCarlo(instances=2), [{"epochs": 1, "lr": lr} for lr in (2.0, 3.0)]
+    crossbar, thgs = Crossbar(small_net, 0.3), [0.25, 0.1234567, 0.1234568]
+    worstcase.evaluate(crossbar, small_batches, chips, thgs=thgs, folder=tmp_path, progress=False)
+    names = {f.name for f in tmp_path.iterdir()}
+    assert names == {"thg0.25", "thg0.1234567", "thg0.1234568"}
+    two = [attacks.LWC(project="end", trials=3, **options) for options in searches]
+    worstcase.evaluate(crossbar, small_batches, two, progress=False).save(tmp_path / "saved")
+    found = {f.name for f in (tmp_path / "saved").glob("search_for_c*")}
+    assert found == {"search_for_c-thg0.3.png", "search_for_c-thg0.3-2.png"}

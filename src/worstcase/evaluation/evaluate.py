@@ -108,7 +108,8 @@ def evaluate(
         start = None
         for thg in bounds:
             with crossbar.bounded_by(thg):
-                place = state / f"thg{thg:g}" if state and len(bounds) > 1 else state
+                digits = f"{thg:g}" if float(f"{thg:g}") == thg else repr(float(thg))
+                place = state / f"thg{digits}" if state and len(bounds) > 1 else state
                 halves = attack_one_half(attack, crossbar, loader, **options) if heldout else (None, None)
                 one = attack(crossbar, loader, start=start, folder=place, **options)
                 one.attacked_half_accuracy, one.heldout_accuracy = halves

@@ -15,7 +15,7 @@ BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4}
 
 def diagnosis_figures(record: Record) -> dict[str, Figure]:
     """All figures that a record has the data for, by file name."""
-    figures = {}
+    figures: dict[str, Figure] = {}
     diagnosis = record.diagnosis
     if diagnosis:
         if diagnosis["confusion"]["matrix"]:
@@ -27,8 +27,14 @@ def diagnosis_figures(record: Record) -> dict[str, Figure]:
             figures["selective_write_verify"] = selective_write_verify(record)
     for found in record.attacks:
         if len(trace_of_c(found)) > 1:
-            figures[f"search_for_c-thg{found.thg:g}"] = search_for_c(record, found)
+            figures[numbered(f"search_for_c-thg{found.thg:g}", figures)] = search_for_c(record, found)
     return figures
+
+
+def numbered(name: str, figures: dict[str, Figure]) -> str:
+    """A name that no figure has yet."""
+    again = sum(other == name or other.startswith(f"{name}-") for other in figures)
+    return f"{name}-{again + 1}" if again else name
 
 
 def confusion(record: Record) -> Figure:

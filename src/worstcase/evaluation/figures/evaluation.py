@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from worstcase.evaluation.figures.accuracy_over_thg import accuracy_over_thg
-from worstcase.evaluation.figures.diagnosis import diagnosis_figures
+from worstcase.evaluation.figures.diagnosis import diagnosis_figures, numbered
 from worstcase.evaluation.figures.monte_carlo import monte_carlo
 from worstcase.evaluation.record import Record
 
@@ -37,7 +37,5 @@ def evaluation_figures(record: Record) -> dict[str, Figure]:
         figures["accuracy_over_thg"] = accuracy_over_thg(pd.DataFrame(curve))
     for found in record.attacks:
         if found.distribution:
-            name = f"monte_carlo-thg{found.thg:g}"
-            again = sum(other == name or other.startswith(f"{name}-") for other in figures)
-            figures[f"{name}-{again + 1}" if again else name] = monte_carlo(record, found)
+            figures[numbered(f"monte_carlo-thg{found.thg:g}", figures)] = monte_carlo(record, found)
     return figures
