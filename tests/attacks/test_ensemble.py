@@ -237,6 +237,15 @@ def test_a_budget_that_is_too_small_is_told_before_other_attacks(small_net, smal
         evaluate(crossbar, small_batches, [Never(), Ensemble(budget=3)])
 
 
+def test_a_budget_that_is_too_small_for_a_half_is_told_before_other_attacks():
+    net, x = nn.Linear(20, 4), torch.randn(1000, 20)
+    batches = [(part, net(part).argmax(1)) for part in x.split(500)]
+    crossbar, attack = Crossbar(net, 0.05), Ensemble(budget=3.5)
+    attack.check_fit(crossbar, batches)
+    with pytest.raises(ValueError, match="the first member needs 5 passes here"):
+        evaluate(crossbar, batches, [Never(), attack], heldout=True, progress=False)
+
+
 class Never(FLWC):
     def search(self, run):
         pytest.fail("it was run before the settings of the next were looked at")

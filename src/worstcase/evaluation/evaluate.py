@@ -9,6 +9,7 @@ from typing import Any
 
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.attacks.base import check_parameters
+from worstcase.attacks.half import Half
 from worstcase.attacks.passes import classes_of
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.checks import check_seed
@@ -96,6 +97,8 @@ def evaluate(
     check_certificate(certificate)
     check_seed("seed", seed)
     _check(crossbar, loader, attacks, bounds)
+    if heldout:
+        _check(crossbar, Half(loader, 0), attacks, bounds)
     folder = None if folder is None else Path(folder)
     read = None
     if chip is not None:
