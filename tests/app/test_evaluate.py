@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 from commands import files, refusal, run, without_times
+from hydra import compose
 from safetensors.torch import load_file
 
 from worstcase import load_run
+from worstcase.app import naming
 from worstcase.attacks.passes import accuracy
 from worstcase.models import LeNet
 
@@ -28,6 +30,18 @@ def evaluated(trained, made_once):
 
     folder = made_once("evaluated", evaluate)
     return folder / "evaluation", (folder / "shown").read_text()
+
+
+def test_a_list_of_th_g_is_the_same_job_in_any_order(trained, hydra):
+    said = {"thg=[0.01,0.03]", "thg=[0.03,0.01]", "thg=[0.01,0.01,0.03]"}
+    jobs = [compose("evaluate", [f"run={trained}", thg], return_hydra_config=True) for thg in said]
+    assert len({job.hydra.run.dir for job in jobs}) == 1
+    assert naming.completed(jobs[0])["thg"] == [0.01, 0.03]
+
+
+def test_without_a_mapping_it_is_that_of_the_run(trained, hydra):
+    cfg = compose("evaluate", [f"run={trained}", "~mapping"], return_hydra_config=True)
+    assert naming.completed(cfg)["mapping"] == record(trained)["config"]["mapping"]
 
 
 def test_the_ensemble_is_the_default_and_goes_up_through_a_list_of_th_g(evaluated):

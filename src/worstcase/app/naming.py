@@ -98,8 +98,10 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
         if settings[key] is None:
             settings[key] = trained.get(key, WITHOUT_RUN[key])
     settings["thg"] = in_numbers(settings["thg"], settings["sigmas"])
-    mapping = trained.get("mapping") or NO_MAPPING
-    settings["mapping"] = {key: mapping[key] if own is None else own for key, own in settings["mapping"].items()}
+    if isinstance(settings["thg"], list):
+        settings["thg"] = schema.bounds(settings)
+    mapping, said = trained.get("mapping") or NO_MAPPING, settings.get("mapping") or {}
+    settings["mapping"] = {**mapping, **{key: own for key, own in said.items() if own is not None}}
     dataset = {key: value for key, value in settings["dataset"].items() if value is not None}
     if chosen:
         settings["dataset"] = {k: v for k, v in _identified(settings["dataset"]).items() if v is not None}
@@ -177,9 +179,12 @@ def record_folders(said: Iterable[str]) -> list[Path]:
     """The folders in which a command looks for records.
 
     Raises:
+        ConfigError: none is said.
         NotADirectoryError: one does not exist; outputs/ and multirun/ need not.
     """
     folders = [Path(folder) for folder in said]
+    if not folders:
+        raise schema.ConfigError("folders=[]: must be one folder or more")
     for folder in folders:
         if not folder.is_dir() and folder not in RUN_ROOTS:
             raise NotADirectoryError(f"folders: there is no folder {folder}")

@@ -40,7 +40,9 @@ class Begun:
         try:
             content = json.loads(path.read_text())
             begun = cls(**content)
-        except (OSError, ValueError, TypeError, RecursionError) as error:
+        except TypeError:
+            raise ValueError(f"{path} cannot be read: it is not the file of a job") from None
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
         types = {"command": str, "config": dict, "error": str | None}
         if wrong := [name for name, kind in types.items() if not isinstance(getattr(begun, name), kind)]:
