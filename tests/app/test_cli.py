@@ -180,7 +180,8 @@ def test_the_users_own_network_is_trained_and_evaluated_only_when_named(tmp_path
     run("src.train", "net=worstcase.models:LeNet", "method=vanilla", *QUICK, f"hydra.run.dir={folder}")
     assert record(folder)["model"] == "worstcase.models:LeNet"
     done = run("src.evaluate", f"run={folder}", "attack=flwc", fails=True)
-    assert "if you trust it, pass net=worstcase.models:LeNet" in done.stderr
+    assert f"if you trust it, pass run={os.path.relpath(folder)} net=worstcase.models:LeNet" in done.stderr
+    assert not (folder / "evaluations").exists()
     run("src.evaluate", f"run={folder}", "attack=flwc", "net=worstcase.models:LeNet")
 
 

@@ -86,6 +86,10 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
             raise schema.ConfigError(f"run={folder}: its folder has ${{ in its name; rename it")
         trained = with_tolerances_in(folder, _training_record(folder).config)
         cfg.run = os.path.relpath(folder)
+        if (own := trained.get("net")) and not cfg.net:
+            raise schema.ConfigError(
+                f"{cfg.run} uses a custom network, {own}; if you trust it, pass run={cfg.run} net={own}"
+            )
     chosen = "_target_" in cfg.dataset
     if chosen:  # its file refers to these two
         if cfg.data_dir is None and "${" in trained["data_dir"]:
