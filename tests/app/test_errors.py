@@ -47,6 +47,9 @@ BAD = {
     "test_attack=lwc": "choose one of the group's files with attack@test_attack=NAME",
     "method.membres=3": "there is no setting method.membres; did you mean members?",
     "tgh=0.1": "there is no setting tgh; did you mean thg?",
+    "+thgs=1": "there is no setting thgs; did you mean thg?",
+    "+programming.sig=1": "there is no setting programming.sig; did you mean sigma?",
+    "+mapping.pairs=true": "there is no setting mapping.pairs; did you mean pair?",
     "th_g=0.02": "th_g=0.02: must be one of fefet, paper, ",
     "suite=null": "suite=null: must be one of compared, default, ",
     "method=[vanilla,va]": "method=[vanilla,va]: must be one of adversarial, atrice, ",
@@ -148,9 +151,22 @@ def test_an_evaluation_names_a_bad_attack_or_setting(trained):
         "thg=1.5": "thg=1.5: must be at most 1",
         "dataset.batch_sise=3": "did you mean batch_size?",
         "dataset.download=true": "there is no setting dataset.download",
+        "+member=3": "there is no setting member; there are run, checkpoint, ",
     }.items():
         done = run("src.evaluate", f"run={trained}", override, fails=True)
         assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["src.report", "src.status"])
+def test_report_and_status_name_what_they_cannot_take(command, tmp_path):
+    for words, message in {
+        "+out_dir=x": "there is no setting out_dir",
+        "folders=[]": "must be one folder",
+    }.items():
+        assert message in run(command, words, at=REPOSITORY, fails=True).stderr
+    (tmp_path / "job.json").write_text("{}")
+    if command == "src.status":
+        assert "it is not the file of a job" in run(command, f"folders=[{tmp_path}]").stderr
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "of another network"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,17 @@ def not_a_choice(arguments: Sequence[str]) -> str:
 
 
 def _no_such_setting(error: ConfigKeyError | ConfigAttributeError) -> str:
-    known = [str(key) for key in error.parent_node or () if key != "hydra"]
-    similar = difflib.get_close_matches(str(error.key), known, n=1)
+    said = no_such_setting(str(error.full_key), [str(key) for key in error.parent_node or () if key != "hydra"])
+    if str(error.full_key).startswith("trainer.") and "did you mean" not in said:
+        said += f"; another of Lightning's is added by +{error.full_key}=VALUE"
+    return said
+
+
+def no_such_setting(name: str, known: Iterable[str]) -> str:
+    """The message about a setting that is none of those at its place."""
+    similar = difflib.get_close_matches(name.rpartition(".")[2], known := list(known), n=1)
     hint = f"did you mean {similar[0]}?" if similar else f"there are {', '.join(known)}"
-    if str(error.full_key).startswith("trainer.") and not similar:
-        hint += f"; another of Lightning's is added by +{error.full_key}=VALUE"
-    return f"there is no setting {error.full_key}; {hint}"
+    return f"there is no setting {name}; {hint}"
 
 
 def _as_settings(text: str, settings: Mapping[str, Any]) -> str:

@@ -63,6 +63,7 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
         ValueError: it does not say enough to do without one, or the run's record cannot be followed.
     """
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    schema.check_names(cfg)
     if "run" in cfg:
         return _completed_evaluation(cfg)
     settings = _plain(cfg)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from worstcase.app.errors import no_such_setting
 from worstcase.chip.tolerance import from_plain, largest
 from worstcase.evaluation.record import check_config
+from worstcase.evaluation.settings import NO_MAPPING
 
 
 class ConfigError(ValueError):
@@ -119,6 +121,50 @@ class StatusConfig:
     folders: list[str] = MISSING
     sweep: str | None = None
     scale: str = MISSING
+
+
+WITHIN = {
+    "mapping": tuple(NO_MAPPING),
+    "programming": (
+        "sigma",
+        "weight_bits",
+        "device_bits",
+        "pulse_seconds",
+        "read_seconds",
+        "pulse_joules",
+        "parallel",
+    ),
+}
+"""The settings of groups that have no files."""
+
+
+KINDS = {
+    "trainer": TrainConfig,
+    "accuracy": ToleranceConfig,
+    "run": EvaluateConfig,
+    "out": ReportConfig,
+    "sweep": StatusConfig,
+}
+"""By a setting that it has: the settings of a command."""
+
+
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that nobody would read, which +NAME=VALUE adds.
+
+    Args:
+        settings: of a command, before the command adds its own.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    kind = next((kind for name, kind in KINDS.items() if name in settings), TrainConfig)
+    places: dict[str, tuple[Any, Sequence[str]]]
+    places = {"": (settings, [field.name for field in fields(kind)])}
+    places |= {f"{place}.": (settings.get(place), known) for place, known in WITHIN.items()}
+    for place, (said, known) in places.items():
+        for name in said if isinstance(said, Mapping) else ():
+            if name not in known and name != "hydra":
+                raise ConfigError(no_such_setting(f"{place}{name}", known))
 
 
 def register() -> None:
