@@ -6,10 +6,12 @@ import json
 import os
 import random
 import shlex
+import signal
+import sys
 import time
 from enum import Enum
 from functools import cache
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from commands import QUICK, files, forked, run, running, without_times
@@ -18,6 +20,8 @@ from hydra import compose
 from omegaconf import OmegaConf, open_dict
 
 from worstcase.app import doors, job, schema, sweeps
+from worstcase.app.start import start
+from worstcase.app.state import Begun
 from worstcase.evaluation.record import Record
 
 SMALL = ["case=quick/lenet", "seed=0", "dataset.limit=100", "trainer.max_epochs=1"]
@@ -188,6 +192,38 @@ def hold(file, told):
     lock.acquire()
     told.touch()
     time.sleep(300)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("thg=0.01,nofile.csv,0.02", "thg=nofile.csv: no job was begun, since there is no table of a tolerance"),
+        ("seed=0,-1", "seed=-1: no job was begun, since seed=-1: must be 0 to"),
+        ("seed=glob(*)", "the sweep has no job; glob() knows only the files of groups"),
+    ],
+)
+def test_a_sweep_with_a_bad_job_is_refused_before_its_first_job(words, message, tmp_path):
+    done = run("src.train", "-m", *QUICK, words, f"hydra.sweep.dir={tmp_path}", fails=True)
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failures_are_shown_however_a_sweep_ends(tmp_path, monkeypatch, capsys):
+    listed = tmp_path / ".failed-0"
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["train"])
+    for name in ("HYDRA_FULL_ERROR", "GOMP_SPINCOUNT", sweeps.FAILURES):
+        monkeypatch.setenv(name, "another's")
+
+    def launch():
+        os.environ[sweeps.FAILURES] = quote(str(listed))
+        Begun("python -m src.train seed=1", {}, "it diverged").save(tmp_path)
+        sweeps.list_failure(tmp_path)
+        raise OSError("the launcher is gone")
+
+    with pytest.raises(SystemExit, match="error: the launcher is gone"):
+        start(launch)
+    assert "it diverged\n          python -m src.train seed=1" in capsys.readouterr().err and not listed.exists()
 
 
 def test_the_errors_of_a_sweep_stand_at_its_end_with_their_commands(tmp_path):

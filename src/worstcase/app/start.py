@@ -33,6 +33,7 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
     # Waiting threads of GNU OpenMP sleep sooner: as fast alone, 6 times as fast beside two busy processes.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     threads.remember()
+    os.environ.pop(sweeps.FAILURES, None)  # of a sweep, one of whose jobs has started this command
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them with a hint
     # Lightning takes a note of SIGTERM and lets an attack go on for hours, but calls a handler that it finds.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -47,8 +48,6 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
         sys.argv[1:] = words(sys.argv[1:])
         main()
     except JobFailed:
-        for line in sweeps.failures():
-            print(line, file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # whoever read the output has stopped
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,6 +59,9 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
         if whole:
             raise
         sys.exit(f"error: {in_one_line(error)}")
+    finally:
+        for line in sweeps.failures():
+            print(line, file=sys.stderr)
     sys.exit(0)
 
 
@@ -77,6 +79,7 @@ class CheckBeforeRun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with errors_in_one_line():  # Hydra would go on
+            sweeps.check_jobs(config)
             sweeps.announce(config)
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:

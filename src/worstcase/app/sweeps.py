@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, read_write
 
 from worstcase.app import naming, schema
 from worstcase.app.doors import DOOR, door
+from worstcase.app.errors import in_one_line
 from worstcase.app.state import failure, unfinished
 
 FAILURES = "WORSTCASE_FAILURES"
@@ -32,6 +34,28 @@ class Job(NamedTuple):
 
     folder: Path
     command: str
+
+
+def check_jobs(sweep: DictConfig) -> None:
+    """Check the settings of all jobs before the first begins, since a job that cannot be named would stop Hydra.
+
+    Jobs of a sweeper that searches are not known beforehand.
+
+    Raises:
+        ConfigError: there is no job, or one has bad settings.
+    """
+    if not sweep.hydra.sweeper["_target_"].endswith(".BasicSweeper"):
+        return
+    found = _combinations(sweep.hydra.overrides.task, sweep.hydra.sweeper.params)
+    if not found:
+        raise schema.ConfigError("the sweep has no job; glob() knows only the files of groups: method=glob(*)")
+    shared = set.intersection(*map(set, found))
+    for words in found:
+        try:
+            schema.check(naming.completed(compose(sweep.hydra.job.config_name, words, return_hydra_config=True)))
+        except Exception as error:
+            own = shlex.join(word for word in words if word not in shared)
+            raise schema.ConfigError(f"{own}: no job was begun, since {in_one_line(error)}") from error
 
 
 def announce(sweep: DictConfig) -> None:
@@ -70,6 +94,8 @@ def list_failure(folder: Path) -> None:
 
 def failures() -> Iterator[str]:
     """Lines: of each job of this sweep that failed, in any of its processes, its error and its command."""
+    if FAILURES not in os.environ:
+        return
     listed = Path(unquote(os.environ[FAILURES]))
     folders = [Path(line) for line in listed.read_text().splitlines()] if listed.is_file() else []
     listed.unlink(missing_ok=True)
@@ -96,9 +122,12 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a sweep, of which several may come to the same."""
     cfg = compose("train", list(overrides), return_hydra_config=True)
-    params = {key: str(value) for key, value in (cfg.hydra.sweeper.params or {}).items()}
-    parser = OverridesParser.create()
+    return _combinations(overrides, cfg.hydra.sweeper.params)
+
+
+def _combinations(overrides: Sequence[str], params: Mapping[str, Any] | None) -> list[list[str]]:
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     said = {parsed.key_or_group for parsed in parser.parse_overrides(list(overrides))}
-    every = [f"{key}={value}" for key, value in params.items() if key not in said] + list(overrides)
+    every = [f"{key}={value}" for key, value in (params or {}).items() if key not in said] + list(overrides)
     ((*found,),) = BasicSweeper.split_arguments(parser.parse_overrides(every), max_batch_size=None)
     return found
