@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -254,6 +255,25 @@ def test_the_page_is_what_the_command_writes(tmp_path):
     command = [sys.executable, "-m", "worstcase.zoo"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert page.read_text() == Path(REPOSITORY, "docs", "leaderboard.md").read_text()
+
+
+def test_a_page_elsewhere_links_to_the_zoo_and_one_of_no_networks_is_not_written(published, tmp_path):
+    page = tmp_path / "page.md"
+    zoo.write_page(page, published.parent)
+    where = os.path.relpath(published.parent, tmp_path)
+    assert f"[zoo/]({where})" in page.read_text() and f"({where}/{published.name})" in page.read_text()
+    before = page.read_bytes()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no networks in"):
+        zoo.write_page(page, tmp_path / "empty")
+    assert page.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../elsewhere", "a b", "a|b", "/tmp/a"])
+def test_a_name_that_is_no_folder_of_the_zoo_is_refused(name, trained, tmp_path):
+    with pytest.raises(ValueError, match="is no name for a network"):
+        zoo.publish(trained, name, tmp_path / "zoo")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path):

@@ -81,13 +81,15 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     Raises:
         FileExistsError: the zoo has a network of that name.
         FileNotFoundError: no training finished there, or a file of it is missing.
-        ValueError: the run was not attacked by the ensemble, its network or data are the user's own, a file of it
-            is a symbolic link, or a chip cannot be read.
+        ValueError: the name is not one of a folder; the run was not attacked by the ensemble, its network or data
+            are the user's own, a file of it is a symbolic link, or a chip cannot be read.
     """
     from safetensors.torch import save
 
     from worstcase.runs import load_run
 
+    if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
+        raise ValueError(f"{name!r} is no name for a network: take letters, digits, and any of . _ -")
     record = Record.load_training(run)
     if is_of_own_code(record.config):
         raise ValueError(
@@ -299,7 +301,7 @@ def _link(folder: Path, seen_from: Path | None) -> str:
 
 PAGE = """# Leaderboard
 
-How well networks hold: those of [zoo/](../zoo), attacked by `attack=ensemble` on the whole test set. Percent, mean
+How well networks hold: those of [zoo/]({zoo}), attacked by `attack=ensemble` on the whole test set. Percent, mean
 ± standard deviation over the seeds of the training. No chip within th_g is below *proven* (see
 [certificate](certificate.md)), and *attacked* is the lowest that was found: the worst chip is between the two.
 Without a number, nothing was proven: no proof was tried, or the network has parts without a rule.
@@ -319,6 +321,18 @@ request. We load the weights and attack them with a fresh seed. `python -m worst
 """
 
 
+def write_page(page: Path, zoo: Path = Path("zoo")) -> None:
+    """Write the leaderboard of the networks in a folder.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    if next(zoo.glob(f"*/{WEIGHTS}"), None) is None:
+        raise FileNotFoundError(f"no networks in {zoo}; run it in a clone of the repository")
+    head = PAGE.replace("{zoo}", Path(os.path.relpath(zoo, page.parent)).as_posix())
+    write_whole(page, (head + leaderboard([zoo], seen_from=page.parent)).encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m worstcase.zoo", description="Publish a network in zoo/.")
     parser.add_argument("run", nargs="?", type=Path, help="folder of a training run; none: write the page alone")
@@ -330,7 +344,7 @@ def main() -> None:
     try:
         if given.run:
             print(publish(given.run, given.name))
-        given.page.write_text(PAGE + leaderboard([Path("zoo")], seen_from=given.page.parent))
+        write_page(given.page)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(given.page)
