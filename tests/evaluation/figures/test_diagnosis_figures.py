@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
@@ -18,6 +19,14 @@ def record(trained):
     worst = load_file(trained / PERTURBATION)
     told = diagnose(run.crossbar, run.datamodule.test_dataloader(), worst, full=True, budget=6, progress=False)
     return dataclasses.replace(run.record, diagnosis=told)
+
+
+def test_titles_lie_within_their_figures(record):
+    named = dataclasses.replace(record, model="resnet18", method="universal_at_deep", dataset="tiny_imagenet")
+    for figure in diagnosis_figures(named).values():
+        FigureCanvasAgg(figure).draw()
+        title = figure._suptitle.get_window_extent()
+        assert title.x0 >= 0 and title.x1 <= figure.bbox.width
 
 
 def test_all_figures_that_a_record_has_data_for_are_drawn(record, tmp_path):

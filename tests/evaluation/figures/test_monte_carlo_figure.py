@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from worstcase.attacks.distribution import describe
 from worstcase.evaluation.figures import monte_carlo
@@ -27,6 +28,13 @@ def test_the_figure_has_a_histogram_and_convergence_curves(record):
         assert line.get_xdata()[0] == 1 and line.get_xdata()[-1] == 400
         assert line.get_ydata()[0] == pytest.approx(82.5) and line.get_ydata()[-1] == pytest.approx(last)
     assert list(minimum.get_ydata()) == sorted(minimum.get_ydata(), reverse=True)
+
+
+def test_the_title_lies_within_the_figure(record):
+    figure = monte_carlo(dataclasses.replace(record, dataset="tiny_imagenet"), record.attacks[0])
+    FigureCanvasAgg(figure).draw()
+    title = figure._suptitle.get_window_extent()
+    assert title.x0 >= 0 and title.x1 <= figure.bbox.width
 
 
 def test_other_attacks_have_no_such_figure(trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,6 +11,8 @@ from matplotlib.figure import Figure
 from worstcase.evaluation.record import AttackRecord, Record
 
 CLEAN, WORST, PART = "C0", "C3", "C1"
+LETTERS = 10.5
+"""Of a title, in an inch of its figure's width."""
 BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.4}
 
 
@@ -223,11 +226,11 @@ def _title(figure: Figure, record: Record) -> None:
     diagnosis = record.diagnosis
     found = [attack for attack in record.attacks if attack.thg == diagnosis["thg"]]
     name = min(found, key=lambda attack: attack.accuracy).attack
-    figure.suptitle(
+    title = (
         f"{_network(record)}, th_g {diagnosis['thg']:g}: "
-        f"worst chip found ({name}), accuracy {diagnosis['accuracy']:.2%}",
-        fontsize="medium",
+        f"worst chip found ({name}), accuracy {diagnosis['accuracy']:.2%}"
     )
+    figure.suptitle(fill(title, int(LETTERS * figure.get_figwidth())), fontsize="medium")
 
 
 def _network(record: Record) -> str:

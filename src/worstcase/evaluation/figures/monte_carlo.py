@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import accumulate
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -68,11 +69,11 @@ def monte_carlo(record: Record, found: AttackRecord) -> Figure:
     right.legend(fontsize="small")
     right.grid(alpha=0.3)
     unseen = at_most(distribution["unseen"])
-    figure.suptitle(
+    title = (
         f"{record.model} on {record.dataset}, {size:,} chips ({distribution['sampler']}) at th_g = {found.thg:g}. "
-        f"With {CONFIDENCE:.0%} confidence, at most {unseen} of chips are below the minimum",
-        fontsize="medium",
+        f"With {CONFIDENCE:.0%} confidence, at most {unseen} of chips are below the minimum"
     )
+    figure.suptitle(fill(title, 100), fontsize="medium")
     return figure
 
 
