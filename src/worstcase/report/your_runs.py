@@ -26,7 +26,8 @@ def your_runs(results: pd.DataFrame) -> Section:
     caption = (
         "Every finished run, with what each of its attacks found. In the first picture, a dot is one attack on "
         "one run. On the diagonal the attack changed nothing; the farther below it, the more accuracy the worst "
-        "chip loses. In the second picture, a line is one network. It starts at the accuracy as programmed and "
+        "chip loses. In the second picture, a line is one network, on one set of samples and with one kind of "
+        "devices. It starts at the accuracy as programmed and "
         "goes through the lowest accuracy found at each th_g. A bar reaches from there down to the highest "
         "certified accuracy."
     )
