@@ -27,6 +27,8 @@ FAILURES = "WORSTCASE_FAILURES"
 """Environment variable, URL-encoded: the file in which jobs of a sweep list the folders of those that failed."""
 SWEEP = "WORSTCASE_SWEEP"
 """Environment variable, URL-encoded: the command of the sweep that is at work."""
+MANY = 20
+"""Jobs whose check takes a few seconds."""
 
 
 class Job(NamedTuple):
@@ -50,7 +52,11 @@ def check_jobs(sweep: DictConfig) -> None:
     if not found:
         raise schema.ConfigError("the sweep has no job; glob() knows only the files of groups: method=glob(*)")
     shared = set.intersection(*map(set, found))
-    for words in found:
+    from rich.console import Console
+    from rich.progress import track
+
+    options: dict[str, Any] = {"console": Console(stderr=True), "transient": True, "disable": len(found) < MANY}
+    for words in track(found, "checking the jobs", **options):
         try:
             schema.check(naming.completed(compose(sweep.hydra.job.config_name, words, return_hydra_config=True)))
         except Exception as error:
