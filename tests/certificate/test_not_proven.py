@@ -112,7 +112,9 @@ def test_what_is_changed_in_place_by_an_operator_is_still_used(name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "same", ["float", "contiguous", "detach", lambda h: F.dropout(h, training=False)], ids=str
+    "same",
+    ["float", "contiguous", "detach", lambda h: F.dropout(h, training=False)],
+    ids=["float", "contiguous", "detach", "dropout"],
 )
 def test_what_may_be_the_same_tensor_is_changed_with_it(same: Any) -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
