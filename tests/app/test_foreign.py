@@ -105,14 +105,15 @@ def is_record(folder):
 
 
 def test_evaluate_of_every_hostile_record_runs_nothing(hostile):
-    """All as the jobs of one sweep, which is faster."""
+    """All as the jobs of one sweep, which is faster, but for one that is refused before it begins."""
     folders, pwned = hostile
-    runs = [folder for folder in folders.values() if is_record(folder)]
+    runs = {name: f"'{folder}'" for name, folder in folders.items() if is_record(folder)}
+    own = runs.pop("the user's own network")
     assert len(runs) > 30
-    done = run(
-        "src.evaluate", "-m", "run=" + ",".join(f"'{folder}'" for folder in runs), "attack=flwc", fails=True
-    )
+    done = run("src.evaluate", "-m", f"run={','.join(runs.values())}", "attack=flwc", fails=True)
     assert done.stderr.count("failed    ") == len(runs)
+    done = run("src.evaluate", "-m", f"run={runs['in a list']},{own}", "attack=flwc", fails=True)
+    assert "no job was begun" in done.stderr and "net=os:getcwd" in done.stderr
     assert not pwned.exists()
 
 

@@ -157,7 +157,8 @@ def check_names(settings: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: for the first of them.
     """
-    kind = next((kind for name, kind in KINDS.items() if name in settings), TrainConfig)
+    said_or_needed = settings.keys()  # a needed one is not "in" them until it is said
+    kind = next((kind for name, kind in KINDS.items() if name in said_or_needed), TrainConfig)
     places: dict[str, tuple[Any, Sequence[str]]]
     places = {"": (settings, [field.name for field in fields(kind)])}
     places |= {f"{place}.": (settings.get(place), known) for place, known in WITHIN.items()}
