@@ -83,7 +83,7 @@ def test_the_worst_chip_is_explained_in_numbers_and_figures(evaluated):
 
 
 def test_shares_of_monte_carlo_are_merged_into_what_one_run_over_all_finds(mine, tmp_path):
-    sample = [f"run={mine}", "attack=monte_carlo", "dataset.limit=100", "thg=[0.01,0.05]"]
+    sample = [f"run={mine}", "attack=monte_carlo", "dataset.limit=100", "thg=[0.01,0.0512345678]"]
     run("src.evaluate", "-m", *sample, "attack.instances=2", "attack.first=0,2")
     before = files(mine)
     run("src.evaluate", *sample, "attack.instances=4", "merge=true", before=(draw_nothing,))
@@ -96,7 +96,7 @@ def test_shares_of_monte_carlo_are_merged_into_what_one_run_over_all_finds(mine,
     assert len(folders) == 3 and len(merged["attacks"]) == 2
     assert without_times(merged)["attacks"] == without_times(whole)["attacks"]
     assert merged["flags"] == whole["flags"] and merged["diagnosis"] == whole["diagnosis"]
-    for thg in ("0.01", "0.05"):
+    for thg in ("0.01", "0.0512345678"):
         place = f"thg{thg}/instances.csv"
         assert without_seconds(folder / place) == without_seconds(tmp_path / "whole" / place)
 

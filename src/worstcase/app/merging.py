@@ -25,13 +25,14 @@ def merge(settings: dict[str, Any], evaluations: Path, folder: Path) -> None:
         ConfigError: some have not been drawn; they are named.
     """
     from worstcase.attacks.instances import FILE
+    from worstcase.evaluation.evaluate import folder_at
 
     alike = _alike(settings)
     shares = sorted(share for share, record in finished_runs([evaluations]) if _alike(record.config) == alike)
     first = settings["attack"]["first"]
     wanted = range(first, first + settings["attack"]["instances"])
     thgs = schema.bounds(settings)
-    for file in [Path(f"thg{thg:g}", FILE) for thg in thgs] if len(thgs) > 1 else [Path(FILE)]:
+    for file in [Path(folder_at(thg, thgs), FILE) for thg in thgs]:
         content = _merged([share / file for share in shares], wanted, evaluations)
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(content, newline="\n")

@@ -111,8 +111,7 @@ def evaluate(
         start = None
         for thg in bounds:
             with crossbar.bounded_by(thg):
-                digits = f"{thg:g}" if float(f"{thg:g}") == thg else repr(float(thg))
-                place = state / f"thg{digits}" if state and len(bounds) > 1 else state
+                place = state / folder_at(thg, bounds) if state else None
                 halves = attack_one_half(attack, crossbar, loader, **options) if heldout else (None, None)
                 one = attack(crossbar, loader, start=start, folder=place, **options)
                 one.attacked_half_accuracy, one.heldout_accuracy = halves
@@ -143,6 +142,18 @@ def evaluate(
     if read:
         flags += of_a_chip(read.accuracy, read.failed, found)
     return Evaluation(crossbar, found, flags, explained, read, proven, why_not, largest)
+
+
+def folder_at(thg: float, of: Sequence[float]) -> str:
+    """Within a folder of attacks' states, that at one of several th_g; the folder itself, at one alone.
+
+    Example:
+        >>> [folder_at(thg, [0.01, 0.0123456789]) for thg in (0.01, 0.0123456789)], folder_at(0.01, [0.01])
+        (['thg0.01', 'thg0.0123456789'], '.')
+    """
+    if len(of) == 1:
+        return "."
+    return f"thg{thg:g}" if float(f"{thg:g}") == thg else f"thg{float(thg)!r}"
 
 
 def _each(given: Any, usual: Any) -> list[Any]:
