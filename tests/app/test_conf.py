@@ -1,5 +1,6 @@
 """Every file of every group composes and builds what it names."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from worstcase.chip.tolerance import Tolerance, from_plain, largest
 from worstcase.data import ImageDataModule
 from worstcase.methods import Method
 from worstcase.runs import build, dataset, make_crossbar
+from worstcase.verify.cost import Programming
 
 CONF = REPOSITORY / "conf"
 NEEDED = {
@@ -173,3 +175,7 @@ def test_th_g_presets(name):
 @pytest.mark.parametrize("name", options("logger"))
 def test_loggers(name):
     assert "csv" in composed(f"logger={name}").logger
+
+
+def test_the_settings_of_programming_are_those_that_it_takes():
+    assert set(schema.WITHIN["programming"]) == {field.name for field in fields(Programming)}

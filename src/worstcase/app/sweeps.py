@@ -46,15 +46,15 @@ def check_jobs(sweep: DictConfig) -> None:
     Raises:
         ConfigError: there is no job, or one has bad settings.
     """
+    from rich.console import Console
+    from rich.progress import track
+
     if not sweep.hydra.sweeper["_target_"].endswith(".BasicSweeper"):
         return
     found = _combinations(sweep.hydra.overrides.task, sweep.hydra.sweeper.params)
     if not found:
         raise schema.ConfigError("the sweep has no job; glob() knows only the files of groups: method=glob(*)")
     shared = set.intersection(*map(set, found))
-    from rich.console import Console
-    from rich.progress import track
-
     options: dict[str, Any] = {"console": Console(stderr=True), "transient": True, "disable": len(found) < MANY}
     for words in track(found, "checking the jobs", **options):
         try:

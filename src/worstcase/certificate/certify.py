@@ -99,6 +99,7 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
                     classes = bounds.margins(images[:1], torch.zeros_like(labels[:1], dtype=torch.long)).shape[1]
             check(images.new_zeros(len(labels), classes), labels)
             led = margins_of(crossbar(images, crossbar.box.sample("vertex", generator)), labels.long())
+            # which looks at the first two samples that differ
             if crossbar.depends_on_the_batch:
                 raise Unsupported("answers that depend on the other samples of a batch, or may")
             parts = torch.arange(len(labels), device=labels.device).split(bounds.at_once)

@@ -113,13 +113,9 @@ class ImageFolderDataModule(ImageDataModule):
     def _check_classes(self, folders: list[Path], is_table: bool) -> None:
         """Check number and names of the class folders, which define the labels, without reading any image."""
         names = [{entry.name for entry in folder.iterdir() if entry.is_dir()} for folder in folders]
-        for folder, found in zip(folders, names, strict=True) if is_table else ():
-            if all(map(str.isdecimal, found)) and [int(name) for name in sorted(found)] != [*range(len(found))]:
-                raise ValueError(
-                    f"{folder}: labels count its folders in the order of their names as text, so they are not the "
-                    f"labels of labels.csv; name them {'0' * len(str(len(found) - 1))} to {len(found) - 1}"
-                )
         for folder, found in zip(folders, names, strict=True):
+            if is_table:
+                _check_numbers(folder, found)
             check_classes(self.num_classes, len(found), folder)
         for folder, found in zip(folders[1:], names[1:], strict=True):
             if found != names[0]:
@@ -209,6 +205,15 @@ class Listed(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name, label = self.files[index]
         return self.transform(self.read(self.folder / name)), label
+
+
+def _check_numbers(folder: Path, names: set[str]) -> None:
+    """Check that folders that are named by numbers have these as labels, as the table beside them has."""
+    if all(map(str.isdecimal, names)) and [int(name) for name in sorted(names)] != [*range(len(names))]:
+        raise ValueError(
+            f"{folder}: labels count its folders in the order of their names as text, so they are not the "
+            f"labels of labels.csv; name them {'0' * len(str(len(names) - 1))} to {len(names) - 1}"
+        )
 
 
 def _is_below(name: str) -> bool:

@@ -33,7 +33,8 @@ def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
             "a figure shows one network, data set, full scale, kind of devices and set of attacks, "
             f"not {len(settings)}"
         )
-    network, dataset, full_scale, reference, named = settings.iloc[0][[*ONE[:4], "attacks"]]
+    shared = ["network", "dataset", "full_scale", "reference", "attacks"]
+    network, dataset, full_scale, reference, named = settings.iloc[0][shared]
     shown = results.assign(method=results.method.fillna("given weights"))
     trained = shown[["method", "network_settings", "method_settings"]].drop_duplicates()
     if len(pooled := trained.method[trained.method.duplicated()]):
