@@ -88,7 +88,7 @@ def test_monte_carlo_draws_from_the_table(elsewhere):
     record = Record.load(elsewhere / "drawn")
     assert record.attacks[0].distribution["infeasible"] == 0
     header = json.loads((elsewhere / "drawn" / "instances.csv").read_text().splitlines()[0][2:])
-    assert "Tolerance(conductance=(0.0, 1.0)" in header["devices"]
+    assert "Tolerance(conductance=(0.0, 1.0)" in header["each_device"]
 
 
 def test_a_record_with_a_table_that_cannot_be_is_refused(elsewhere, tmp_path):

@@ -6,8 +6,17 @@ from functools import partial
 import pytest
 import torch
 
+from worstcase import Crossbar, DeviceMapping, Tolerance
 from worstcase.chip.box import Box
-from worstcase.chip.noise import gaussian, per_device, programmed, right_censored_gaussian, verified
+from worstcase.chip.noise import (
+    each_device,
+    gaussian,
+    per_device,
+    programmed,
+    right_censored_gaussian,
+    verified,
+    verified_devices,
+)
 
 SAMPLES = 200_000
 SCALE = 0.2
@@ -167,3 +176,81 @@ def test_with_equal_ends_and_sigmas_it_is_the_truncated_gaussian_of_the_box():
     exact = Box.symmetric(0.0, {"w": torch.ones((), dtype=torch.double)}, {"w": torch.empty(9)})
     for sigma in (0.0, 0.1):
         assert not verified(exact, {"w": torch.tensor(sigma)})["w"].any()
+
+
+def truncated_moments(sigma, low, high):
+    """The mean and the variance of N(0, sigma) given that it is in low..high."""
+    a, b = low / sigma, high / sigma
+    z = distribution(b) - distribution(a)
+    mean = (density(a) - density(b)) / z
+    return sigma * mean, sigma**2 * (1 + (a * density(a) - b * density(b)) / z - mean**2)
+
+
+def programmed_devices(crossbar, box=None, seed=0, sigma=None, **options):
+    draw = verified_devices(crossbar, box or crossbar.box, sigma, **options)
+    return draw(torch.Generator().manual_seed(seed))
+
+
+def layer_of(weights):
+    layer = torch.nn.Linear(weights.shape[1], len(weights), bias=False)
+    layer.weight.data = weights
+    return layer
+
+
+LAYER = torch.tensor([[0.75, -0.25, 1.0]])
+RISING = Tolerance([0, 1], [0.0, -0.2], [0.1, 0.3], sigma=[0.1, 0.2])
+
+
+def devices_of(weight, **options):
+    """What each device of a weight adds, by hand: its sigma, and the least and the greatest deviation."""
+    of_weight = [(0.1 + 0.1 * abs(weight), -0.2 * abs(weight), 0.1 + 0.2 * abs(weight))]
+    unused = [(0.1, -0.1, 0.0)] if options.get("pair") else []
+    turned = -1 if weight < 0 else 1
+    return [(s, *sorted((turned * low, turned * high))) for s, low, high in of_weight + unused]
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_each_device_is_verified_by_itself(pair):
+    """Means and variances of independent devices add up."""
+    crossbar = Crossbar(layer_of(LAYER.repeat(SAMPLES // 3, 1)), RISING, mapping=DeviceMapping(pair=pair))
+    sample = programmed_devices(crossbar)
+    assert crossbar.box.contains(sample)
+    for column, weight in zip(sample["weight"].double().T, LAYER[0].tolist(), strict=True):
+        moments = [truncated_moments(*device) for device in devices_of(weight, pair=pair)]
+        mean, variance = map(sum, zip(*moments, strict=True))
+        assert column.mean().item() == pytest.approx(mean, abs=4 * math.sqrt(variance / len(column)))
+        assert column.var().item() == pytest.approx(variance, rel=0.03)
+
+
+def test_a_pair_of_one_number_varies_as_two_devices():
+    crossbar = Crossbar(layer_of(-torch.ones(1, SAMPLES)), 0.1, mapping=DeviceMapping(pair=True))
+    sample = programmed_devices(crossbar)["weight"].double()
+    assert sample.var().item() / 0.1**2 == pytest.approx(2 * truncated_variance(1.0), rel=0.02)
+    assert 0.17 < sample.abs().max() <= 0.2
+
+
+@pytest.mark.parametrize("bits", [None, 2])
+def test_devices_have_the_part_of_the_box_that_is_asked_for(bits):
+    torch.manual_seed(0)
+    mapping = DeviceMapping(pair=True, device_bits=bits, cut_off=True)
+    crossbar = Crossbar(torch.nn.Linear(50, 40, bias=False), RISING, mapping=mapping, weight_bits=4)
+    share = torch.rand(40, 50).round(decimals=1)
+    part = crossbar.box.restricted_to({"weight": share})
+    devices = crossbar.devices()
+    assert len(devices) == (2 if bits is None else 4)
+    for seed in range(5):
+        sample = programmed_devices(crossbar, part, seed)
+        assert part.contains(sample) and sample["weight"].any() and not sample["weight"][share == 0].any()
+
+
+def test_devices_that_are_not_verified_in_time_take_the_weight_out_of_its_box():
+    crossbar = Crossbar(layer_of(torch.ones(1, SAMPLES)), 0.1, mapping=DeviceMapping(pair=True))
+    sample = programmed_devices(crossbar, sigma=0.2, max_pulses=1)["weight"].double()
+    assert sample.std().item() == pytest.approx(0.2 * math.sqrt(2), rel=0.01)  # nothing was verified
+
+
+def test_devices_are_sound_where_they_may_be_stuck():
+    crossbar = Crossbar(layer_of(LAYER.clone()), 0.1, stuck={"weight": torch.zeros(1, 3)})
+    assert crossbar.box.low["weight"][0, 2] == -1
+    sample = each_device(crossbar, crossbar.box, lambda box, _: partial(box.sample, "vertex"))(None)
+    assert sample["weight"].abs().flatten().tolist() == pytest.approx([0.1] * 3)

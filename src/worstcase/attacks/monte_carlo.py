@@ -21,7 +21,15 @@ from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
 from worstcase.chip.mapping import DeviceMapping
-from worstcase.chip.noise import Draw, gaussian, per_device, programmed, right_censored_gaussian, verified
+from worstcase.chip.noise import (
+    Draw,
+    each_device,
+    gaussian,
+    per_device,
+    programmed,
+    right_censored_gaussian,
+    verified,
+)
 from worstcase.chip.tolerance import has_weights, plain
 from worstcase.chip.write_verify import PULSES, device_weights
 from worstcase.task import Loader, decisions, right_answers, split
@@ -68,9 +76,8 @@ class MonteCarlo(Attack):
             scale. None: the weight is one device, or has those of the crossbar's `DeviceMapping`.
         device_bits: K, with weight_bits.
 
-    Where a weight has a pair of devices, or their tolerances depend on the conductance, a weight's deviation is
-    drawn at once, with the standard deviation of the sum of its devices, until the sum is inside the weight's box.
-    Devices that are verified each by itself spread less, by up to a quarter for a pair whose th_g is a number.
+    The devices of a `DeviceMapping` are drawn each in its own box, and so is one whose tolerance is a table or
+    another number than other weights'. They are sound: no weight is stuck.
 
     Cost: 1 pass an instance, and 2 for the clean accuracy and for the worst instance; passes and seconds of the
     instances that a resumed run found are counted too. On the CPU instances run in batches of about 100, which is
@@ -190,12 +197,12 @@ class MonteCarlo(Attack):
         return draw
 
     def _sample(self, crossbar: Crossbar, box: Box) -> Draw:
-        """The function that draws a chip if each weight is one device, or the sum of its devices at once."""
+        """The function that draws a chip, but for the bits of devices that have one bound."""
         of_its_own = {
             key: value for key in ("threshold", "max_pulses") if (value := getattr(self, key)) is not None
         }
         if not crossbar.has_one_bound:
-            return self._sample_of_devices(crossbar, box, of_its_own)
+            return each_device(crossbar, box, partial(self._sample_one, of_its_own=of_its_own), self.sigma)
         thg = crossbar.thg
         sigma = thg if self.sigma is None else self.sigma
         if self.sampler in UNVERIFIED:
@@ -210,13 +217,8 @@ class MonteCarlo(Attack):
             return partial(box.sample, "truncated_gaussian", tolerance=thg / sigma)
         return partial(box.sample, self.sampler)
 
-    def _sample_of_devices(self, crossbar: Crossbar, box: Box, of_its_own: dict[str, Any]) -> Draw:
-        """The same where weights have tolerances of their own."""
-        if self.sigma is None:
-            sigma = crossbar.sigma()
-        else:
-            sigma = {name: full * self.sigma for name, full in crossbar.full_scales().items()}
-        sigma = {name: s.to(box.weights[name].device) for name, s in sigma.items()}
+    def _sample_one(self, box: Box, sigma: Perturbation, of_its_own: dict[str, Any]) -> Draw:
+        """The same for one device of each weight, with a box and a sigma of its own."""
         if self.sampler in UNVERIFIED:
             return partial(UNVERIFIED[self.sampler], box.weights, sigma, **of_its_own)
         if self.sampler == "truncated_gaussian":
@@ -236,7 +238,7 @@ class MonteCarlo(Attack):
             **(
                 {}
                 if run.crossbar.has_one_bound and run.crossbar.mapping == DeviceMapping()
-                else {"devices": repr((_said(run.crossbar), run.crossbar.mapping))}
+                else {"each_device": repr((_said(run.crossbar), run.crossbar.mapping))}
             ),
             "network": _digest(run.crossbar, run.box),
             "samples": run.samples,

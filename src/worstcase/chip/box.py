@@ -132,6 +132,18 @@ class Box:
         number("factor", factor, low=0)
         return self._times(dict.fromkeys(self.weights, factor))
 
+    def part_as(self, part: Box, *, of: Box) -> Box:
+        """The same part of this box, on each side of each weight, as one box is of another."""
+        shares = [
+            {name: torch.where(end == 0, 0, ends[name] / end) for name, end in all_of.items()}
+            for ends, all_of in ((part.low, of.low), (part.high, of.high))
+        ]
+        low, high = (
+            {name: end * share[name] for name, end in ends.items()}
+            for ends, share in zip((self.low, self.high), shares, strict=True)
+        )
+        return Box(low, high, self.weights)
+
     def to(self, device: torch.device | str) -> Box:
         """The same box on another device."""
         low, high = ({name: end.to(device) for name, end in ends.items()} for ends in (self.low, self.high))

@@ -265,6 +265,23 @@ class Crossbar(nn.Module):
         weights = self._detached()
         return self._devices.sigma(weights, self._full_scales_of(weights))
 
+    def devices(self, sigma: float | None = None) -> list[tuple[Box, dict[str, Tensor]]]:
+        """The box of each device of a weight, and the standard deviation before write-verify, as `sigma` gives it.
+
+        Both are of what the device adds to the weight's deviation. `box` holds all sums, and more where a weight
+        is 0, whose sign may be either, or may be stuck.
+
+        Args:
+            sigma: another standard deviation for all devices, in units of a device's own full scale.
+
+        Example:
+            >>> pair = Crossbar(nn.Linear(2, 1, bias=False), thg=0.25, mapping=DeviceMapping(pair=True))
+            >>> [bool((box.reach["weight"] * 2 == pair.box.reach["weight"]).all()) for box, _ in pair.devices()]
+            [True, True]
+        """
+        weights = self._detached()
+        return self._devices.each(weights, self._full_scales_of(weights), sigma)
+
     def bound(self) -> dict[str, Tensor]:
         """Half the width of the box, the largest deviation of a weight where its ends do not differ."""
         return self.box.half_width

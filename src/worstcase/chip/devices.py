@@ -139,6 +139,21 @@ class Devices:
             for name, relative in self._relative(weights, scales)
         }
 
+    def each(
+        self, weights: dict[str, Tensor], scales: Scales, sigma: float | None = None
+    ) -> list[tuple[Box, dict[str, Tensor]]]:
+        """The box and the standard deviation of each device of a weight, sound ones; see `Crossbar.devices`."""
+        ends: list[dict[str, tuple[Tensor, Tensor]]] = []
+        sigmas: list[dict[str, Tensor]] = []
+        for name, relative in self._relative(weights, scales):
+            for i, device in enumerate(self.mapping.devices(relative, self.of[name], self.weight_bits)):
+                if i == len(ends):
+                    ends.append({})
+                    sigmas.append({})
+                ends[i][name] = (device.low, device.high)
+                sigmas[i][name] = scales[name] * (device.sigma if sigma is None else device.share * sigma)
+        return [(Box.between(e, scales, weights), s) for e, s in zip(ends, sigmas, strict=True)]
+
     def _sigma(self, relative: Tensor, tolerance: float | Tolerance | Tensor) -> Tensor:
         """Of a weight that has a number as tolerance, that number, however it is said."""
         if isinstance(tolerance, Tolerance) or not self.mapping.is_simple:

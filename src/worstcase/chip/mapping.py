@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,18 @@ from torch import Tensor
 from worstcase.checks import whole
 from worstcase.chip.tolerance import Tolerance
 from worstcase.chip.write_verify import BITS, device_weights
+
+
+class Device(NamedTuple):
+    """A device of each weight of an array: what it adds to the weight's deviation, in units of the full scale."""
+
+    low: Tensor
+    """The least, before any other device adds to it."""
+    high: Tensor
+    sigma: Tensor
+    """Its standard deviation before write-verify."""
+    share: float
+    """Its own full scale."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +93,32 @@ class DeviceMapping:
         """
         limit = self.largest(tolerance)
         low, high = torch.zeros_like(relative), torch.zeros_like(relative)
-        zero = relative.new_zeros(())
-        for share, conductance in self._devices(relative.abs(), weight_bits):
-            device_low, device_high = self._device(conductance, tolerance)
-            if self.pair:
-                unused_low, unused_high = self._device(zero, tolerance)
-                device_low, device_high = device_low - unused_high, device_high - unused_low
-            low = low + share * device_low
-            high = high + share * device_high
-        if self.cut_off or not _is_symmetric(tolerance):  # a sign turns the deviation
-            negative, zero = relative < 0, relative == 0
-            low, high = torch.where(negative, -high, low), torch.where(negative, -low, high)
-            if bool(zero.any()):  # it may have either sign
-                farther = torch.maximum(high, -low)
-                low, high = torch.where(zero, -farther, low), torch.where(zero, farther, high)
+        for device in self.devices(relative, tolerance, weight_bits):
+            low, high = low + device.low, high + device.high
+        if bool((zero := relative == 0).any()):  # it may have either sign
+            farther = torch.maximum(high, -low)
+            low, high = torch.where(zero, -farther, low), torch.where(zero, farther, high)
         return low.clamp(min=-limit), high.clamp(max=limit)  # rounding may lead beyond
+
+    def devices(
+        self, relative: Tensor, tolerance: float | Tolerance | Tensor, weight_bits: int | None
+    ) -> Iterator[Device]:
+        """Each device of the weights, and what it adds to their deviations; see `ends`. A weight of 0 counts as +.
+
+        Example:
+            >>> table = Tolerance([0, 1], [0.0, -0.2], [0.1, 0.3])
+            >>> pair = DeviceMapping(pair=True).devices(torch.tensor([1.0, -1.0]), table, None)
+            >>> [(device.low.tolist(), device.high.tolist()) for device in pair]  # doctest: +NUMBER
+            [([-0.2, -0.3], [0.3, 0.2]), ([-0.1, 0.0], [0.0, 0.1])]
+        """
+        negative = relative < 0
+        for share, conductance in self._devices(relative.abs(), weight_bits):
+            low, high, sigma = self._device(conductance, tolerance)
+            turned = negative if share > 0 else ~negative
+            low, high = abs(share) * low, abs(share) * high
+            yield Device(
+                torch.where(turned, -high, low), torch.where(turned, -low, high), abs(share) * sigma, abs(share)
+            )
 
     def sigma(self, relative: Tensor, tolerance: float | Tolerance | Tensor, weight_bits: int | None) -> Tensor:
         """The standard deviation of weights whose devices deviate independently, in units of the full scale.
@@ -110,18 +134,19 @@ class DeviceMapping:
             tensor([0.0424, 0.0424])
         """
         variance = torch.zeros_like(relative)
-        for share, conductance in self._devices(relative.abs(), weight_bits):
-            of_devices = [conductance, relative.new_zeros(())] if self.pair else [conductance]
-            for g in of_devices:
-                if isinstance(tolerance, Tolerance):
-                    (sigma,) = _interpolated(g, tolerance.conductance, tolerance.deviation)
-                else:
-                    sigma = _of_each_weight(tolerance, g)
-                variance = variance + (share * sigma).square()
+        for device in self.devices(relative, tolerance, weight_bits):
+            variance = variance + device.sigma.square()
         return variance.sqrt()
 
     def _devices(self, conductance: Tensor, weight_bits: int | None) -> Iterator[tuple[float, Tensor]]:
-        """Each device of a weight: its share of the weight's full scale, and its own relative conductance."""
+        """Each device of a positive weight: its share of the weight's full scale, below 0 where it is subtracted,
+        and its own relative conductance."""
+        for share, of_device in self._digits(conductance, weight_bits):
+            yield share, of_device
+            if self.pair:
+                yield -share, torch.zeros_like(of_device)
+
+    def _digits(self, conductance: Tensor, weight_bits: int | None) -> Iterator[tuple[float, Tensor]]:
         if self.device_bits is None or weight_bits is None:
             yield 1.0, conductance
             return
@@ -131,25 +156,18 @@ class DeviceMapping:
             digits = (levels / weight).floor() % (largest_level + 1)
             yield weight * largest_level / largest_weight, digits / largest_level
 
-    def _device(self, conductance: Tensor, tolerance: float | Tolerance | Tensor) -> tuple[Tensor, Tensor]:
+    def _device(self, conductance: Tensor, tolerance: float | Tolerance | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The least and the greatest deviation of a device, and its sigma, in units of its full scale."""
         if isinstance(tolerance, Tolerance):
-            low, high = _interpolated(conductance, tolerance.conductance, tolerance.lower, tolerance.upper)
+            columns = (tolerance.lower, tolerance.upper, tolerance.deviation)
+            low, high, sigma = _interpolated(conductance, tolerance.conductance, *columns)
         else:
-            high = _of_each_weight(tolerance, conductance)
-            low = -high
+            high = torch.as_tensor(tolerance, dtype=conductance.dtype, device=conductance.device)
+            high = high * torch.ones_like(conductance)
+            low, sigma = -high, high
         if self.cut_off:
             low, high = torch.maximum(low, -conductance), torch.minimum(high, 1 - conductance)
-        return low, high
-
-
-def _of_each_weight(tolerance: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(tolerance, dtype=like.dtype, device=like.device)
-
-
-def _is_symmetric(tolerance: float | Tolerance | Tensor) -> bool:
-    if not isinstance(tolerance, Tolerance):
-        return True
-    return all(low == -high for low, high in zip(tolerance.lower, tolerance.upper, strict=True))
+        return low, high, sigma
 
 
 def _interpolated(x: Tensor, knots: Sequence[float], *columns: Sequence[float]) -> list[Tensor]:

@@ -2,18 +2,20 @@
 
 Those that stay in the box are drawn by `Box.sample`. Each function here draws a deviation for every tensor of a
 mapping, in its shape and dtype and where it is. `per_device` composes any of them, and `Box.sample`, from devices
-by Eq. 4.
+by Eq. 4, and `each_device` from the devices of a crossbar.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from worstcase.checks import number
 from worstcase.chip.box import Box, drawn
+from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64, in_float64, like
 from worstcase.chip.write_verify import device_weights, write_verify
 
@@ -158,6 +160,60 @@ def per_device(draw: Draw, weight_bits: int, device_bits: int) -> Draw:
         return {name: _weighted_mean([device[name] for device in devices], weights) for name in devices[0]}
 
     return draw_weights
+
+
+def each_device(
+    crossbar: Crossbar,
+    box: Box,
+    draw: Callable[[Box, Mapping[str, Tensor]], Draw],
+    sigma: float | None = None,
+) -> Draw:
+    """Draws each device of a weight in its own box, and adds them up: pairs, bits, tables, cut-offs.
+
+    Devices are sound: where a weight may be stuck, it is not.
+
+    Args:
+        crossbar: tells the devices.
+        box: the crossbar's or a part of it, and where to draw. Devices have the same part of theirs.
+        draw: gives what draws one device of each weight, for its box and its standard deviation in weight units.
+        sigma: see `Crossbar.devices`.
+    """
+    where = next(iter(box.weights.values())).device
+    whole = crossbar.box.to(where)
+    devices = [
+        (device.to(where).part_as(box, of=whole), {name: s.to(where) for name, s in scale.items()})
+        for device, scale in crossbar.devices(sigma)
+    ]
+    draws = [draw(*device) for device in devices]
+
+    def draw_weights(generator: torch.Generator | None) -> Sample:
+        parts = [draw_one(generator) for draw_one in draws]
+        added = {
+            name: like(w, torch.stack([in_float64(part[name]) for part in parts]).sum(0))
+            for name, w in box.weights.items()
+        }
+        inside = box.project(added)  # rounding may lead beyond an end, and so may devices that did not verify
+        for (device, _), part in zip(devices, parts, strict=True):
+            for name, d in part.items():
+                verified = (d >= device.low[name]) & (d <= device.high[name])
+                inside[name] = torch.where(verified, inside[name], added[name])
+        return inside
+
+    return draw_weights
+
+
+def verified_devices(
+    crossbar: Crossbar, box: Box, sigma: float | None = None, *, max_pulses: int | None = None
+) -> Draw:
+    """What write-verify leaves of each device of a weight, see `each_device` and `verified`.
+
+    Example:
+        >>> from worstcase import DeviceMapping
+        >>> crossbar = Crossbar(torch.nn.Linear(2, 1), thg=0.1, mapping=DeviceMapping(pair=True))
+        >>> crossbar.box.contains(verified_devices(crossbar, crossbar.box)(None))
+        True
+    """
+    return each_device(crossbar, box, partial(partial, verified, max_pulses=max_pulses), sigma)
 
 
 def _weighted_mean(devices: list[Tensor], weights: list[int]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
-from worstcase.chip.noise import gaussian, verified
+from worstcase.chip.noise import gaussian, verified_devices
 from worstcase.methods.base import Method
 from worstcase.task import Inputs
 
@@ -22,7 +22,8 @@ class VariationAware(Method):
         crossbar: the network.
         sigma: standard deviation in units of the full scale, 0 or more, whatever th_g is; None: that of the
             devices, see `Crossbar.sigma`.
-        verified: only noise that write-verify lets pass, see `worstcase.chip.noise.verified`.
+        verified: only noise that write-verify lets pass, with sigma of each device of a weight, see
+            `worstcase.chip.noise.verified_devices`.
         options: see `Method`.
 
     Raises:
@@ -40,9 +41,9 @@ class VariationAware(Method):
         self.sigma, self.verified = sigma, verified
 
     def training_loss(self, inputs: Inputs, labels: Tensor) -> Tensor:
-        sigma = self.in_weight_units(self.sigma)
+        return self.cross_entropy(inputs, labels, self._noise())
+
+    def _noise(self) -> dict[str, Tensor]:
         if self.verified:
-            noise = verified(self.crossbar.box, sigma, self.draws)
-        else:
-            noise = gaussian(self.crossbar.programmed(), sigma, self.draws)
-        return self.cross_entropy(inputs, labels, noise)
+            return verified_devices(self.crossbar, self.crossbar.box, self.sigma)(self.draws)
+        return gaussian(self.crossbar.programmed(), self.in_weight_units(self.sigma), self.draws)

@@ -14,7 +14,7 @@ from worstcase.attacks.passes import gradient_over
 from worstcase.checks import number
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
-from worstcase.chip.noise import verified
+from worstcase.chip.noise import verified_devices
 from worstcase.evaluation.measured import deviations_of
 from worstcase.objectives import margin, mean_distance, sigmoid_margin
 from worstcase.seeds import seeded
@@ -95,10 +95,7 @@ def reprogram(
     d = deviations_of(crossbar, chip, chip_holds)
     box = crossbar.box
     generator = seeded(seed, "programmed again", device=next(crossbar.parameters()).device)
-    if crossbar.has_one_bound:
-        fresh = box.sample("truncated_gaussian", generator)
-    else:
-        fresh = verified(box, crossbar.sigma(), generator)
+    fresh = verified_devices(crossbar, box)(generator)
     if order == "gain":
         rank = _by_gain(crossbar, loader if training is None else training, d)
     elif order == "deviation":
