@@ -142,11 +142,11 @@ def refusal(config: str, *overrides: str) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from worstcase.app import doors, errors, naming, schema
+    from worstcase.app import doors, errors, naming, ranges
 
     with initialize_config_dir(doors.CONF, version_base="1.3"), patch.object(sys, "argv", [config, *overrides]):
         try:
-            schema.check(naming.completed(compose(config, list(overrides), return_hydra_config=True)))
+            ranges.check(naming.completed(compose(config, list(overrides), return_hydra_config=True)))
         except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             return errors.in_one_line(error)
     return None

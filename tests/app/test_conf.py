@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from worstcase.app import schema
+from worstcase.app import ranges, schema
 from worstcase.app.naming import completed
 from worstcase.attacks import Attack
 from worstcase.chip.presets import PRESETS
@@ -38,7 +38,7 @@ def composed(*overrides):
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides))
-    schema.check(completed(cfg))
+    ranges.check(completed(cfg))
     OmegaConf.resolve(cfg)
     return cfg
 

@@ -11,7 +11,7 @@ from hydra import compose
 from hydra.types import RunMode
 from hydra.utils import instantiate
 
-from worstcase.app import doors, naming, schema, status, sweeps
+from worstcase.app import doors, naming, ranges, status, sweeps
 from worstcase.app.state import Begun
 from worstcase.paper import SECTIONS
 
@@ -53,7 +53,7 @@ def test_each_setting_of_a_sweep_composes_and_builds_what_it_attacks_with(hydra,
     for combination in with_each_setting(combinations):
         assert {f"experiment={name}", f"scale={scale}"} <= set(combination)
         cfg = compose("train", combination, return_hydra_config=True)
-        schema.check(naming.completed(cfg))
+        ranges.check(naming.completed(cfg))
         if combination in (combinations[0], combinations[-1]):
             callbacks = instantiate(cfg.callbacks)
             assert callbacks.worst_case_at_test.attacks and cfg.scale == scale

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from worstcase import Crossbar, DeviceMapping, attacks
-from worstcase.app.schema import CHOICES
+from worstcase.app.ranges import CHOICES
 from worstcase.attacks import Attack
 from worstcase.paper import pulses
 from worstcase.verify.cost import Programming

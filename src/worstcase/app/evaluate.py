@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from worstcase.app import naming, schema, sweeps
+from worstcase.app import naming, ranges, sweeps
 from worstcase.app.doors import CONF, command
 from worstcase.app.errors import instantiated
 from worstcase.app.job import run_job
@@ -62,7 +62,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> Record:
         subject.crossbar,
         subject.datamodule.test_dataloader(),
         [subject.attack],
-        thgs=schema.bounds(cfg) if isinstance(cfg["thg"], list) else None,
+        thgs=ranges.bounds(cfg) if isinstance(cfg["thg"], list) else None,
         chip=read_chip(Path(cfg["chip"])) if cfg["chip"] else None,
         chip_holds=cfg["chip_holds"],
         heldout=cfg["heldout"],
@@ -131,7 +131,7 @@ def under_test(cfg: dict[str, Any]) -> Subject:
     from worstcase.runs import check_fit, dataset, make_crossbar, network
 
     trained = Record.load_training(Path(cfg["run"])) if cfg["run"] else None
-    said = {**cfg, "thg": schema.bounds(cfg)[-1]} if isinstance(cfg["thg"], list) else cfg
+    said = {**cfg, "thg": ranges.bounds(cfg)[-1]} if isinstance(cfg["thg"], list) else cfg
     crossbar = make_crossbar(network(trained.config if trained else {}, cfg["net"]), said)
     load_weights(crossbar, Path(cfg["checkpoint"] or weights_of(Path(cfg["run"]))))
     device = "cuda" if torch.cuda.is_available() else "cpu"

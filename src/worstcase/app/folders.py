@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from worstcase.app.schema import ConfigError
+from worstcase.app.errors import ConfigError
 from worstcase.app.state import JOB, Begun
 from worstcase.evaluation.record import CHECKPOINT, EVALUATIONS, FILES, LAST, RECORD
 from worstcase.evaluation.settings import without_place

@@ -17,9 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from worstcase.app import naming, schema, state, sweeps
+from worstcase.app import naming, ranges, state, sweeps
 from worstcase.app.doors import command_in_place
-from worstcase.app.errors import JobFailed, in_one_line
+from worstcase.app.errors import ConfigError, JobFailed, in_one_line
 from worstcase.app.folders import check_folder
 from worstcase.app.state import Begun
 from worstcase.app.summary import print_summary
@@ -56,7 +56,7 @@ def run_job(kind: str, work: Work, cfg: DictConfig) -> float | None:
     settings: dict[str, Any] = {}
     try:
         settings = naming.completed(cfg)
-        schema.check(settings)
+        ranges.check(settings)
         _forget_foreign_ranks(settings)
         if not is_first_process():
             _beside_the_first(work, settings, folder)
@@ -106,9 +106,7 @@ def _finished(kind: str, settings: dict[str, Any], folder: Path, shown: str) -> 
         return None
     record = Record.load(folder)
     if (record.kind == "train") != (kind == "train") or without_place(record.config) != without_place(settings):
-        raise schema.ConfigError(
-            f"{shown} holds the record of another configuration; choose another hydra.run.dir"
-        )
+        raise ConfigError(f"{shown} holds the record of another configuration; choose another hydra.run.dir")
     log.info("finished already, so not run again (delete %s to run it again)", shown)
     print_summary(record, shown)
     return record

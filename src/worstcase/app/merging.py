@@ -7,7 +7,8 @@ from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
-from worstcase.app import schema
+from worstcase.app import ranges
+from worstcase.app.errors import ConfigError
 from worstcase.app.state import shown
 from worstcase.evaluation.record import finished_runs
 from worstcase.evaluation.settings import without_place
@@ -31,7 +32,7 @@ def merge(settings: dict[str, Any], evaluations: Path, folder: Path) -> None:
     shares = sorted(share for share, record in finished_runs([evaluations]) if _alike(record.config) == alike)
     first = settings["attack"]["first"]
     wanted = range(first, first + settings["attack"]["instances"])
-    thgs = schema.bounds(settings)
+    thgs = ranges.bounds(settings)
     for file in [Path(folder_at(thg, thgs), FILE) for thg in thgs]:
         content = _merged([share / file for share in shares], wanted, evaluations)
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +52,10 @@ def _merged(files: list[Path], wanted: range, evaluations: Path) -> str:
             lines |= found
     if missing := [index for index in wanted if index not in lines]:
         parts = "; ".join(_parts(missing))
-        raise schema.ConfigError(f"merge=true: no finished evaluation in {shown(evaluations)} has {parts}")
+        raise ConfigError(f"merge=true: no finished evaluation in {shown(evaluations)} has {parts}")
     if len(homes) > 1:
         one, other = list(homes.values())[:2]
-        raise schema.ConfigError(f"merge=true: {shown(one)} and {shown(other)} differ in their first lines")
+        raise ConfigError(f"merge=true: {shown(one)} and {shown(other)} differ in their first lines")
     return "\n".join([*homes, COLUMNS, *(lines[index] for index in wanted), ""])
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from worstcase.app import schema
+from worstcase.app import ranges, schema
 from worstcase.app.devices import in_numbers
 from worstcase.app.doors import door
+from worstcase.app.errors import ConfigError
 from worstcase.app.state import Begun
 from worstcase.digests import digest_of_files
 from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
@@ -79,22 +80,22 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
 def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
     if cfg.net and not cfg.run:
         if not cfg.checkpoint or "_target_" not in cfg.dataset:
-            raise schema.ConfigError(f"net={cfg.net} needs checkpoint=FILE and dataset=NAME, or run=FOLDER")
+            raise ConfigError(f"net={cfg.net} needs checkpoint=FILE and dataset=NAME, or run=FOLDER")
         trained: Mapping[str, Any] = WITHOUT_RUN
     else:
         folder = Path(cfg.run) if cfg.run else newest_run()
         if "${" in str(folder.absolute()):  # Hydra would resolve it in the name of the evaluation's folder
-            raise schema.ConfigError(f"run={folder}: its folder has ${{ in its name; rename it")
+            raise ConfigError(f"run={folder}: its folder has ${{ in its name; rename it")
         trained = with_tolerances_in(folder, _training_record(folder).config)
         cfg.run = os.path.relpath(folder)
         if (own := trained.get("net")) and not cfg.net:
-            raise schema.ConfigError(
+            raise ConfigError(
                 f"{cfg.run} uses a custom network, {own}; if you trust it, pass run={cfg.run} net={own}"
             )
     chosen = "_target_" in cfg.dataset
     if chosen:  # its file refers to these two
         if cfg.data_dir is None and "${" in trained["data_dir"]:
-            raise schema.ConfigError(f"the run's data_dir is {trained['data_dir']}; say data_dir=FOLDER")
+            raise ConfigError(f"the run's data_dir is {trained['data_dir']}; say data_dir=FOLDER")
         for key in ("data_dir", "seed"):
             if cfg[key] is None:
                 cfg[key] = trained[key]
@@ -104,7 +105,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
             settings[key] = trained.get(key, WITHOUT_RUN[key])
     settings["thg"] = in_numbers(settings["thg"], settings["sigmas"])
     if isinstance(settings["thg"], list):
-        settings["thg"] = schema.bounds(settings)
+        settings["thg"] = ranges.bounds(settings)
     mapping, said = trained.get("mapping") or NO_MAPPING, settings.get("mapping") or {}
     settings["mapping"] = {**mapping, **{key: own for key, own in said.items() if own is not None}}
     dataset = {key: value for key, value in settings["dataset"].items() if value is not None}
@@ -119,7 +120,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
             raise FileNotFoundError(f"no chip at {cfg.chip}; say chip=FILE, .safetensors or .npz")
     if cfg.run:
         if foreign := sorted(settings["model"].keys() - {"weight_bits", "activation_bits"}):
-            raise schema.ConfigError(f"there is no setting model.{foreign[0]}; the network is the run's, or net=")
+            raise ConfigError(f"there is no setting model.{foreign[0]}; the network is the run's, or net=")
         bits = {key: value for key, value in settings["model"].items() if value is not None}
         settings["model"] = {**trained["model"], **bits}
     return settings
@@ -128,7 +129,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
 def _of_run(trained: Mapping[str, Any], said: Mapping[str, Any], data_dir: str) -> dict[str, Any]:
     """The training run's data set, with the settings that the command gives."""
     if unknown := sorted(said.keys() - trained.keys()):
-        raise schema.ConfigError(f"there is no setting dataset.{unknown[0]}; there are {', '.join(trained)}")
+        raise ConfigError(f"there is no setting dataset.{unknown[0]}; there are {', '.join(trained)}")
     place = {"data_dir": data_dir} if "data_dir" in trained else {}
     return {**without_download(trained), **place, **said}
 
@@ -189,7 +190,7 @@ def record_folders(said: Iterable[str]) -> list[Path]:
     """
     folders = [Path(folder) for folder in said]
     if not folders:
-        raise schema.ConfigError("folders=[]: must be one folder or more")
+        raise ConfigError("folders=[]: must be one folder or more")
     for folder in folders:
         if not folder.is_dir() and folder not in RUN_ROOTS:
             raise NotADirectoryError(f"folders: there is no folder {folder}")
@@ -212,7 +213,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
     """A readable folder for a training; its digest tells apart what the name does not show."""
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    at = _shared(settings) or f"thg{schema.bounds(settings)[0]:g}"
+    at = _shared(settings) or f"thg{ranges.bounds(settings)[0]:g}"
     name = f"{at}-seed{settings['seed']}-{_digest(settings)}"
     return f"{_own(settings['net']) or choice.model}-{choice.dataset}/{choice.method}/{name}"
 
@@ -221,7 +222,7 @@ def _evaluation_folder(*, _root_: DictConfig) -> str:
     """The folder of an evaluation, inside that of its training run."""
     settings = completed(_root_)
     choice = _root_.hydra.runtime.choices
-    thgs = schema.bounds(settings)
+    thgs = ranges.bounds(settings)
     at = "thg" + "-".join(f"{thg:g}" for thg in sorted({thgs[0], thgs[-1]}))
     name = f"{choice.attack}-{_shared(settings) or at}-{_digest(settings)}"
     return _among_evaluations(name, settings, choice.dataset)

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from worstcase.app import naming, schema, sweeps, threads
+from worstcase.app import naming, ranges, sweeps, threads
 from worstcase.app.errors import JobFailed, in_one_line, not_a_choice
 from worstcase.app.folders import check_place
 
@@ -84,7 +84,7 @@ class CheckBeforeRun(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
-            schema.check(naming.completed(config))
+            ranges.check(naming.completed(config))
             check_place(Path(config.hydra.run.dir))
         except Exception as error:  # Hydra would go on
             sys.exit(f"error: {in_one_line(error)}")

@@ -18,9 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from worstcase.app import naming, schema
+from worstcase.app import naming, ranges
 from worstcase.app.doors import DOOR, door
-from worstcase.app.errors import in_one_line
+from worstcase.app.errors import ConfigError, in_one_line
 from worstcase.app.state import failure, unfinished
 
 FAILURES = "WORSTCASE_FAILURES"
@@ -53,15 +53,15 @@ def check_jobs(sweep: DictConfig) -> None:
         return
     found = _combinations(sweep.hydra.overrides.task, sweep.hydra.sweeper.params)
     if not found:
-        raise schema.ConfigError("the sweep has no job; glob() knows only the files of groups: method=glob(*)")
+        raise ConfigError("the sweep has no job; glob() knows only the files of groups: method=glob(*)")
     shared = set.intersection(*map(set, found))
     options: dict[str, Any] = {"console": Console(stderr=True), "transient": True, "disable": len(found) < MANY}
     for words in track(found, "checking the jobs", **options):
         try:
-            schema.check(naming.completed(compose(sweep.hydra.job.config_name, words, return_hydra_config=True)))
+            ranges.check(naming.completed(compose(sweep.hydra.job.config_name, words, return_hydra_config=True)))
         except Exception as error:
             own = shlex.join(word for word in words if word not in shared)
-            raise schema.ConfigError(f"{own}: no job was begun, since {in_one_line(error)}") from error
+            raise ConfigError(f"{own}: no job was begun, since {in_one_line(error)}") from error
 
 
 def announce(sweep: DictConfig) -> None:
@@ -71,7 +71,7 @@ def announce(sweep: DictConfig) -> None:
         ConfigError: a sweeper would search the settings that train worst.
     """
     if sweep.hydra.job.name == "train" and "minimize" in str(sweep.hydra.sweeper.get("direction")):
-        raise schema.ConfigError(
+        raise ConfigError(
             "hydra.sweeper.direction=minimize: training returns an accuracy; say hydra.sweeper.direction=maximize"
         )
     own = [word for word in sweep.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
@@ -119,7 +119,7 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
     found: dict[Path, Job] = {}
     for combination in combinations(overrides):
         job = compose("train", combination, return_hydra_config=True)
-        schema.check(naming.completed(job))
+        ranges.check(naming.completed(job))
         folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir)
         found.setdefault(folder, Job(folder, shlex.join([*door("train").split(), *combination])))
     return list(found.values())
