@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model_builder, list_models
 
 from worstcase.checkpoints import load_weights
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
+from worstcase.chip.modes import evaluating
 from worstcase.chip.substitution import run
 from worstcase.chip.tolerance import from_plain
 from worstcase.data import ImageDataModule, OwnDataModule

@@ -21,7 +21,8 @@ from worstcase.certificate.products import Interval
 from worstcase.certificate.recurrent import STEPS
 from worstcase.certificate.tables import FUNCTIONS, MODULES
 from worstcase.chip.box import Box
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.task import right_answers
 
 

@@ -14,7 +14,8 @@ from worstcase.certificate import Unsupported, backward, certify
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import slack, terms
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.models import MLP, LeNet
 from worstcase.task import right_answers
 

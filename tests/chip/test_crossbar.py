@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from worstcase import Crossbar, Tolerance
-from worstcase.chip.crossbar import evaluating
 from worstcase.chip.memory_layout import takes_channels_last
+from worstcase.chip.modes import evaluating
 from worstcase.models import LeNet, ResNet18
 
 

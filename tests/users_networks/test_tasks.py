@@ -7,7 +7,7 @@ from torch import nn
 
 from worstcase import Crossbar, attacks, evaluate
 from worstcase.attacks.passes import accuracy
-from worstcase.chip.crossbar import evaluating
+from worstcase.chip.modes import evaluating
 from worstcase.methods import UniversalAT, Vanilla
 
 pytestmark = pytest.mark.usefixtures("short_ensemble")

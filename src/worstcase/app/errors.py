@@ -22,10 +22,6 @@ ADDED = {"gradient_clip_val": "+trainer.gradient_clip_val", "lr": "model.optimiz
 """Settings that a message may advise, though they stand in no file or deeper."""
 
 
-class ConfigError(ValueError):
-    """A setting is out of range; the message says what is allowed."""
-
-
 class JobFailed(CompactHydraException):
     """A job that failed and has said why; a sweep goes on with the others."""
 

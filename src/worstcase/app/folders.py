@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from worstcase.app.errors import ConfigError
 from worstcase.app.state import JOB, Begun
 from worstcase.evaluation.record import CHECKPOINT, EVALUATIONS, FILES, LAST, RECORD
 from worstcase.evaluation.settings import without_place
@@ -70,7 +69,7 @@ def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
             remedy = _remedy(shown) if (folder / LAST).is_file() else ANOTHER
             raise ValueError(f"{left[0]} is there, but no {JOB} that tells of which run it is; {remedy}")
     elif (folder / LAST).is_file() and without_place(begun.config) != without_place(settings):
-        raise ConfigError(f"{shown} holds an unfinished run of another configuration; {_remedy(shown)}")
+        raise ValueError(f"{shown} holds an unfinished run of another configuration; {_remedy(shown)}")
     if "trainer" in settings and not (folder / LAST).is_file():  # so it trains anew
         for file in folder.glob(f"{EVALUATIONS}/*/{RECORD}"):
             raise ValueError(f"{file} is of an earlier training; {ANOTHER}, or move or delete {file.parents[1]}")

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from worstcase.app import naming, ranges, state, sweeps
 from worstcase.app.doors import command_in_place
-from worstcase.app.errors import ConfigError, JobFailed, in_one_line
+from worstcase.app.errors import JobFailed, in_one_line
 from worstcase.app.folders import check_folder
 from worstcase.app.state import Begun
 from worstcase.app.summary import print_summary
@@ -100,13 +100,13 @@ def _finished(kind: str, settings: dict[str, Any], folder: Path, shown: str) -> 
     """The record of this job if the folder holds it, which is shown; None where there is none.
 
     Raises:
-        ConfigError: it holds another's.
+        ValueError: it holds another's.
     """
     if not (folder / RECORD).exists():
         return None
     record = Record.load(folder)
     if (record.kind == "train") != (kind == "train") or without_place(record.config) != without_place(settings):
-        raise ConfigError(f"{shown} holds the record of another configuration; choose another hydra.run.dir")
+        raise ValueError(f"{shown} holds the record of another configuration; choose another hydra.run.dir")
     log.info("finished already, so not run again (delete %s to run it again)", shown)
     print_summary(record, shown)
     return record

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from worstcase.app import ranges
-from worstcase.app.errors import ConfigError
 from worstcase.app.state import shown
 from worstcase.evaluation.record import finished_runs
 from worstcase.evaluation.settings import without_place
@@ -23,7 +22,7 @@ def merge(settings: dict[str, Any], evaluations: Path, folder: Path) -> None:
         folder: of the evaluation.
 
     Raises:
-        ConfigError: some have not been drawn; they are named.
+        ValueError: some have not been drawn; they are named.
     """
     from worstcase.attacks.instances import FILE
     from worstcase.evaluation.evaluate import folder_at
@@ -52,10 +51,10 @@ def _merged(files: list[Path], wanted: range, evaluations: Path) -> str:
             lines |= found
     if missing := [index for index in wanted if index not in lines]:
         parts = "; ".join(_parts(missing))
-        raise ConfigError(f"merge=true: no finished evaluation in {shown(evaluations)} has {parts}")
+        raise ValueError(f"merge=true: no finished evaluation in {shown(evaluations)} has {parts}")
     if len(homes) > 1:
         one, other = list(homes.values())[:2]
-        raise ConfigError(f"merge=true: {shown(one)} and {shown(other)} differ in their first lines")
+        raise ValueError(f"merge=true: {shown(one)} and {shown(other)} differ in their first lines")
     return "\n".join([*homes, COLUMNS, *(lines[index] for index in wanted), ""])
 
 

@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from worstcase.app import ranges, schema
 from worstcase.app.devices import in_numbers
 from worstcase.app.doors import door
-from worstcase.app.errors import ConfigError
 from worstcase.app.state import Begun
 from worstcase.digests import digest_of_files
 from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
@@ -80,22 +79,22 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
 def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
     if cfg.net and not cfg.run:
         if not cfg.checkpoint or "_target_" not in cfg.dataset:
-            raise ConfigError(f"net={cfg.net} needs checkpoint=FILE and dataset=NAME, or run=FOLDER")
+            raise ValueError(f"net={cfg.net} needs checkpoint=FILE and dataset=NAME, or run=FOLDER")
         trained: Mapping[str, Any] = WITHOUT_RUN
     else:
         folder = Path(cfg.run) if cfg.run else newest_run()
         if "${" in str(folder.absolute()):  # Hydra would resolve it in the name of the evaluation's folder
-            raise ConfigError(f"run={folder}: its folder has ${{ in its name; rename it")
+            raise ValueError(f"run={folder}: its folder has ${{ in its name; rename it")
         trained = with_tolerances_in(folder, _training_record(folder).config)
         cfg.run = os.path.relpath(folder)
         if (own := trained.get("net")) and not cfg.net:
-            raise ConfigError(
+            raise ValueError(
                 f"{cfg.run} uses a custom network, {own}; if you trust it, pass run={cfg.run} net={own}"
             )
     chosen = "_target_" in cfg.dataset
     if chosen:  # its file refers to these two
         if cfg.data_dir is None and "${" in trained["data_dir"]:
-            raise ConfigError(f"the run's data_dir is {trained['data_dir']}; say data_dir=FOLDER")
+            raise ValueError(f"the run's data_dir is {trained['data_dir']}; say data_dir=FOLDER")
         for key in ("data_dir", "seed"):
             if cfg[key] is None:
                 cfg[key] = trained[key]
@@ -120,7 +119,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
             raise FileNotFoundError(f"no chip at {cfg.chip}; say chip=FILE, .safetensors or .npz")
     if cfg.run:
         if foreign := sorted(settings["model"].keys() - {"weight_bits", "activation_bits"}):
-            raise ConfigError(f"there is no setting model.{foreign[0]}; the network is the run's, or net=")
+            raise ValueError(f"there is no setting model.{foreign[0]}; the network is the run's, or net=")
         bits = {key: value for key, value in settings["model"].items() if value is not None}
         settings["model"] = {**trained["model"], **bits}
     return settings
@@ -129,7 +128,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
 def _of_run(trained: Mapping[str, Any], said: Mapping[str, Any], data_dir: str) -> dict[str, Any]:
     """The training run's data set, with the settings that the command gives."""
     if unknown := sorted(said.keys() - trained.keys()):
-        raise ConfigError(f"there is no setting dataset.{unknown[0]}; there are {', '.join(trained)}")
+        raise ValueError(f"there is no setting dataset.{unknown[0]}; there are {', '.join(trained)}")
     place = {"data_dir": data_dir} if "data_dir" in trained else {}
     return {**without_download(trained), **place, **said}
 
@@ -185,12 +184,12 @@ def record_folders(said: Iterable[str]) -> list[Path]:
     """The folders in which a command looks for records.
 
     Raises:
-        ConfigError: none is said.
+        ValueError: none is said.
         NotADirectoryError: one does not exist; outputs/ and multirun/ need not.
     """
     folders = [Path(folder) for folder in said]
     if not folders:
-        raise ConfigError("folders=[]: must be one folder or more")
+        raise ValueError("folders=[]: must be one folder or more")
     for folder in folders:
         if not folder.is_dir() and folder not in RUN_ROOTS:
             raise NotADirectoryError(f"folders: there is no folder {folder}")

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from worstcase.app.errors import ConfigError
 from worstcase.chip.tolerance import from_plain, largest
 from worstcase.evaluation.record import check_config
 
@@ -54,7 +53,7 @@ def bounds(settings: Mapping[str, Any]) -> list[float]:
         return [largest(from_plain(thg))]
     if isinstance(thg, list):
         if not thg:
-            raise ConfigError("thg=[]: must be a number, or a list of one or more")
+            raise ValueError("thg=[]: must be a number, or a list of one or more")
         return sorted(set(thg)) if all(isinstance(t, int | float) for t in thg) else thg
     return [] if thg is None else [thg]
 
@@ -66,64 +65,64 @@ def check(settings: Mapping[str, Any]) -> None:
         settings: in plain types, without Hydra's own.
 
     Raises:
-        ConfigError, ValueError: for the first setting that is out of range, or that no record can hold.
+        ValueError: for the first setting that is out of range, or that no record can hold.
     """
     flat = dict(_flat(settings))
     for place, group in GROUPS.items():
         if isinstance(chosen := flat.get(place, {}), dict):
             continue
-        raise ConfigError(f"{place}={chosen}: choose one of the group's files with {group}=NAME")
+        raise ValueError(f"{place}={chosen}: choose one of the group's files with {group}=NAME")
     for key, value in flat.items():
         if value == "???":
-            raise ConfigError(f"{key} is needed: {key}=VALUE")
+            raise ValueError(f"{key} is needed: {key}=VALUE")
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key}={value}: must be a finite number")
+            raise ValueError(f"{key}={value}: must be a finite number")
     full_scale = settings.get("full_scale")
     if full_scale not in (None, "layer_max", "unit"):
-        raise ConfigError(f"full_scale={full_scale}: must be layer_max or unit")
+        raise ValueError(f"full_scale={full_scale}: must be layer_max or unit")
     for thg in _numbers(settings):
         if isinstance(thg, bool) or not isinstance(thg, int | float) or not (math.isfinite(thg) and thg >= 0):
-            raise ConfigError(f"thg={thg}: must be a finite number, 0 or more")
+            raise ValueError(f"thg={thg}: must be a finite number, 0 or more")
         if full_scale != "unit" and thg > 1:
-            raise ConfigError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
+            raise ValueError(f"thg={thg}: must be at most 1, a fraction of each layer's full scale")
     for key, allowed in CHOICES.items():
         if settings.get(key) is not None and settings[key] not in allowed:
-            raise ConfigError(f"{key}={settings[key]}: must be {' or '.join(allowed)}")
+            raise ValueError(f"{key}={settings[key]}: must be {' or '.join(allowed)}")
     seed = settings.get("seed")
     if seed is not None and not 0 <= seed < 2**32:
-        raise ConfigError(f"seed={seed}: must be 0 to 4294967295")
+        raise ValueError(f"seed={seed}: must be 0 to 4294967295")
     for key, least in COUNTS.items():
         value = flat.get(key)
         if value is not None and not _is_whole(value, least):
-            raise ConfigError(f"{key}={value}: must be a whole number, {least} or more")
+            raise ValueError(f"{key}={value}: must be a whole number, {least} or more")
     threads = settings.get("threads", "auto")
     if threads != "auto" and not _is_whole(threads, 1):
-        raise ConfigError(f"threads={threads}: must be auto, or a whole number, 1 or more")
+        raise ValueError(f"threads={threads}: must be auto, or a whole number, 1 or more")
     _check_devices(settings)
     if "accuracy" in settings:
         _check_search(settings)
     if (to_keep := settings.get("reprogram")) is not None:
         if not settings.get("chip"):
-            raise ConfigError(f"reprogram={to_keep:g}: needs chip=FILE, a chip that was read back")
+            raise ValueError(f"reprogram={to_keep:g}: needs chip=FILE, a chip that was read back")
         if not 0 < to_keep <= 1:
-            raise ConfigError(f"reprogram={to_keep:g}: must be above 0 and at most 1, an accuracy")
+            raise ValueError(f"reprogram={to_keep:g}: must be above 0 and at most 1, an accuracy")
     if settings.get("pulses") is not None:
         if isinstance(settings["thg"], list):
-            raise ConfigError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
+            raise ValueError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
     elif settings.get("share") not in (None, "weight"):
-        raise ConfigError(f"share={settings['share']}: needs pulses=NUMBER, which it shares out")
+        raise ValueError(f"share={settings['share']}: needs pulses=NUMBER, which it shares out")
     if settings.get("chip_holds") == "weights" and not settings.get("chip"):
-        raise ConfigError("chip_holds=weights: needs chip=FILE, a chip that was read back")
+        raise ValueError("chip_holds=weights: needs chip=FILE, a chip that was read back")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":
-        raise ConfigError("merge=true: needs attack=monte_carlo, whose chips it puts together")
+        raise ValueError("merge=true: needs attack=monte_carlo, whose chips it puts together")
     if "trainer" in settings:
         if settings["thg"] is None or isinstance(settings["thg"], list):
-            raise ConfigError(
+            raise ValueError(
                 f"thg={settings['thg']}: a training has one; sweep over several with -m thg=0.01,0.03"
             )
         _check_trainer(settings["trainer"])
         if not (_is_number(lr := flat.get("model.optimizer.lr", 0)) and lr >= 0):
-            raise ConfigError(f"model.optimizer.lr={'null' if lr is None else lr}: must be a number, 0 or more")
+            raise ValueError(f"model.optimizer.lr={'null' if lr is None else lr}: must be a number, 0 or more")
     check_config(dict(settings))
 
 
@@ -133,7 +132,7 @@ def _numbers(settings: Mapping[str, Any]) -> list[Any]:
     if not isinstance(thg, dict):
         return bounds(settings)
     if not thg:
-        raise ConfigError("thg={}: must be a number, or patterns of arrays' names with their own")
+        raise ValueError("thg={}: must be a number, or patterns of arrays' names with their own")
     if "conductance" in thg or "digest" in thg:
         return []
     return [one for one in thg.values() if not isinstance(one, dict)]
@@ -141,47 +140,47 @@ def _numbers(settings: Mapping[str, Any]) -> list[Any]:
 
 def _check_search(settings: Mapping[str, Any]) -> None:
     if not 0 < settings["accuracy"] <= 1:
-        raise ConfigError(f"accuracy={settings['accuracy']}: must be above 0 and at most 1")
+        raise ValueError(f"accuracy={settings['accuracy']}: must be above 0 and at most 1")
     if isinstance(settings["thg"], list):
-        raise ConfigError("thg: must be one, where the search begins")
+        raise ValueError("thg: must be one, where the search begins")
     if settings["certificate"] == "auto":
-        raise ConfigError("certificate=auto: must be interval, linear or null, since the search proves many th_g")
+        raise ValueError("certificate=auto: must be interval, linear or null, since the search proves many th_g")
 
 
 def _check_devices(settings: Mapping[str, Any]) -> None:
     mapping = settings.get("mapping") or {}
     for key in ("pair", "cut_off"):
         if mapping.get(key) not in (None, True, False):
-            raise ConfigError(f"mapping.{key}={mapping[key]}: must be true or false")
+            raise ValueError(f"mapping.{key}={mapping[key]}: must be true or false")
     if mapping.get("pair") and isinstance(settings.get("thg"), list):
-        raise ConfigError("thg=[...]: with mapping.pair=true thg is a device's; give one, or sweep with -m")
+        raise ValueError("thg=[...]: with mapping.pair=true thg is a device's; give one, or sweep with -m")
     device_bits, weight_bits = mapping.get("device_bits"), (settings.get("model") or {}).get("weight_bits")
     if device_bits is not None and (weight_bits is None or weight_bits % device_bits):
         said = "null" if weight_bits is None else weight_bits
-        raise ConfigError(f"mapping.device_bits={device_bits}: must divide model.weight_bits, which is {said}")
+        raise ValueError(f"mapping.device_bits={device_bits}: must divide model.weight_bits, which is {said}")
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """Refuse what Lightning takes but leaves a run without a network, or a network without a test."""
     epochs = trainer.get("max_epochs")
     if epochs is None:
-        raise ConfigError("trainer.max_epochs=null: must be a whole number, 1 or more")
+        raise ValueError("trainer.max_epochs=null: must be a whole number, 1 or more")
     if trainer.get("fast_dev_run"):
-        raise ConfigError("trainer.fast_dev_run: leaves no checkpoint; say dataset.limit=100 trainer.max_epochs=1")
+        raise ValueError("trainer.fast_dev_run: leaves no checkpoint; say dataset.limit=100 trainer.max_epochs=1")
     if str(precision := trainer.get("precision")) in ("16-true", "bf16-true", "64-true", "64"):
-        raise ConfigError(f"trainer.precision={precision}: must be 32-true, 16-mixed or bf16-mixed")
+        raise ValueError(f"trainer.precision={precision}: must be 32-true, 16-mixed or bf16-mixed")
     share = trainer.get("limit_train_batches")
     if share is not None and not (_is_number(share) and share > 0):
-        raise ConfigError(f"trainer.limit_train_batches={share}: must be above 0; a run trains")
+        raise ValueError(f"trainer.limit_train_batches={share}: must be above 0; a run trains")
     for key, whole in {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0}.items():
         value = trainer.get(key)
         if value is not None and (value != whole or (whole and isinstance(value, int))):
-            raise ConfigError(f"trainer.{key}={value}: attacks see all images; for fewer say dataset.limit=NUMBER")
+            raise ValueError(f"trainer.{key}={value}: attacks see all images; for fewer say dataset.limit=NUMBER")
     if (strategy := str(trainer.get("strategy"))).endswith(("fork", "spawn", "notebook")):
-        raise ConfigError(f"trainer.strategy={strategy}: results stay in the processes that it starts; take ddp")
+        raise ValueError(f"trainer.strategy={strategy}: results stay in the processes that it starts; take ddp")
     every = trainer.get("check_val_every_n_epoch")
     if every is not None and not (_is_whole(every, 1) and epochs % every == 0):
-        raise ConfigError(
+        raise ValueError(
             f"trainer.check_val_every_n_epoch={every}: must divide trainer.max_epochs={epochs}, so that the last "
             "epoch is validated and may be kept"
         )

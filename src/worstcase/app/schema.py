@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from worstcase.app.errors import ConfigError, no_such_setting
+from worstcase.app.errors import no_such_setting
 from worstcase.evaluation.settings import NO_MAPPING
 
 
@@ -148,7 +148,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
         settings: of a command, before the command adds its own.
 
     Raises:
-        ConfigError: for the first of them.
+        ValueError: for the first of them.
     """
     said_or_needed = settings.keys()  # a needed one is not "in" them until it is said
     kind = next((kind for name, kind in KINDS.items() if name in said_or_needed), TrainConfig)
@@ -158,7 +158,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
     for place, (said, known) in places.items():
         for name in said if isinstance(said, Mapping) else ():
             if name not in known and name != "hydra":
-                raise ConfigError(no_such_setting(f"{place}{name}", known))
+                raise ValueError(no_such_setting(f"{place}{name}", known))
 
 
 def register() -> None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, read_write
 
 from worstcase.app import naming, ranges
 from worstcase.app.doors import DOOR, door
-from worstcase.app.errors import ConfigError, in_one_line
+from worstcase.app.errors import in_one_line
 from worstcase.app.state import failure, unfinished
 
 FAILURES = "WORSTCASE_FAILURES"
@@ -44,7 +44,7 @@ def check_jobs(sweep: DictConfig) -> None:
     Jobs of a sweeper that searches are not known beforehand.
 
     Raises:
-        ConfigError: there is no job, or one has bad settings.
+        ValueError: there is no job, or one has bad settings.
     """
     from rich.console import Console
     from rich.progress import track
@@ -53,7 +53,7 @@ def check_jobs(sweep: DictConfig) -> None:
         return
     found = _combinations(sweep.hydra.overrides.task, sweep.hydra.sweeper.params)
     if not found:
-        raise ConfigError("the sweep has no job; glob() knows only the files of groups: method=glob(*)")
+        raise ValueError("the sweep has no job; glob() knows only the files of groups: method=glob(*)")
     shared = set.intersection(*map(set, found))
     options: dict[str, Any] = {"console": Console(stderr=True), "transient": True, "disable": len(found) < MANY}
     for words in track(found, "checking the jobs", **options):
@@ -61,17 +61,17 @@ def check_jobs(sweep: DictConfig) -> None:
             ranges.check(naming.completed(compose(sweep.hydra.job.config_name, words, return_hydra_config=True)))
         except Exception as error:
             own = shlex.join(word for word in words if word not in shared)
-            raise ConfigError(f"{own}: no job was begun, since {in_one_line(error)}") from error
+            raise ValueError(f"{own}: no job was begun, since {in_one_line(error)}") from error
 
 
 def announce(sweep: DictConfig) -> None:
     """Tell the jobs of a sweep, in whatever processes they run, what they are part of.
 
     Raises:
-        ConfigError: a sweeper would search the settings that train worst.
+        ValueError: a sweeper would search the settings that train worst.
     """
     if sweep.hydra.job.name == "train" and "minimize" in str(sweep.hydra.sweeper.get("direction")):
-        raise ConfigError(
+        raise ValueError(
             "hydra.sweeper.direction=minimize: training returns an accuracy; say hydra.sweeper.direction=maximize"
         )
     own = [word for word in sweep.hydra.overrides.hydra if not word.startswith("hydra.mode=")]

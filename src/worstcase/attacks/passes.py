@@ -10,7 +10,8 @@ from torch import Tensor
 from worstcase.attacks.gradient import gradient
 from worstcase.attacks.half import Half
 from worstcase.chip.box import Perturbation
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.objectives import Objective
 from worstcase.task import (
     Inputs,

@@ -8,31 +8,22 @@ from torch import Tensor
 from worstcase.chip.box import Box, Perturbation
 
 
-class SignSteps:
-    """Steps of equal size against the sign of the gradient: F-LWC's."""
-
-    def __init__(self, box: Box, start: Perturbation) -> None:
-        self.box = box
-        self.perturbation = {name: d.clone() for name, d in start.items()}
-
-    def __call__(self, gradient: Perturbation, step: float) -> None:
-        size = {name: step * end for name, end in self.box.reach.items()}
-        self.box.step_(self.perturbation, gradient, size)
-
-
-class MomentumSignSteps(SignSteps):
-    """The same against the sign of the gradients' decaying sum, each array's scaled to mean 1."""
+class MomentumSignSteps:
+    """Steps of equal size against the sign of the gradients' decaying sum, each array's scaled to mean 1."""
 
     MOMENTUM = 0.9
 
     def __init__(self, box: Box, start: Perturbation) -> None:
-        super().__init__(box, start)
+        self.box = box
+        self.perturbation = {name: d.clone() for name, d in start.items()}
         self.momentum = box.zero()
 
     def __call__(self, gradient: Perturbation, step: float) -> None:
         for name, momentum in self.momentum.items():
             momentum.mul_(self.MOMENTUM).add_(_scaled_to_mean_1(gradient[name]))
-        super().__call__(self.momentum, step)
+        self.box.step_(
+            self.perturbation, self.momentum, {name: step * end for name, end in self.box.reach.items()}
+        )
 
 
 class FreeAdam:

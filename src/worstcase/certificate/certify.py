@@ -16,7 +16,8 @@ from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported, margins_of
 from worstcase.certificate.tracing import first_line
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.seeds import seeded
 from worstcase.task import Loader, check
 

@@ -30,7 +30,7 @@ from worstcase.chip.kinds import check_kind
 from worstcase.chip.manners import Manners, look, two_that_differ
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.memory_layout import MemoryLayout
-from worstcase.chip.modes import evaluating as evaluating
+from worstcase.chip.modes import evaluating
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
 from worstcase.chip.tolerance import Said

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from worstcase.chip.modes import evaluating
 from worstcase.chip.products import Call, Place, Products
 from worstcase.task import Inputs
 
@@ -109,16 +110,13 @@ def run_alone(layer: nn.Module, parameters: Mapping[str, Tensor], zeros: Tensor)
     """Run a layer in eval mode, with copies of its buffers; it is left as it was."""
     buffers = {key: b.clone() for key, b in layer.named_buffers()}
     attributes = dict(vars(layer))
-    training = [module for module in layer.modules() if module.training]
-    layer.eval()
     try:
-        functional_call(layer, {**parameters, **buffers}, (zeros.clone(),), tie_weights=False)
+        with evaluating(layer):
+            functional_call(layer, {**parameters, **buffers}, (zeros.clone(),), tie_weights=False)
     finally:
         for key in [key for key in vars(layer) if key not in attributes]:
             del vars(layer)[key]
         vars(layer).update(attributes)  # hooks of the older kind leave what they computed
-        for module in training:
-            module.training = True
 
 
 def smallest_input(layer: nn.Module) -> Tensor:

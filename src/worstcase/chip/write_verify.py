@@ -37,56 +37,24 @@ def device_weights(weight_bits: int, device_bits: int) -> list[int]:
     return [2**power for power in range(0, weight_bits, device_bits)]
 
 
-def conductances(levels: Tensor, weight_bits: int, device_bits: int) -> Tensor:
-    """The intended conductance g_i of each device of a weight (Eq. 1 and 2), in level units.
-
-    Args:
-        levels: desired weights as whole numbers 0 .. 2^M - 1, any shape; the sign is kept apart from the bits.
-        weight_bits: M.
-        device_bits: K.
-
-    Returns:
-        Whole numbers 0 .. 2^K - 1, of shape (M / K, *levels.shape), the least significant device first.
-
-    Example:
-        >>> conductances(torch.tensor([11]), weight_bits=4, device_bits=2).tolist()
-        [[3], [2]]
-    """
-    weights = device_weights(weight_bits, device_bits)
-    if (levels < 0).any() or (levels >= 2**weight_bits).any():
-        raise ValueError(f"levels must be 0 to {2**weight_bits - 1} for {weight_bits} bits")
-    return torch.stack([levels // weight % 2**device_bits for weight in weights])
-
-
-def weight_of(devices: Tensor, weight_bits: int, device_bits: int) -> Tensor:
-    """The weight that devices hold together: the sum of 2^(i K) g_i, of conductances or deviations (Eq. 4).
-
-    Args:
-        devices: (M / K, *shape), the least significant first, in level units.
-        weight_bits: M.
-        device_bits: K.
-    """
-    weights = torch.tensor(device_weights(weight_bits, device_bits), dtype=devices.dtype, device=devices.device)
-    return torch.tensordot(weights, devices, dims=1)
-
-
-def perturbation_bound(tolerance: float, weight_bits: int, device_bits: int, *, normalised: bool = True) -> float:
-    """The weight perturbation bound th_g: the sum of th x 2^(i K) over a weight's devices (Eq. 4).
+def perturbation_bound(tolerance: float, weight_bits: int, device_bits: int) -> float:
+    """The weight perturbation bound th_g: the sum of th x 2^(i K) over a weight's devices (Eq. 4) over 2^M - 1.
 
     Args:
         tolerance: th, the largest deviation of a device after write-verify, in units of one level of it.
         weight_bits: M.
         device_bits: K.
-        normalised: divide by 2^M - 1, the largest weight: th_g as a fraction of the full scale. The paper
-            gives 0.03 for th = 0.06; Eq. 4 gives 0.3 (M = 4, K = 2) in level units and 0.02 normalised.
+
+    Returns:
+        A fraction of the full scale. The paper gives 0.03 for th = 0.06; Eq. 4 gives 0.3 levels (M = 4, K = 2), or
+        0.02.
 
     Example:
         >>> perturbation_bound(0.06, weight_bits=4, device_bits=2)
         0.02
     """
     number("tolerance", tolerance, low=0)
-    bound = tolerance * sum(device_weights(weight_bits, device_bits))
-    return bound / (2**weight_bits - 1) if normalised else bound
+    return tolerance * sum(device_weights(weight_bits, device_bits)) / (2**weight_bits - 1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from worstcase.attacks.passes import on_its_device
 from worstcase.chip.box import Perturbation
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.evaluation.sensitivity import BUDGET, damage_by_layer, selective_write_verify
 from worstcase.task import Loader, check, decisions, right_answers
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from worstcase.checks import number
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.methods.base import Method
 from worstcase.objectives import cross_entropy
 from worstcase.task import Inputs

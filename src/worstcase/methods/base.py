@@ -23,7 +23,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from worstcase.attacks.gradient import gradient
 from worstcase.checks import check_seed, number, whole
 from worstcase.chip.box import Box, Perturbation
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective, cross_entropy
 from worstcase.seeds import derived_seed, seeded

@@ -14,7 +14,8 @@ from torch import Tensor
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.checks import number
 from worstcase.chip.box import Box
-from worstcase.chip.crossbar import Crossbar, evaluating
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.methods.base import Method
 from worstcase.task import Inputs, inputs_and_labels
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from worstcase.attacks.passes import gradient_over, on_its_device
 from worstcase.chip.box import Perturbation
-from worstcase.chip.crossbar import Crossbar, evaluating
-from worstcase.objectives import Objective, cross_entropy
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
+from worstcase.objectives import cross_entropy
 from worstcase.seeds import seeded
 from worstcase.task import Loader, decisions
 
@@ -22,29 +23,22 @@ Sensitivity = Callable[[Crossbar, Loader], dict[str, Tensor]]
 DRAWS = 4  # of the estimate of the second derivative
 
 
-def by_gradient(
-    crossbar: Crossbar,
-    loader: Loader,
-    *,
-    objective: Objective = cross_entropy,
-    at: Perturbation | None = None,
-) -> dict[str, Tensor]:
-    """The objective's change to first order where a weight deviates by its full scale: |gradient| x full scale.
+def by_gradient(crossbar: Crossbar, loader: Loader, *, at: Perturbation | None = None) -> dict[str, Tensor]:
+    """The change of log Z_t to first order where a weight deviates by its full scale: |gradient| x full scale.
 
     Args:
         crossbar: the network.
         loader: the reference set; the gradient is that of the sum over its decisions, as one chip serves them all.
-        objective: that an attack lowers.
         at: the chip at which it is taken; None: as programmed.
 
     Cost: one forward and one backward pass.
     """
-    total, _ = gradient_over(crossbar, loader, objective, at or crossbar.box.zero())
+    total, _ = gradient_over(crossbar, loader, cross_entropy, at or crossbar.box.zero())
     scales = crossbar.full_scales()
     return {name: g.abs() * scales[name].to(g.dtype) for name, g in total.items()}
 
 
-def by_second_derivative(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -> dict[str, Tensor]:
+def by_second_derivative(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     """SWIM's rank: the second derivative of the cross-entropy times the squared weight (Yan et al., DAC 2022).
 
     The derivative is estimated by products of the Hessian with random signs (Hutchinson), and its absolute value
@@ -52,7 +46,7 @@ def by_second_derivative(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -
 
     Cost: `DRAWS` times about four forward passes.
     """
-    generator = seeded(seed, "second derivative", device=next(crossbar.parameters()).device)
+    generator = seeded(0, "second derivative", device=next(crossbar.parameters()).device)
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
         zero, total = crossbar.box.zero(), crossbar.box.zero()
         for inputs, labels in on_its_device(crossbar, loader):
@@ -77,18 +71,18 @@ def by_magnitude(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     return {name: weight.detach().abs() for name, weight in crossbar.programmed().items()}
 
 
-def at_random(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -> dict[str, Tensor]:
+def at_random(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     """A number between 0 and 1 for each weight."""
-    generator = seeded(seed, "random sensitivity")
+    generator = seeded(0, "random sensitivity")
     weights = crossbar.programmed()
     return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
 
 
-def first_and_last(crossbar: Crossbar, loader: Loader, *, factor: float = 10.0) -> dict[str, Tensor]:
+def first_and_last(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     """The same for all weights but those of the first and the last array, which count ten times as much."""
     weights = crossbar.programmed()
     ends = {next(iter(weights)), next(reversed(weights))}
-    return {name: torch.full_like(w.detach(), factor if name in ends else 1.0) for name, w in weights.items()}
+    return {name: torch.full_like(w.detach(), 10.0 if name in ends else 1.0) for name, w in weights.items()}
 
 
 def the_same(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
