@@ -20,6 +20,7 @@ MODULES = (
     "worstcase.certificate",
     "worstcase.objectives",
     "worstcase.task",
+    "worstcase.batches",
     "worstcase.chip.arrays",
     "worstcase.chip.noise",
     "worstcase.chip.presets",

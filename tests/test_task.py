@@ -5,17 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from worstcase.task import (
-    can_be_joined,
-    check,
-    decisions,
-    inputs_and_labels,
-    joined,
-    refuse_one_hot,
-    right_answers,
-    split,
-    taken,
-)
+from worstcase.batches import can_be_joined, inputs_and_labels, joined, split, taken
+from worstcase.task import check, decisions, refuse_one_hot, right_answers
 
 
 def checked(outputs, labels):

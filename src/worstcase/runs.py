@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model_builder, list_models
 
+from worstcase.batches import inputs_and_labels, of_each, taken, tensors_in
 from worstcase.checkpoints import load_weights
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
@@ -23,7 +24,7 @@ from worstcase.chip.tolerance import from_plain
 from worstcase.data import ImageDataModule, OwnDataModule
 from worstcase.evaluation.record import Record, weights_of
 from worstcase.evaluation.settings import OWN_DATA, with_tolerances_in, without_download
-from worstcase.task import check, decisions, ends_in_a_sigmoid, inputs_and_labels, of_each, taken, tensors_in
+from worstcase.task import check, decisions, ends_in_a_sigmoid
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,9 @@ def flops(crossbar: Crossbar, datamodule: ImageDataModule) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from worstcase.batches import inputs_and_labels, of_each, taken
     from worstcase.chip.modes import evaluating
     from worstcase.chip.substitution import run
-    from worstcase.task import inputs_and_labels, of_each, taken
 
     inputs, _ = inputs_and_labels(next(iter(datamodule.test_dataloader())))
     device = next(crossbar.parameters()).device

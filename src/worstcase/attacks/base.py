@@ -13,13 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from worstcase.attacks.search import Search
+from worstcase.batches import Loader
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.found import Found, Parameters
 from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
-from worstcase.task import Loader
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from worstcase.attacks.flips import WEIGHTS, flip_weights
 from worstcase.attacks.mini_batches import MiniBatches, Size, passes_of_step
 from worstcase.attacks.search import Search
 from worstcase.attacks.updates import MomentumSignSteps
+from worstcase.batches import Loader, inputs_and_labels
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
@@ -30,7 +31,7 @@ from worstcase.objectives import (
     p6,
     sigmoid_margin,
 )
-from worstcase.task import Loader, decisions, inputs_and_labels
+from worstcase.task import decisions
 
 CLASSES = 10  # into which everything is pushed, at most
 BEST = 2  # of these, which exchange their samples with others

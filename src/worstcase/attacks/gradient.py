@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import Objective
-from worstcase.task import Inputs, decisions
+from worstcase.task import decisions
 
 
 def gradient(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.reference_set import mixed
-from worstcase.task import Inputs, Loader, inputs_and_labels, taken
+from worstcase.batches import Inputs, Loader, inputs_and_labels, taken
 
 
 class Half:

@@ -11,10 +11,11 @@ from torch import Tensor
 from worstcase.attacks.base import Attack
 from worstcase.attacks.search import Search
 from worstcase.attacks.updates import FreeAdam, ProjectedAdam
+from worstcase.batches import Inputs
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import objective as find_objective
-from worstcase.task import Inputs, counts
+from worstcase.task import counts
 
 
 class LWC(Attack):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.search import Search
-from worstcase.task import Inputs, can_be_joined, joined, taken, tensors_in
+from worstcase.batches import Inputs, can_be_joined, joined, taken, tensors_in
 
 PIECE = 128  # samples of a mini-batch at most
 BUFFER = 2**28  # bytes of inputs that are shuffled together

@@ -16,6 +16,7 @@ from worstcase.attacks.base import Attack
 from worstcase.attacks.distribution import describe
 from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.attacks.search import Search
+from worstcase.batches import Loader, split
 from worstcase.checks import number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
@@ -32,7 +33,7 @@ from worstcase.chip.noise import (
 )
 from worstcase.chip.tolerance import has_weights, plain
 from worstcase.chip.write_verify import PULSES, device_weights
-from worstcase.task import Loader, decisions, right_answers, split
+from worstcase.task import decisions, right_answers
 
 # each with the settings that it has
 SAMPLERS: dict[str, set[str]] = {

@@ -9,20 +9,12 @@ from torch import Tensor
 
 from worstcase.attacks.gradient import gradient
 from worstcase.attacks.half import Half
+from worstcase.batches import Inputs, Loader, inputs_and_labels, of_each
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.objectives import Objective
-from worstcase.task import (
-    Inputs,
-    Loader,
-    check,
-    decisions,
-    inputs_and_labels,
-    of_each,
-    refuse_one_hot,
-    right_answers,
-)
+from worstcase.task import check, decisions, refuse_one_hot, right_answers
 
 
 def check_loader(loader: Loader) -> None:
@@ -41,7 +33,7 @@ def on_its_device(crossbar: Crossbar, loader: Loader) -> Iterator[tuple[Inputs, 
     """The batches where the crossbar is: inputs, and labels.
 
     Raises:
-        ValueError: a batch is not inputs and labels, see `worstcase.task.inputs_and_labels`; or the data can be
+        ValueError: a batch is not inputs and labels, see `worstcase.batches.inputs_and_labels`; or the data can be
             gone through only once.
     """
     check_loader(loader)

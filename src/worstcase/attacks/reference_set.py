@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worstcase.task import Loader, inputs_and_labels, tensors_in
+from worstcase.batches import Loader, inputs_and_labels, tensors_in
 
 PASSES = 3  # that are compared: what changes at random differs at once; one of what lies in memory and stays
 

@@ -17,10 +17,11 @@ from worstcase.attacks.half import Half
 from worstcase.attacks.passes import check_loader, on_its_device, refuse_one_hot_labels
 from worstcase.attacks.reference_set import ReferenceSet
 from worstcase.attacks.sorted_data import Pairs, by_class
+from worstcase.batches import Inputs, Loader
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import Objective
-from worstcase.task import Inputs, Loader, check, decisions, right_answers
+from worstcase.task import check, decisions, right_answers
 
 
 class Search:

@@ -10,10 +10,10 @@ import lightning as L
 
 from worstcase.attacks import Attack
 from worstcase.attacks.base import check_parameters, check_search_dtype
+from worstcase.batches import Loader
 from worstcase.evaluation.evaluate import check_certificate, check_diagnosis, evaluate
 from worstcase.evaluation.evaluation import Evaluation
 from worstcase.methods import Method
-from worstcase.task import Loader
 
 
 class WorstCasePerEpoch(L.Callback):

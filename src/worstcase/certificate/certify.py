@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.passes import on_its_device
+from worstcase.batches import Loader
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported, margins_of
@@ -19,7 +20,7 @@ from worstcase.certificate.tracing import first_line
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.seeds import seeded
-from worstcase.task import Loader, check
+from worstcase.task import check
 
 
 @dataclass(frozen=True, kw_only=True)

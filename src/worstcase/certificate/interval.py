@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.modules import module as hooks
 
+from worstcase.batches import tensors_in
 from worstcase.certificate.in_place import check_in_place, name_of
 from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
 from worstcase.certificate.recurrent import STEPS, recurrent
@@ -38,7 +39,6 @@ from worstcase.chip.arrays import own_parameters
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.substitution import run
-from worstcase.task import tensors_in
 
 IN_CACHE = 2**20  # values of the widest layer that are bounded at a time: memory that is new at each layer is slow
 ON_GPU = 2**25  # the same where small parts would keep the device waiting for the host

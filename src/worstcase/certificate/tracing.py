@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from worstcase.batches import tensors_in
 from worstcase.certificate.products import Unsupported
-from worstcase.task import tensors_in
 
 IN_PLACE_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 ABOUT_SHAPE = ("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "is_floating_point")

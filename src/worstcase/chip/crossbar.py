@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worstcase.batches import Inputs, Loader, inputs_and_labels, of_each
 from worstcase.chip.arrays import (
     Coverage,
     biases,
@@ -34,7 +35,6 @@ from worstcase.chip.modes import evaluating
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
 from worstcase.chip.tolerance import Said
-from worstcase.task import Inputs, Loader, inputs_and_labels, of_each
 
 FULL_SCALES = ("layer_max", "unit")
 

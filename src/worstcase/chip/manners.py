@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worstcase.batches import Inputs, of_each, samples_in, taken, tensors_in
 from worstcase.chip.arrays import Array, own_parameters
 from worstcase.chip.products import Call, Origin, Products, Sources
 from worstcase.chip.substitution import Change, changed, run
-from worstcase.task import Inputs, ends_in_a_sigmoid, logits_of, of_each, samples_in, taken, tensors_in
+from worstcase.task import ends_in_a_sigmoid, logits_of
 
 AGAIN = 0.05  # of the largest output: two passes over the same inputs may differ by so much
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from worstcase.batches import Inputs
 from worstcase.chip import float32
 from worstcase.chip.modes import evaluating
 from worstcase.chip.substitution import run
-from worstcase.task import Inputs
 
 
 class MemoryLayout:

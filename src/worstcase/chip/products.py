@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from worstcase.task import tensors_in
+from worstcase.batches import tensors_in
 
 FIXED = frozenset(["linear", *(f"{conv}{n}d" for conv in ("conv", "conv_transpose") for n in (1, 2, 3))])
 """Functions whose second operand is the weight, wherever it comes from."""

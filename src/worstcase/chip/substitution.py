@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from worstcase.batches import Inputs
 from worstcase.chip.modes import evaluating
 from worstcase.chip.products import Call, Place, Products
-from worstcase.task import Inputs
 
 Change = Callable[[Tensor], Tensor]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset, default_collate
 
+from worstcase.batches import inputs_and_labels, tensors_in
 from worstcase.checks import check_seed, number, whole
 from worstcase.seeds import drawing_by
-from worstcase.task import inputs_and_labels, tensors_in
 
 Split = tuple[Tensor, Tensor]
 

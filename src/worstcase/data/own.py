@@ -11,8 +11,8 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
+from worstcase.batches import inputs_and_labels, samples_in, taken, tensors_in
 from worstcase.data.base import SampleDataModule
-from worstcase.task import inputs_and_labels, samples_in, taken, tensors_in
 
 EXPECTED = (
     "must return a LightningDataModule, or data sets: (train, test) or (train, val, test); train may be None"

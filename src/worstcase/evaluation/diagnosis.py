@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.passes import on_its_device
+from worstcase.batches import Loader
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.evaluation.sensitivity import BUDGET, damage_by_layer, selective_write_verify
-from worstcase.task import Loader, check, decisions, right_answers
+from worstcase.task import check, decisions, right_answers
 
 BINS = 20
 CLASSES = 20  # the most that are listed

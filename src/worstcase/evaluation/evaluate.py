@@ -11,6 +11,7 @@ from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.attacks.base import check_parameters
 from worstcase.attacks.half import Half
 from worstcase.attacks.passes import classes_of
+from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.checks import check_seed
 from worstcase.chip.crossbar import Crossbar
@@ -19,7 +20,6 @@ from worstcase.evaluation.evaluation import Evaluation
 from worstcase.evaluation.flags import of_a_chip, of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
 from worstcase.evaluation.measured import measure
-from worstcase.task import Loader
 
 RANDOM_VERTICES = 4  # of the box, that attacks are compared with
 CERTIFICATES = ("auto", "interval", "linear")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from worstcase.attacks.base import Attack
 from worstcase.attacks.half import Half
 from worstcase.attacks.passes import accuracy
+from worstcase.batches import Loader
 from worstcase.chip.crossbar import Crossbar
-from worstcase.task import Loader
 
 
 def attack_one_half(

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.passes import accuracy
+from worstcase.batches import Loader
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.deviation import deviate
-from worstcase.task import Loader
 
 HOLDS = ("deviations", "weights")
 NAMED = 3  # arrays, in a message

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from worstcase.attacks import AttackResult, Ensemble
 from worstcase.attacks.passes import accuracy, gradient_over
+from worstcase.batches import Loader
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.objectives import margin
 from worstcase.progress import progress_bar
-from worstcase.task import Loader
 
 BUDGET = 20.0
 """Passes of each attack."""

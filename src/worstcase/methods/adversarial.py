@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks import Attack
+from worstcase.batches import Inputs
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method
-from worstcase.task import Inputs
 
 
 class Adversarial(Method):

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.methods.base import Method, sum_over_processes
 from worstcase.objectives import p2
-from worstcase.task import Inputs
 
 
 class ATrice(Method):

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from worstcase.attacks.gradient import gradient
+from worstcase.batches import Inputs, inputs_and_labels, tensors_in
 from worstcase.checks import check_seed, number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
@@ -28,7 +29,7 @@ from worstcase.chip.modes import evaluating
 from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective, cross_entropy
 from worstcase.seeds import derived_seed, seeded
-from worstcase.task import Inputs, check, decisions, inputs_and_labels, refuse_one_hot, tensors_in
+from worstcase.task import check, decisions, refuse_one_hot
 
 log = logging.getLogger(__name__)
 

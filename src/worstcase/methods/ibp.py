@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worstcase.batches import Inputs, inputs_and_labels
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.checks import number
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.methods.base import Method
-from worstcase.task import Inputs, inputs_and_labels
 
 
 class IBP(Method):

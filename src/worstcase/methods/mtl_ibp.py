@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.checks import number, whole
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.ibp import IBP
-from worstcase.task import Inputs
 
 
 class MTLIBP(IBP):

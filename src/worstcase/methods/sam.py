@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.methods.base import Method
 from worstcase.objectives import cross_entropy
-from worstcase.task import Inputs
 
 
 class SAM(Method):

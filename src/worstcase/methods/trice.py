@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method
-from worstcase.task import Inputs
 
 
 class Trice(Method):

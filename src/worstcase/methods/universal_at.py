@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.checks import number, whole
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method, sum_over_processes
 from worstcase.seeds import seeded
-from worstcase.task import Inputs
 
 
 class UniversalAT(Method):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.methods.base import Method
-from worstcase.task import Inputs
 
 
 class Vanilla(Method):

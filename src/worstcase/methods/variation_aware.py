@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from worstcase.batches import Inputs
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.noise import gaussian, verified_devices
 from worstcase.methods.base import Method
-from worstcase.task import Inputs
 
 
 class VariationAware(Method):

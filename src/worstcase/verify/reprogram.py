@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worstcase.attacks.passes import accuracy as accuracy_of
 from worstcase.attacks.passes import gradient_over
+from worstcase.batches import Loader
 from worstcase.checks import number
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
@@ -18,7 +19,6 @@ from worstcase.chip.noise import verified_devices
 from worstcase.evaluation.measured import deviations_of
 from worstcase.objectives import margin, mean_distance, sigmoid_margin
 from worstcase.seeds import seeded
-from worstcase.task import Loader
 
 ORDERS = ("gain", "deviation", "random")
 ROUNDS = 12  # in which the gain is computed anew

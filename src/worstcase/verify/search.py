@@ -11,11 +11,11 @@ from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble
 from worstcase.attacks.passes import accuracy as accuracy_of
+from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
 from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.tolerance import largest, of_each_array
-from worstcase.task import Loader
 from worstcase.verify.cost import Programming
 from worstcase.verify.sharing import OURS, Shared, cheapest, mean_pulses, not_countable
 

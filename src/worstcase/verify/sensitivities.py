@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from worstcase.attacks.passes import gradient_over, on_its_device
+from worstcase.batches import Loader
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.objectives import cross_entropy
 from worstcase.seeds import seeded
-from worstcase.task import Loader, decisions
+from worstcase.task import decisions
 
 Sensitivity = Callable[[Crossbar, Loader], dict[str, Tensor]]
 DRAWS = 4  # of the estimate of the second derivative

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble
+from worstcase.batches import Loader
 from worstcase.checks import number, whole
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
-from worstcase.task import Loader
 from worstcase.verify import sensitivities
 from worstcase.verify.allocation import allocated
 from worstcase.verify.cost import Programming
