@@ -142,19 +142,22 @@ def test_an_evaluation_of_a_run_that_died_says_how_to_make_one(trained, tmp_path
 
 def test_an_evaluation_names_a_bad_attack_or_setting(trained):
     for override, message in {
-        "thg=[]": "must be a number, or a list",
         "thg=[0.1,-1]": "thg=-1: must be a finite number, 0 or more",
-        "thg=much": "thg=much: must be a finite number",
-        "diagnosis=long": "diagnosis=long: must be short or full",
-        "certificate=exact": "certificate=exact: must be auto or interval or linear or null",
         "attack=nope": "Available options in 'attack': ensemble ensemble_short flwc lwc lwc_margin",
-        "thg=1.5": "thg=1.5: must be at most 1",
         "dataset.batch_sise=3": "did you mean batch_size?",
-        "dataset.download=true": "there is no setting dataset.download",
-        "+member=3": "there is no setting member; there are run, checkpoint, ",
     }.items():
         done = run("src.evaluate", f"run={trained}", override, fails=True)
         assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    for override, message in {
+        "thg=[]": "must be a number, or a list",
+        "thg=much": "thg=much: must be a finite number",
+        "diagnosis=long": "diagnosis=long: must be short or full",
+        "certificate=exact": "certificate=exact: must be auto or interval or linear or null",
+        "thg=1.5": "thg=1.5: must be at most 1",
+        "dataset.download=true": "there is no setting dataset.download",
+        "+member=3": "there is no setting member; there are run, checkpoint, ",
+    }.items():
+        assert message in refusal("evaluate", f"run={trained}", override)
 
 
 @pytest.mark.parametrize("command", ["src.report", "src.status"])

@@ -13,6 +13,7 @@ from torchvision.datasets import MNIST
 from torchvision.models import _api
 
 from worstcase import load_run
+from worstcase.app.folders import check_folder
 from worstcase.evaluation.record import Record
 from worstcase.runs import build
 
@@ -260,10 +261,13 @@ def test_nothing_is_written_through_what_a_foreign_folder_holds(trained, tmp_pat
         os.mkfifo(planted / name)
     else:
         (planted / name).mkdir()
-    words = [f"run={folder}", "attack=monte_carlo", "attack.instances=2", "dataset.limit=20"]
-    done = run("src.evaluate", *words, f"hydra.run.dir={planted}", fails=True)
-    (error,) = done.stderr.strip().splitlines()
-    assert str(planted / name) in error and "choose another hydra.run.dir" in error
+    with pytest.raises(ValueError, match=r"choose another hydra\.run\.dir") as refused:
+        check_folder(planted, {}, str(planted))
+    assert str(planted / name) in str(refused.value)
+    if name == "instances.csv":
+        words = [f"run={folder}", "attack=monte_carlo", "attack.instances=2", "dataset.limit=20"]
+        done = run("src.evaluate", *words, f"hydra.run.dir={planted}", fails=True)
+        assert done.stderr.strip().splitlines() == [f"error: {refused.value}"]
     assert victim.read_text() == "mine"
 
 

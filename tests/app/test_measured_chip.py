@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import refusal, run
 from safetensors.torch import load_file, save_file
 
 from worstcase import load_run
@@ -118,5 +118,8 @@ def test_no_attack_is_thrown_away_because_no_weight_can_be_programmed_again(mine
 )
 def test_a_chip_that_is_not_there_is_one_line_before_a_folder_is_made(trained, tmp_path, words, message):
     folder = tmp_path / "out"
-    done = run("src.evaluate", f"run={trained}", "attack=flwc", *words, f"hydra.run.dir={folder}", fails=True)
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not folder.exists()
+    words = [f"run={trained}", "attack=flwc", *words, f"hydra.run.dir={folder}"]
+    assert message in refusal("evaluate", *words)
+    if message.startswith("no chip"):
+        done = run("src.evaluate", *words, fails=True)
+        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1 and not folder.exists()
