@@ -4,7 +4,7 @@ from torch.utils.data import DataLoader
 
 from worstcase.data import InMemoryDataModule
 from worstcase.data.augmentation import flip_and_crop, standardise
-from worstcase.data.base import BatchesOf, ShuffledBatches
+from worstcase.data.drawn import BatchesOf, ShuffledBatches
 from worstcase.seeds import drawing_by
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worstcase.data import MNIST5k, MNISTDataModule
-from worstcase.data.base import ShuffledBatches
+from worstcase.data.drawn import ShuffledBatches
 
 
 @pytest.fixture(scope="module")

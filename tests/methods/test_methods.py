@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from worstcase import Crossbar
 from worstcase.attacks import LWC
 from worstcase.checkpoints import load_weights
-from worstcase.data.base import ShuffledBatches
+from worstcase.data.drawn import ShuffledBatches
 from worstcase.methods import (
     AWP,
     IBP,

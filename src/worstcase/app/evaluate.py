@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-RANKS = "reprogram.safetensors"
+ORDER = "reprogram.safetensors"
 """By array, the place of each weight in the order in which to program a chip again: 0 is the first."""
 
 
@@ -98,8 +98,8 @@ def _programmed_again(cfg: dict[str, Any], folder: Path, subject: Subject) -> di
         seed=cfg["seed"],
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / RANKS, save({name: rank.cpu().contiguous() for name, rank in found.rank.items()}))
-    return {"to_keep": cfg["reprogram"], "accuracy": found.accuracy, "weights": found.weights, "file": RANKS}
+    write_whole(folder / ORDER, save({name: rank.cpu().contiguous() for name, rank in found.rank.items()}))
+    return {"to_keep": cfg["reprogram"], "accuracy": found.accuracy, "weights": found.weights, "file": ORDER}
 
 
 def training_images(subject: Subject) -> Iterable[Any] | None:

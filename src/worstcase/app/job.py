@@ -31,7 +31,7 @@ Work = Callable[[dict[str, Any], Path], Record | None]
 """Does the job of some settings in a folder, and returns the record that it has left there."""
 LOG = "run.log"
 LOCK = ".worstcase.lock"
-RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK")
+RANK_VARIABLES = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK")
 """Environment variables by which Lightning tells its processes apart."""
 log = logging.getLogger(__name__)
 
@@ -166,9 +166,9 @@ def _forget_foreign_ranks(settings: dict[str, Any]) -> None:
     trainer = settings.get("trainer", {"devices": 1})
     foreign: tuple[str, ...] = ()
     if trainer.get("devices") in (1, "1") and trainer.get("num_nodes") in (None, 1):
-        foreign = RANKS
+        foreign = RANK_VARIABLES
     elif os.environ.get("WORLD_SIZE", "1") == "1":  # nobody has started processes beside this one
-        foreign = RANKS[:2]
+        foreign = RANK_VARIABLES[:2]
     for name in foreign:
         os.environ.pop(name, None)
 

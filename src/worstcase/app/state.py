@@ -62,9 +62,9 @@ def unfinished(folders: Iterable[Path]) -> Iterator[tuple[Path, Begun]]:
             log.warning("passed over: %s", visible(str(error)))
 
 
-def failure(folder: Path, told: Begun) -> Iterator[str]:
+def failure(folder: Path, told: Begun) -> str:
     """A failed job's error and its command, in two lines."""
-    yield f"failed    {shown(folder)}: {visible(told.error or '')}\n          {visible(told.command)}"
+    return f"failed    {shown(folder)}: {visible(told.error or '')}\n          {visible(told.command)}"
 
 
 def shown(folder: Path) -> str:

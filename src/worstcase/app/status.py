@@ -39,7 +39,7 @@ def of_folders(folders: Iterable[Path]) -> Iterator[str]:
     for folder in done:
         yield f"finished  {visible(str(folder))}"
     for folder, told in failed.items():
-        yield from failure(folder, told)
+        yield failure(folder, told)
     for folder, told in at_work.items():
         yield f"begun     {shown(folder)}\n          {visible(told.command)}"
     yield f"{len(done)} finished, {len(failed)} failed, {len(at_work)} begun (at work, or killed)"
@@ -55,7 +55,7 @@ def of_jobs(jobs: Sequence[sweeps.Job]) -> Iterator[str]:
             yield f"finished  {job.folder}"
         elif told and told.error:
             failed += 1
-            yield from failure(job.folder, told)
+            yield failure(job.folder, told)
         else:
             yield f"missing   {job.folder}\n          {job.command}"
     yield f"{finished} of {len(jobs)} jobs finished, {failed} failed"

@@ -68,8 +68,8 @@ def print_summary(record: Record, folder: str) -> None:
             add("programmed again", f"{few} of {again['file']}: {again['accuracy']:.2%}")
     share = f"{record.parameters_perturbed / record.parameters:.1%}"
     add("programmed", f"{record.parameters_perturbed:,} of {record.parameters:,} values ({share})")
-    at_most = "at most " if record.tolerance else ""
-    add("th_g", f"{'' if several else f'{at_most}{record.thg:g} '}{unit}")
+    largest = f"{'at most ' if record.tolerance else ''}{record.thg:g} "
+    add("th_g", f"{'' if several else largest}{unit}")
     add("seconds", ", ".join(seconds))
     console = Console()
     console.print(table)

@@ -107,7 +107,7 @@ def failures() -> Iterator[str]:
     listed.unlink(missing_ok=True)
     for folder, told in unfinished(sorted(set(folders))):
         if told.error:
-            yield from failure(folder, told)
+            yield failure(folder, told)
 
 
 def jobs(overrides: Sequence[str]) -> list[Job]:

@@ -18,14 +18,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from worstcase.checks import whole
-from worstcase.data.base import (
-    KEPT_BYTES,
-    BatchesOf,
-    ImageDataModule,
-    check_channels,
-    check_classes,
-    draw,
-)
+from worstcase.data.base import KEPT_BYTES, ImageDataModule, check_channels, check_classes
+from worstcase.data.drawn import BatchesOf, draw
 
 MODES = {1: "L", 3: "RGB"}
 """What images are converted to, by channels."""
