@@ -92,7 +92,7 @@ def test_fewer_batches_than_processes_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"0 training images make 0 batches of 4, .* val_fraction="):
         Numbered(limit=10, batch_size=4, val_fraction=0.99).train_dataloader()
     for name, value in {"is_initialized": True, "get_world_size": 3, "get_rank": 0}.items():
-        monkeypatch.setattr(f"worstcase.data.base.distributed.{name}", lambda value=value: value)
+        monkeypatch.setattr(f"worstcase.data.drawn.distributed.{name}", lambda value=value: value)
     assert len(Numbered(limit=10, batch_size=3).train_dataloader()) == 1
     message = (
         "9 training images make 2 batches of 5, but each of 3 processes needs one; "
