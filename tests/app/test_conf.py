@@ -1,6 +1,7 @@
 """Every file of every group composes and builds what it names."""
 
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def options(group):
     return sorted(path.stem if path.suffix == ".yaml" else path.name for path in Path(CONF, group).iterdir())
 
 
+@cache
 def composed(*overrides):
     schema.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -45,6 +45,7 @@ def test_no_chip_is_below_the_bound(first: int) -> None:
 
 
 def test_they_have_every_layer() -> None:
-    seen = {type(layer) for seed in range(NETWORKS) for layer in Random(seed).network().modules()}
-    every = {*MODULES, *LINEAR, *TRANSPOSED, *BATCH_NORMS, *STEPS, nn.GroupNorm, nn.LayerNorm}
-    assert every <= seen
+    missing = {*MODULES, *LINEAR, *TRANSPOSED, *BATCH_NORMS, *STEPS, nn.GroupNorm, nn.LayerNorm}
+    seeds = iter(range(NETWORKS))
+    while missing:
+        missing -= {type(layer) for layer in Random(next(seeds)).network().modules()}
