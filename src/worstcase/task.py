@@ -153,6 +153,25 @@ def logits_of(outputs: Any) -> Tensor:
     return found
 
 
+def leading(outputs: Tensor) -> float:
+    """The largest absolute value of the two outputs that lead in each sample, by which rounding is judged.
+
+    A class far below them, such as one that is filled with -1e9, has no say. The classes are in the second or in the
+    last place; the one with the smaller result counts.
+
+    Example:
+        >>> leading(torch.tensor([[2.0, -1e9, 1.0], [-4.0, -1e9, -3.0]]))
+        4.0
+    """
+    if outputs.ndim < 2:
+        outputs = outputs.reshape(-1, 1)
+    ordered = outputs.masked_fill(outputs.isnan(), -torch.inf)
+    largest = [
+        ordered.topk(min(2, ordered.shape[dim]), dim).values.abs().nan_to_num(0, 0, 0).amax() for dim in (1, -1)
+    ]
+    return float(min(largest))
+
+
 def _is_binary(shape: Sequence[int], of_labels: Sequence[int]) -> bool:
     """Whether each label has a logit of its own."""
     squeezed = (*shape[:1], *shape[2:]) if len(shape) > 1 and shape[1] == 1 else None

@@ -51,7 +51,11 @@ def refused(net: nn.Module, named: str, *, x: Tensor | None = None, **options: A
         certify(Crossbar(net, 0.01, **options), [(x, torch.zeros(len(x), dtype=torch.long))])
 
 
-@pytest.mark.parametrize("forward", [asks_for_types, casts, casts_at_the_end])
+def casts_behind_a_mask(net: Any, x: Tensor) -> Tensor:
+    return casts_at_the_end(net, x).float() + torch.tensor([0, 0, -1e9])
+
+
+@pytest.mark.parametrize("forward", [asks_for_types, casts, casts_at_the_end, casts_behind_a_mask])
 def test_a_network_that_computes_something_else_than_is_traced_is_not_proven(forward: Callable) -> None:
     refused(Own(forward), "Own, which computes something else")
 

@@ -199,6 +199,63 @@ class Noisy(nn.Linear):
         return super().forward(x) + 1e-6 * torch.randn(5)
 
 
+def counts(net, x):
+    net.n = getattr(net, "n", 0) + 1
+    return net.fc(x) * (1 + net.n)
+
+
+def follows(net, x):
+    """Subtracts a running mean, which it goes on following."""
+    h = net.fc(x)
+    net.mean = 0.98 * getattr(net, "mean", 0) + 0.02 * h.detach().mean(0)
+    return h - net.mean
+
+
+def centred(net, x):
+    return net.fc(x - x.mean(0))
+
+
+class Masked(nn.Module):
+    """A class that does not exist yet has the usual -1e9."""
+
+    def __init__(self, logits, mask):
+        super().__init__()
+        self.fc, self.logits = nn.Linear(20, 5), logits
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        return self.logits(self, x) + self.mask
+
+
+MASKS = {
+    "no mask": torch.zeros(5),
+    "a class": torch.tensor([0, -1e9, 0, 0, 0]),
+    "most": torch.tensor([0, -1e9, -1e9, 0, -1e9]),
+}
+every_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+
+
+@every_mask
+def test_a_class_that_is_masked_does_not_hide_that_answers_depend_on_the_batch(mask):
+    crossbar = Crossbar(Masked(centred, mask), 0.1)
+    crossbar(torch.randn(6, 20))
+    assert crossbar.depends_on_the_batch
+
+
+@every_mask
+@pytest.mark.parametrize("keeps", [counts, follows])
+def test_a_network_that_keeps_numbers_between_passes_is_refused(mask, keeps):
+    with pytest.raises(ValueError, match="^Masked gives two answers to the same inputs in eval mode"):
+        Crossbar(Masked(keeps, mask), 0.1)(torch.randn(8, 20))
+
+
+@every_mask
+def test_a_masked_class_is_no_reason_to_refuse(mask):
+    crossbar = Crossbar(Masked(lambda net, x: net.fc(x), mask), 0.1)
+    crossbar(torch.randn(6, 20))
+    assert not crossbar.depends_on_the_batch
+
+
 @pytest.mark.parametrize("kind", [Dropping, Noisy])
 def test_a_network_that_does_not_repeat_itself_is_refused(kind):
     with pytest.raises(ValueError, match=f"^{kind.__name__} gives two answers to the same inputs in eval mode"):

@@ -39,10 +39,11 @@ from worstcase.chip.arrays import own_parameters
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.substitution import run
+from worstcase.task import leading
 
 IN_CACHE = 2**20  # values of the widest layer that are bounded at a time: memory that is new at each layer is slow
 ON_GPU = 2**25  # the same where small parts would keep the device waiting for the host
-SAME = 100  # units of the largest output's last place by which the same operations may differ
+SAME = 100  # units of the leading outputs' last place by which the same operations may differ
 TF32 = 2.0**-8  # of it, where another way to convolve may be taken
 
 
@@ -111,9 +112,8 @@ class IntervalBounds(fx.Interpreter):
             if not b.is_floating_point() or not b.numel():
                 continue  # what is beside the outputs is not proven
             share = SAME * torch.finfo(b.dtype).eps + (TF32 if b.is_cuda else 0)
-            tolerance = share * float(b.abs().nan_to_num(0, 0, 0).amax())
             alike = a.shape == b.shape and a.dtype == b.dtype
-            if not alike or not torch.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True):
+            if not alike or not torch.allclose(a, b, rtol=share, atol=share * leading(b), equal_nan=True):
                 raise Unsupported(
                     f"{type(crossbar.net).__name__}, which computes something else than torch.fx traces (does it "
                     "ask for types, or use autocast?)"

@@ -19,9 +19,7 @@ from worstcase.batches import Inputs, of_each, samples_in, taken, tensors_in
 from worstcase.chip.arrays import Array, own_parameters
 from worstcase.chip.products import Call, Origin, Products, Sources
 from worstcase.chip.substitution import Change, changed, run
-from worstcase.task import ends_in_a_sigmoid, logits_of
-
-AGAIN = 0.05  # of the largest output: two passes over the same inputs may differ by so much
+from worstcase.task import ends_in_a_sigmoid, leading, logits_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,10 @@ def _look(
 
     before = _drawn_so_far(leaves.values())
     second = again(inputs)
-    if not (_same_answers(first, second) and torch.equal(before, _drawn_so_far(leaves.values()))):
+    if not (
+        _same_answers(first, second, list(tensors.values()))
+        and torch.equal(before, _drawn_so_far(leaves.values()))
+    ):
         raise ValueError(
             f"{type(net).__name__} gives two answers to the same inputs in eval mode (dropout that is always on, "
             "numbers that it draws or keeps?): attacks need a network that repeats itself"
@@ -200,9 +201,9 @@ def _same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, te
         among = logits_of(outputs)
         for sample in (slice(0, 1), slice(last, last + 1)) if last else ():
             alone = logits_of(again(taken(inputs, sample)))
-            tolerance = _rounding([alone, *tensors]) * float(among.abs().nan_to_num(0, 0, 0).max())
+            rounding = _rounding([alone, *tensors])
             if alone.shape != among[sample].shape or not torch.allclose(
-                alone, among[sample], rtol=0, atol=tolerance, equal_nan=True
+                alone, among[sample], rtol=rounding, atol=rounding * leading(among), equal_nan=True
             ):
                 return False
     except Exception:  # whatever a network raises that needs them all
@@ -211,7 +212,7 @@ def _same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, te
 
 
 def _rounding(tensors: list[Tensor]) -> float:
-    """By how much of the largest output sums in another order may move the others."""
+    """By how much of the leading outputs sums in another order may move the others."""
     device, dtypes = tensors[0].device.type, {t.dtype for t in tensors if t.is_floating_point()}
     if device == "cuda":
         dtypes.add(torch.half)  # TF32 has as many digits
@@ -226,10 +227,11 @@ def _drawn_so_far(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)])
 
 
-def _same_answers(first: Any, second: Any) -> bool:
-    pairs = zip(tensors_in(first), tensors_in(second), strict=True)
-    return all(
-        torch.allclose(a, b, rtol=0, atol=AGAIN * float(b.abs().nan_to_num(0, 0, 0).max()), equal_nan=True)
-        for a, b in pairs
-        if a.is_floating_point() and a.numel()
-    )
+def _same_answers(first: Any, second: Any, tensors: list[Tensor]) -> bool:
+    """Up to rounding, as some kernels differ with and without gradients, or from run to run."""
+    for a, b in zip(tensors_in(first), tensors_in(second), strict=True):
+        if a.is_floating_point() and a.numel():
+            rounding = _rounding([a, *tensors])
+            if not torch.allclose(a, b, rtol=rounding, atol=rounding * leading(b), equal_nan=True):
+                return False
+    return True
