@@ -156,8 +156,8 @@ def logits_of(outputs: Any) -> Tensor:
 def leading(outputs: Tensor) -> float:
     """The largest absolute value of the two outputs that lead in each sample, by which rounding is judged.
 
-    A class far below them, such as one that is filled with -1e9, has no say. The classes are in the second or in the
-    last place; the one with the smaller result counts.
+    A class far below them, such as one that is filled with -1e9, has no say. The classes are in the second or in
+    the last place; the one with the smaller result counts.
 
     Example:
         >>> leading(torch.tensor([[2.0, -1e9, 1.0], [-4.0, -1e9, -3.0]]))

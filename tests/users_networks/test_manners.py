@@ -211,6 +211,19 @@ def follows(net, x):
     return h - net.mean
 
 
+def caches(net, x):
+    """As CLIP does the features of its classes."""
+    if net.training or not hasattr(net, "features"):
+        net.features = net.text(torch.eye(5, 20))
+    return net.fc(x) @ net.features.T
+
+
+def caches_without_a_gradient(net, x):
+    with torch.no_grad():
+        caches(net, x)
+    return net.fc(x) @ net.features.T
+
+
 def centred(net, x):
     return net.fc(x - x.mean(0))
 
@@ -220,7 +233,7 @@ class Masked(nn.Module):
 
     def __init__(self, logits, mask):
         super().__init__()
-        self.fc, self.logits = nn.Linear(20, 5), logits
+        self.fc, self.text, self.logits = nn.Linear(20, 5), nn.Linear(20, 5), logits
         self.register_buffer("mask", mask)
 
     def forward(self, x):
@@ -245,8 +258,25 @@ def test_a_class_that_is_masked_does_not_hide_that_answers_depend_on_the_batch(m
 @every_mask
 @pytest.mark.parametrize("keeps", [counts, follows])
 def test_a_network_that_keeps_numbers_between_passes_is_refused(mask, keeps):
-    with pytest.raises(ValueError, match="^Masked gives two answers to the same inputs in eval mode"):
+    with pytest.raises(ValueError, match=r"^Masked gives two answers to the same inputs in eval mode"):
         Crossbar(Masked(keeps, mask), 0.1)(torch.randn(8, 20))
+
+
+@pytest.mark.parametrize("keeps", [caches, caches_without_a_gradient])
+def test_a_network_that_keeps_what_it_computed_from_its_weights_is_refused(keeps):
+    net = Masked(keeps, torch.zeros(5))
+    with pytest.raises(ValueError, match=r"^Masked keeps in eval mode what it computed from its weights"):
+        Crossbar(net, 0.1, layers=["fc"])(torch.randn(8, 20))
+    assert not hasattr(net, "features")
+
+
+def test_a_network_may_keep_what_no_weight_has_a_part_in():
+    def table(net, x):
+        if not hasattr(net, "table"):
+            net.table = torch.arange(20.0)
+        return net.fc(x + net.table)
+
+    Crossbar(Masked(table, torch.zeros(5)), 0.1)(torch.randn(8, 20))
 
 
 @every_mask

@@ -46,22 +46,28 @@ def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed
     Raises:
         ValueError: an array is not what the network multiplies with, or two passes give two answers.
     """
+    fresh = None
     with suppress(Exception):  # what it keeps of a pass is kept in a copy, where one can be made
-        net, arrays = copy.deepcopy((net, dict(arrays)))
+        unused = copy.deepcopy(net, {id(p): p for p in net.parameters()})
+        (net, arrays), fresh = copy.deepcopy((net, dict(arrays))), unused
     with torch.inference_mode(False), torch.enable_grad():
         inputs = of_each(Tensor.clone, inputs)
         programmed = {name: t.detach().clone() for name, t in programmed.items()}
         two = two_that_differ(inputs)
         try:
-            return _look(net, taken(inputs, slice(2) if two is None else two), arrays, programmed)
+            return _look(net, taken(inputs, slice(2) if two is None else two), arrays, programmed, fresh)
         except ValueError:
             raise
         except Exception:  # a network may need them all
-            return _look(net, inputs, arrays, programmed)
+            return _look(net, inputs, arrays, programmed, fresh)
 
 
 def _look(
-    net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed: Mapping[str, Tensor]
+    net: nn.Module,
+    inputs: Inputs,
+    arrays: Mapping[str, Array],
+    programmed: Mapping[str, Tensor],
+    fresh: nn.Module | None,
 ) -> Manners:
     leaves = {n: t.detach().clone().requires_grad_(t.is_floating_point()) for n, _, _, t in own_parameters(net)}
     buffers = {name: b.detach().clone() for name, b in net.named_buffers()}
@@ -91,13 +97,15 @@ def _look(
 
     before = _drawn_so_far(leaves.values())
     second = again(inputs)
-    if not (
-        _same_answers(first, second, list(tensors.values()))
-        and torch.equal(before, _drawn_so_far(leaves.values()))
-    ):
+    if not (_same_answers(first, second, tensors) and torch.equal(before, _drawn_so_far(leaves.values()))):
         raise ValueError(
             f"{type(net).__name__} gives two answers to the same inputs in eval mode (dropout that is always on, "
             "numbers that it draws or keeps?): attacks need a network that repeats itself"
+        )
+    if fresh is not None and _keeps_what_it_computed(net, fresh, tensors, inputs):
+        raise ValueError(
+            f"{type(net).__name__} keeps in eval mode what it computed from its weights or from earlier inputs: "
+            "let it compute that anew in each pass, since each chip has weights of its own"
         )
     in_place = any(not torch.equal(a, b) for a, b in zip(tensors_in(given), tensors_in(inputs), strict=True))
     return Manners(
@@ -211,6 +219,26 @@ def _same_alone(again: Callable[[Inputs], Any], inputs: Inputs, outputs: Any, te
     return True
 
 
+@torch.no_grad()
+def _keeps_what_it_computed(
+    used: nn.Module, fresh: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs
+) -> bool:
+    """Whether a network that ran answers otherwise with new weights than a copy that never did."""
+    generator = torch.Generator().manual_seed(0)
+    moved: dict[int, Tensor] = {}  # by the id of a parameter, which may have several names
+    state: dict[str, Tensor] = {}
+    try:
+        for name, t in tensors.items():
+            if isinstance(t, nn.Parameter) and t.is_floating_point() and id(t) not in moved:
+                moved[id(t)] = t * (1 + 0.1 * torch.randn(t.shape, generator=generator).sign()).to(t)
+            state[name] = moved.get(id(t), t)
+        answers = [run(net, of_each(Tensor.clone, state), of_each(Tensor.clone, inputs)) for net in (fresh, used)]
+    except Exception:  # they may be no weights that it takes
+        return False
+    first, second = answers
+    return not _same_answers(first, second, tensors)
+
+
 def _rounding(tensors: list[Tensor]) -> float:
     """By how much of the leading outputs sums in another order may move the others."""
     device, dtypes = tensors[0].device.type, {t.dtype for t in tensors if t.is_floating_point()}
@@ -227,11 +255,11 @@ def _drawn_so_far(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)])
 
 
-def _same_answers(first: Any, second: Any, tensors: list[Tensor]) -> bool:
+def _same_answers(first: Any, second: Any, tensors: Mapping[str, Tensor]) -> bool:
     """Up to rounding, as some kernels differ with and without gradients, or from run to run."""
     for a, b in zip(tensors_in(first), tensors_in(second), strict=True):
         if a.is_floating_point() and a.numel():
-            rounding = _rounding([a, *tensors])
+            rounding = _rounding([a, *tensors.values()])
             if not torch.allclose(a, b, rtol=rounding, atol=rounding * leading(b), equal_nan=True):
                 return False
     return True
