@@ -166,6 +166,22 @@ def test_methods_train_what_the_layer_computes_from(method, make):
     trained.on_after_backward()
 
 
+class Cast(nn.Linear):
+    def forward(self, x):
+        return F.linear(x.bfloat16(), self.weight.bfloat16(), self.bias.bfloat16()).float()
+
+
+def test_a_weight_that_is_cast_to_fewer_digits_deviates_after_the_cast():
+    torch.manual_seed(0)
+    net, x = two(Cast).eval(), torch.randn(40, 12)
+    before = used_weights(lambda: net(x))
+    crossbar = Crossbar(net, 1e-3)
+    found, _ = attacked(crossbar, x)
+    after = used_weights(lambda: crossbar(x, found.perturbation))
+    for w, used in zip(before, after, strict=True):
+        assert ((used.double() - w.double()).abs().max() / w.double().abs().max()).item() <= 1e-3
+
+
 class Elsewhere(nn.Module):
     """Its own code multiplies with what it makes of a layer's weight."""
 
@@ -187,6 +203,7 @@ class Elsewhere(nn.Module):
         lambda w, x: w.data.sign(),
         lambda w, x: (w * torch.ones(12)).detach(),
         torch.no_grad()(lambda w, x: w.round()),
+        lambda w, x: w.half().float(),
     ],
     ids=[
         "tanh",
@@ -196,6 +213,7 @@ class Elsewhere(nn.Module):
         "sign of data",
         "masked and detached",
         "rounded without a gradient",
+        "cast to fewer digits",
     ],
 )
 def test_what_is_computed_elsewhere_is_refused_by_name(change):
@@ -226,6 +244,12 @@ def test_what_an_autograd_function_computes_elsewhere_is_refused_by_name():
 
     with pytest.raises(ValueError, match=r"^fc\.weight: the network multiplies with a tensor that it computes"):
         Crossbar(Binarised(), 0.1)(torch.randn(8, 12))
+
+
+def test_a_weight_that_is_cast_to_more_digits_is_no_other_weight():
+    net = Elsewhere(lambda w, x: w.double().t().t()).double()
+    net.fc.weight.data = net.fc.weight.data.float()
+    assert attacked(Crossbar(net, 0.3), torch.randn(40, 12).double())[0].accuracy < 1
 
 
 def test_a_weight_that_is_only_rearranged_is_no_other_weight():

@@ -188,7 +188,8 @@ class Sources:
             return self._ends.get(id(leaf), Origin())
         kind = node.name().rstrip("0123456789")
         origin = Origin(
-            is_itself=kind in _REARRANGES, is_data=kind in ("EmbeddingBackward", "EmbeddingBagBackward")
+            is_itself=kind in _REARRANGES and not _rounds(node, before),
+            is_data=kind in ("EmbeddingBackward", "EmbeddingBagBackward"),
         )
         origins = [self._known[one] for one in before]
         if any(one.is_data for one in origins):
@@ -196,6 +197,13 @@ class Sources:
         for one in origins:
             origin |= one
         return origin
+
+
+def _rounds(node: Any, before: list[Any]) -> bool:
+    """Whether it casts to fewer digits."""
+    dtypes = [one._input_metadata[0].dtype for one in (node, *before)]
+    eps = [torch.finfo(dtype).eps if dtype.is_floating_point else 0 for dtype in dtypes]
+    return any(eps[0] > one for one in eps[1:])
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
