@@ -249,3 +249,18 @@ def test_a_digital_tensor_of_two_layers_counts_once():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].bias = net[0].bias
     assert Crossbar(net, 0.1).coverage().digital == {"0.bias": 4}
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(2, 3)], ids=["all", "a row"])
+def test_parameters_in_the_same_memory_are_refused_by_name(part):
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight.data = net[0].weight.data[part]
+    for exclude in ([], ["0"]):
+        with pytest.raises(ValueError, match=r"^0\.weight and 1\.weight are two parameters in the same memory"):
+            Crossbar(net, 0.1, exclude=exclude)
+
+
+def test_parameters_side_by_side_in_memory_are_no_others():
+    net, both = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(4, 8)
+    net[0].weight.data, net[1].weight.data = both.chunk(2, 1)
+    assert len(Crossbar(net, 0.1).programmed()) == 2

@@ -113,7 +113,8 @@ def find_arrays(net: nn.Module, layers: Mapping[str, nn.Module], named: Sequence
     """The arrays of some layers and of parameters that the user names, by their first name in the network.
 
     Raises:
-        ValueError: a layer computes its weight in a way that cannot be followed, or a pattern fits no parameter.
+        ValueError: a layer computes its weight in a way that cannot be followed, a pattern fits no parameter, or
+            an array lies in the same memory as another parameter.
     """
     arrays: dict[str, Array] = {}
     by_tensor: dict[int, Array] = {}
@@ -146,7 +147,29 @@ def find_arrays(net: nn.Module, layers: Mapping[str, nn.Module], named: Sequence
                 by_tensor[tensor].sources.add(name)
                 continue
             arrays[name] = by_tensor[tensor] = Array(module, parameter, [name], None, {name})
+    _refuse_overlapping(net, {source for array in arrays.values() for source in array.sources})
     return arrays
+
+
+def _refuse_overlapping(net: nn.Module, held: set[str]) -> None:
+    """Parameters that are several, but lie in the same memory, as after `b.weight.data = a.weight.data`."""
+    by_memory: dict[tuple[int, torch.dtype], list[tuple[str, Tensor]]] = {}
+    for name, p in net.named_parameters():
+        if p.layout == torch.strided and p.numel() and type(p.data) is Tensor:
+            by_memory.setdefault((p.untyped_storage().data_ptr(), p.dtype), []).append((name, p.data))
+    for memory in (group for group in by_memory.values() if len(group) > 1):
+        _, first = memory[0]
+        taken = torch.zeros(len(first.untyped_storage()) // first.element_size(), dtype=torch.int32)
+        for number, (name, t) in enumerate(memory, 1):
+            own = taken.as_strided(t.shape, t.stride(), t.storage_offset())
+            for other in own[own > 0].unique().tolist():
+                if held & {name, memory[other - 1][0]}:
+                    raise ValueError(
+                        f"{memory[other - 1][0]} and {name} are two parameters in the same memory, so they would "
+                        "deviate apart; make them one (b.weight = a.weight), or give one a memory of its own "
+                        "(b.weight.data = b.weight.data.clone())"
+                    )
+            own.fill_(number)
 
 
 def used(array: Array) -> Tensor:
