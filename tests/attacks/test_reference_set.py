@@ -80,3 +80,24 @@ def test_sparse_inputs_are_what_they_hold():
     x, labels = numbers((12, 5)), LABELS
     dense, sparse = ReferenceSet([(x, labels)]), ReferenceSet([(x.to_sparse(), labels)])
     assert list(dense) and list(sparse) and dense.digest == sparse.digest
+
+
+@pytest.mark.parametrize("sizes", [[5, 5, 2], [2, 2]])
+def test_an_input_that_all_samples_share_must_not_be_as_long_as_a_batch(sizes):
+    times = torch.tensor([1.0, 2.0])
+    data = [((numbers((sum(sizes), 2)).split(sizes)[i], times), LABELS[:n]) for i, n in enumerate(sizes)]
+    with pytest.raises(ValueError, match=r"^an input of shape \(2,\) seems to be one for all samples"):
+        list(ReferenceSet(data))
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [torch.ones(2, 3), torch.tensor([1.0, 2.0, 3.0]), torch.tensor(2.0), torch.eye(2, 3)[:1]],
+    ids=["mask", "shared", "a number", "one entry"],
+)
+def test_other_inputs_are_no_ambiguous_ones(beside):
+    data = [((x, beside), LABELS[:2]) for x in numbers((4, 2)).split(2)]
+    data.append(((numbers((1, 2)), beside[:1] if beside.shape == (2, 3) else beside), LABELS[:1]))
+    assert list(ReferenceSet(data)) == data
+    repeated = [((numbers((2, 2)), torch.tensor([1.0, 2.0])), LABELS[:2])] * 2
+    assert list(ReferenceSet(repeated)) == repeated

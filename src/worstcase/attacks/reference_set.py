@@ -17,7 +17,8 @@ class ReferenceSet:
     """A loader whose first passes are compared.
 
     Raises:
-        ValueError: on going through it, that the data are others than in the pass before.
+        ValueError: on going through it, that the data are others than in the pass before, or that an input that
+            all samples share happens to be as long as a batch.
 
     Example:
         >>> reference = ReferenceSet([(torch.eye(2), torch.tensor([0, 1]))])
@@ -41,11 +42,14 @@ class ReferenceSet:
             yield from self.loader
             return
         samples, total = 0, 0
+        beside = _Beside()
         for batch in self.loader:
             inputs, labels = inputs_and_labels(batch)
+            beside.see(tensors_in(inputs), len(labels))
             samples += len(labels)
             total = (total + _digest([*tensors_in(inputs), labels])) % 2**64
             yield batch
+        beside.check()
         before, self._digest = self._digest, (samples, total)
         self._left -= 1
         if before not in (None, self._digest):
@@ -54,6 +58,41 @@ class ReferenceSet:
                 "batch, or shuffling with heldout=True?): attacks are scored on the data that they search with; "
                 "give data that stay the same"
             )
+
+
+class _Beside:
+    """Looks for inputs that all samples share, such as positions, in batches of as many samples by chance."""
+
+    def __init__(self) -> None:
+        self._batches = 0
+        self._first: list[Tensor] = []
+        self._as_long: list[set[bool]] = []
+        self._same: list[bool] = []
+
+    def see(self, tensors: list[Tensor], samples: int) -> None:
+        """A batch's inputs."""
+        if not self._batches:
+            self._first, self._same, self._as_long = tensors, [True for _ in tensors], [set() for _ in tensors]
+        self._batches += 1
+        for i, t in enumerate(tensors[: len(self._first)]):
+            if samples > 1:
+                self._as_long[i].add(t.ndim > 0 and len(t) == samples)
+            self._same[i] = self._same[i] and _equal(t, self._first[i])
+
+    def check(self) -> None:
+        for i, t in enumerate(self._first[1:], 1):
+            repeated = self._batches > 1 and self._same[i] and not self._same[0]
+            shared = self._as_long[i] == {True} and repeated and not _equal(t, t[:1].expand_as(t))
+            if len(self._as_long[i]) > 1 or shared:
+                raise ValueError(
+                    f"an input of shape {tuple(t.shape)} seems to be one for all samples, but has as many entries "
+                    "as a batch has samples, so it would be cut with them: give batches of another size"
+                )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    same_kind = one.dtype == other.dtype and one.device == other.device
+    return one is other or (same_kind and torch.equal(one.to_dense(), other.to_dense()))
 
 
 def _digest(tensors: list[Tensor]) -> int:
