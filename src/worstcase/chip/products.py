@@ -19,7 +19,7 @@ _FUNCTIONS = FIXED | {
     *("einsum", "tensordot", "inner", "multi_dot", "bilinear", "grouped_mm", "_grouped_mm"),
     *("linalg_matmul", "linalg_multi_dot", "addmm_", "addbmm_", "baddbmm_", "addmv_", "cdist"),
     *("linalg_vecdot", "vdot", "chain_matmul", "addr", "addr_", "outer", "ger", "kron", "_sparse_mm", "smm"),
-    *("conv_tbc", "convolution", "cosine_similarity", "pairwise_distance"),
+    *("conv_tbc", "convolution", "deform_conv2d", "cosine_similarity", "pairwise_distance"),
     *("multi_head_attention_forward", "scaled_dot_product_attention"),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 }
@@ -207,5 +207,9 @@ def _rounds(node: Any, before: list[Any]) -> bool:
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
-    strided = a.layout == b.layout == torch.strided
-    return strided and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    if not a.layout == b.layout == torch.strided:
+        return False
+    try:
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    except NotImplementedError:  # one of torch.vmap's has no memory of its own
+        return False
