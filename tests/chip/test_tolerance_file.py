@@ -114,8 +114,19 @@ def test_devices_of_a_weight_with_its_own_number_deviate_independently():
 def test_another_largest_deviation_scales_all_numbers():
     crossbar = Crossbar(nn.Linear(2, 2, bias=False), {"weight": torch.tensor([[0.1, 0.2], [0.0, 0.4]])})
     with crossbar.bounded_by(0.2):
-        assert torch.equal(crossbar.tolerance["weight"], torch.tensor([[0.05, 0.1], [0.0, 0.2]]))
+        exact = torch.tensor([[0.05, 0.1], [0.0, 0.2]], dtype=torch.double)
+        torch.testing.assert_close(crossbar.tolerance["weight"], exact, rtol=1e-6, atol=0)
     assert crossbar.thg == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_few_bits_are_scaled_without_rounding(dtype):
+    """In float16 the small ones would become 0, and the box would lack chips that it should have."""
+    net, thg = nn.Linear(3, 2, bias=False), torch.tensor([[0.03, 0.03, 1e-4]] * 2, dtype=dtype)
+    narrow, wide = (Crossbar(net, {"weight": numbers}) for numbers in (thg, thg.double()))
+    for scaled in (1e-6, 0.9):
+        with narrow.bounded_by(scaled), wide.bounded_by(scaled):
+            assert same_box(narrow, wide) and narrow.tolerance["weight"].dtype == torch.double
 
 
 def test_a_record_has_a_summary_and_what_identifies_the_file(tmp_path):

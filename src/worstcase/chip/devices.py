@@ -56,6 +56,8 @@ class Devices:
         """
         stuck = stuck or {}
         _check(mapping, full_scale, weight_bits)
+        if isinstance(said, Mapping):
+            said = {pattern: _wide(one) for pattern, one in said.items()}
         limit = 1.0 if full_scale == "layer_max" else math.inf
         of = {name: _checked(one, limit, name) for name, one in of_each_array(said, arrays).items()}
         if has_weights(said) and any(isinstance(one, Tolerance) for one in of.values()):
@@ -206,6 +208,12 @@ def _check(mapping: DeviceMapping, full_scale: str, weight_bits: int | None) -> 
     device_weights(weight_bits, mapping.device_bits)  # raises where they do not fit
 
 
+def _wide(tolerance: float | Tolerance | Tensor) -> float | Tolerance | Tensor:
+    """Numbers of single weights in float64: scaled in fewer bits they would be rounded, and the box with them."""
+    is_numbers = isinstance(tolerance, Tensor) and tolerance.is_floating_point()
+    return in_float64(tolerance.detach()) if is_numbers else tolerance  # type: ignore[union-attr,arg-type]
+
+
 def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> float | Tolerance | Tensor:
     if isinstance(tolerance, Tolerance):
         return tolerance
@@ -220,7 +228,7 @@ def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> 
         fine = tolerance.isfinite() & (tolerance >= 0) & (tolerance <= limit)
         if not tolerance.is_floating_point() or not bool(fine.all()):
             raise ValueError(f"thg of {name}: each number must be {allowed}")
-        return tolerance.detach()
+        return tolerance
     if not (0 <= tolerance <= limit and math.isfinite(tolerance)):
         raise ValueError(f"thg={tolerance}: must be {allowed}")
     return float(tolerance)
