@@ -90,6 +90,13 @@ def test_a_table_that_nothing_breaks_is_searched_to_its_end(pair, tmp_path):
     answer_over_thg(found.plain()).savefig(tmp_path / "tolerance.png")
 
 
+@pytest.mark.parametrize("unused", [0.5, Tolerance([0, 1], [-0.5, -0.5], [0.5, 0.5])], ids=["number", "table"])
+def test_a_pattern_that_no_array_takes_does_not_end_the_search(unused):
+    crossbar, data = linear([[2.0, 1.0]], {"*": 0.01, "w*": unused})
+    found = tolerance(crossbar, data, 1.0, attack=EXACT, precision=0.01, progress=False)
+    assert found.proven_thg <= 1 / 6 <= found.broken_thg <= 1.02 * found.proven_thg
+
+
 def test_a_layer_that_is_exact_takes_endless_pulses():
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     images = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))

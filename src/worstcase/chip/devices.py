@@ -13,7 +13,7 @@ from torch import Tensor
 from worstcase.chip.box import Box
 from worstcase.chip.float64 import in_float64
 from worstcase.chip.mapping import DeviceMapping
-from worstcase.chip.tolerance import Said, Tolerance, has_weights, of_each_array
+from worstcase.chip.tolerance import Said, Tolerance, has_weights, of_each_array, pattern_of_each_array
 from worstcase.chip.write_verify import device_weights
 
 Scales = Mapping[str, Tensor]
@@ -109,9 +109,14 @@ class Devices:
             return one.scaled(factor) if isinstance(one, Tolerance) else one * factor
 
         said = self.said
+        if isinstance(said, Mapping):  # those that no array takes might not be scaled so far
+            taken = set(pattern_of_each_array(said, self.of).values())
+            said = {pattern: scaled(one) for pattern, one in said.items() if pattern in taken}
+        else:
+            said = scaled(said)  # type: ignore[assignment]
         return replace(
             self,
-            said={key: scaled(one) for key, one in said.items()} if isinstance(said, Mapping) else scaled(said),  # type: ignore[arg-type]
+            said=said,
             of={name: scaled(one) for name, one in self.of.items()},
             largest=float(largest),
         )

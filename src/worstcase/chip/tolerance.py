@@ -235,15 +235,26 @@ def of_each_array(said: Said, arrays: Iterable[str]) -> dict[str, float | Tolera
     arrays = list(arrays)
     if not isinstance(said, Mapping):
         return dict.fromkeys(arrays, said)
-    for pattern in said:
+    return {name: said[pattern] for name, pattern in pattern_of_each_array(said, arrays).items()}
+
+
+def pattern_of_each_array(patterns: Iterable[str], arrays: Iterable[str]) -> dict[str, str]:
+    """The first pattern that fits each array.
+
+    Raises:
+        ValueError: no pattern fits an array, or a pattern fits none.
+    """
+    patterns, arrays = list(patterns), list(arrays)
+    for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in arrays):
             raise ValueError(f"thg: no array is named {pattern!r}; there are {', '.join(arrays)}")
     found = {}
     for name in arrays:
-        fitting = [pattern for pattern in said if fnmatchcase(name, pattern)]
+        fitting = [pattern for pattern in patterns if fnmatchcase(name, pattern)]
         if not fitting:
-            raise ValueError(f"thg: no pattern fits the array {name}; there are {', '.join(said)}; '*' fits all")
-        found[name] = said[fitting[0]]
+            there_are = ", ".join(patterns)
+            raise ValueError(f"thg: no pattern fits the array {name}; there are {there_are}; '*' fits all")
+        found[name] = fitting[0]
     return found
 
 

@@ -255,7 +255,8 @@ def _limit(crossbar: Crossbar) -> float:
         return crossbar.thg / SMALLEST
     if crossbar.has_one_bound:
         return 1.0
-    return (1 - 1e-9) * crossbar.thg / largest(crossbar.tolerance)  # rounding may lead beyond
+    taken = of_each_array(crossbar.tolerance, crossbar.programmed())
+    return (1 - 1e-9) * crossbar.thg / largest(taken)  # rounding may lead beyond
 
 
 def _pulses_at(thg: float, crossbar: Crossbar, programming: Programming) -> float | None:
