@@ -74,7 +74,7 @@ def reprogram(
         seed: of what is drawn.
 
     Raises:
-        ValueError: a setting is out of range, or the chip does not fit the network.
+        ValueError: a setting is out of range, weights may be stuck, or the chip does not fit the network.
 
     Cost: about 100 passes over the training batches, and over the reference set up to two for each doubling
     of the weights, 34 for 100,000 of them.
@@ -92,6 +92,8 @@ def reprogram(
     number("accuracy", accuracy, above=0, high=1)
     if order not in ORDERS:
         raise ValueError(f"order={order!r}: must be {', '.join(ORDERS)}")
+    if crossbar.stuck:
+        raise ValueError("weights that may be stuck cannot be programmed again; give a crossbar without stuck")
     d = deviations_of(crossbar, chip, chip_holds)
     box = crossbar.box
     generator = seeded(seed, "programmed again", device=next(crossbar.parameters()).device)
@@ -99,7 +101,7 @@ def reprogram(
     if order == "gain":
         rank = _by_gain(crossbar, loader if training is None else training, d)
     elif order == "deviation":
-        rank = _ranks({name: _in_units_of(box.reach[name], one.abs()) for name, one in d.items()})
+        rank = _ranks({name: one.abs() for name, one in box.relative(d).items()})
     else:
         rank = _ranks({n: torch.rand(one.shape, generator=generator, device=one.device) for n, one in d.items()})
 
@@ -123,12 +125,6 @@ def reprogram(
         else:
             low = middle
     return Reprogramming(before, kept, high, rank)
-
-
-def _in_units_of(reach: Tensor, deviation: Tensor) -> Tensor:
-    """In float32 at least; large where a weight deviates that may not."""
-    wide = torch.promote_types(deviation.dtype, torch.float32)
-    return deviation.to(wide) / reach.to(wide).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _by_gain(crossbar: Crossbar, loader: Loader, chip: Perturbation) -> dict[str, Tensor]:
