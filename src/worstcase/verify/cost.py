@@ -56,7 +56,7 @@ class Programming:
             said: what it should be; None: the paper's example but for the bits.
 
         Raises:
-            ValueError: the bits do not divide, or what was said has others than the crossbar's mapping.
+            ValueError: the bits do not divide, or what was said has others than the crossbar.
 
         Example:
             >>> from worstcase import Crossbar, DeviceMapping
@@ -69,10 +69,11 @@ class Programming:
             return cls(weight_bits=crossbar.weight_bits or cls.weight_bits, device_bits=mapped or cls.device_bits)
         if not isinstance(said, Programming):
             raise ValueError(f"programming={said!r}: must be a Programming, or None")
-        if mapped is not None and (said.weight_bits, said.device_bits) != (crossbar.weight_bits, mapped):
+        weight_bits, device_bits = crossbar.weight_bits or said.weight_bits, mapped or said.device_bits
+        if (said.weight_bits, said.device_bits) != (weight_bits, device_bits):
             raise ValueError(
                 f"programming: has {said.weight_bits} bits a weight and {said.device_bits} a device, but the "
-                f"crossbar's weights have {crossbar.weight_bits} and its mapping's devices {mapped}"
+                f"crossbar has {weight_bits} and {device_bits}; say weight_bits={weight_bits}, device_bits={device_bits}"
             )
         return said
 
