@@ -98,6 +98,15 @@ def test_every_way_spends_the_same_pulses(by, small_net, small_batches):
     assert crossbar.thg == 0.05
 
 
+@pytest.mark.parametrize("by", ["random", "swim"])
+def test_what_is_drawn_follows_the_seed(by, small_net, small_batches):
+    crossbar = Crossbar(small_net, 0.05)
+    first, again, other = (
+        tightened(crossbar, small_batches, 4.0, by=by, seed=seed)["5.weight"] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
 def test_what_cannot_be_shared_out_is_said(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.05)
     with pytest.raises(ValueError, match="by='best': must be one of same, random"):
@@ -108,6 +117,8 @@ def test_what_cannot_be_shared_out_is_said(small_net, small_batches):
         cheapest(crossbar, small_batches, 0.5, 1)
     with pytest.raises(ValueError, match="pulses cannot be shared out: only where"):
         tightened(Crossbar(small_net, 0.05, mapping=DeviceMapping(cut_off=True)), small_batches, 4.0)
+    with pytest.raises(ValueError, match="pulses cannot be shared out: only where th_g is in units of each layer"):
+        tightened(Crossbar(small_net, 0.05, full_scale="unit"), small_batches, 4.0)
     assert set(OURS) < set(WAYS)
 
 

@@ -6,8 +6,6 @@ which only ratios matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from worstcase.objectives import cross_entropy
 from worstcase.seeds import seeded
 from worstcase.task import decisions
 
-Sensitivity = Callable[[Crossbar, Loader], dict[str, Tensor]]
 DRAWS = 4  # of the estimate of the second derivative
 
 
@@ -39,7 +36,7 @@ def by_gradient(crossbar: Crossbar, loader: Loader, *, at: Perturbation | None =
     return {name: g.abs() * scales[name].to(g.dtype) for name, g in total.items()}
 
 
-def by_second_derivative(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
+def by_second_derivative(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -> dict[str, Tensor]:
     """SWIM's rank: the second derivative of the cross-entropy times the squared weight (Yan et al., DAC 2022).
 
     The derivative is estimated by products of the Hessian with random signs (Hutchinson), and its absolute value
@@ -47,7 +44,7 @@ def by_second_derivative(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor
 
     Cost: `DRAWS` times about four forward passes.
     """
-    generator = seeded(0, "second derivative", device=next(crossbar.parameters()).device)
+    generator = seeded(seed, "second derivative", device=next(crossbar.parameters()).device)
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
         zero, total = crossbar.box.zero(), crossbar.box.zero()
         for inputs, labels in on_its_device(crossbar, loader):
@@ -72,9 +69,9 @@ def by_magnitude(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
     return {name: weight.detach().abs() for name, weight in crossbar.programmed().items()}
 
 
-def at_random(crossbar: Crossbar, loader: Loader) -> dict[str, Tensor]:
+def at_random(crossbar: Crossbar, loader: Loader, *, seed: int = 0) -> dict[str, Tensor]:
     """A number between 0 and 1 for each weight."""
-    generator = seeded(0, "random sensitivity")
+    generator = seeded(seed, "random sensitivity")
     weights = crossbar.programmed()
     return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
 

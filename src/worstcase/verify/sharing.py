@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from worstcase.verify import sensitivities
 from worstcase.verify.allocation import allocated
 from worstcase.verify.cost import Programming
 
-WAYS: dict[str, sensitivities.Sensitivity] = {
+WAYS: dict[str, Callable[..., dict[str, Tensor]]] = {
     "same": sensitivities.the_same,
     "random": sensitivities.at_random,
     "first_and_last": sensitivities.first_and_last,
@@ -29,6 +29,7 @@ WAYS: dict[str, sensitivities.Sensitivity] = {
 """What pulses can be shared out by: the same th_g everywhere; what others do; and ours, which learn from attacks,
 with one th_g an array or each weight's own."""
 OURS = ("array", "weight")
+DRAWN = ("random", "swim")  # draw numbers
 BY_DATA = ("swim", *OURS)  # the others look at weights alone
 ROUNDS = 4
 TRIES = 2  # of a number of pulses, with what the first taught, before it counts as broken
@@ -61,20 +62,27 @@ class Sharing:
         loader: batches whose gradients count, best of the training data.
         by: a key of `WAYS`.
         programming: of the devices; None: see `Programming.of`.
+        seed: of what `random` and `swim` draw.
 
     Raises:
         ValueError: there is no such way, or weights are held so that pulses cannot be counted.
     """
 
     def __init__(
-        self, crossbar: Crossbar, loader: Loader, by: str = "weight", programming: Programming | None = None
+        self,
+        crossbar: Crossbar,
+        loader: Loader,
+        by: str = "weight",
+        programming: Programming | None = None,
+        seed: int = 0,
     ) -> None:
         if by not in WAYS:
             raise ValueError(f"by={by!r}: must be one of {', '.join(WAYS)}")
         check_countable(crossbar)
         self.crossbar, self.loader, self.by = crossbar, loader, by
         self.programming = Programming.of(crossbar, programming)
-        self._total = _normalised(WAYS[by](crossbar, loader))
+        drawn = {"seed": seed} if by in DRAWN else {}
+        self._total = _normalised(WAYS[by](crossbar, loader, **drawn))
 
     def tolerances(self, pulses: float) -> Tolerances:
         """th_g at which a weight takes so many pulses on average.
@@ -97,6 +105,8 @@ def not_countable(crossbar: Crossbar) -> str:
     """Why the pulses of a network's weights cannot be counted; empty if they can."""
     if not crossbar.mapping.is_simple or crossbar.stuck or crossbar.depends_on_conductance:
         return "only where each weight has a number as th_g, on sound devices with a digital sign"
+    if crossbar.full_scale != "layer_max":
+        return "only where th_g is in units of each layer's largest weight, full_scale=layer_max"
     return ""
 
 
@@ -164,7 +174,7 @@ def tightened(
         True
     """
     whole("rounds", rounds, least=0)
-    sharing = Sharing(crossbar, loader if training is None else training, by, programming)
+    sharing = Sharing(crossbar, loader if training is None else training, by, programming, seed)
     tolerances = sharing.tolerances(pulses)
     if by not in OURS or not rounds:
         return tolerances
@@ -216,7 +226,7 @@ def cheapest(
     """
     number("accuracy", accuracy, above=0, high=1)
     number("precision", precision, above=0)
-    sharing = Sharing(crossbar, loader if training is None else training, by, programming)
+    sharing = Sharing(crossbar, loader if training is None else training, by, programming, seed)
     devices = sharing.programming.devices
     number("most", most, above=devices, also="a weight: each device takes one or more")
     attack = attack or Ensemble()
