@@ -73,7 +73,7 @@ class Programming:
         if (said.weight_bits, said.device_bits) != (weight_bits, device_bits):
             raise ValueError(
                 f"programming: has {said.weight_bits} bits a weight and {said.device_bits} a device, but the "
-                f"crossbar has {weight_bits} and {device_bits}; say weight_bits={weight_bits}, device_bits={device_bits}"
+                f"crossbar has {weight_bits} and {device_bits}; say these"
             )
         return said
 
