@@ -40,6 +40,16 @@ def test_idempotent_and_at_most_half_a_step_off(bits, dtype):
     assert len(once.unique()) <= 2 ** (bits + 1) - 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("largest", [4e-5, 0.0025, 0.7, 6e4])
+def test_in_few_bits_each_level_is_the_nearest_number_to_it(dtype, largest):
+    x = (torch.linspace(-1, 1, 1001) * largest).to(dtype)
+    full_range = x.abs().max()
+    found = quantise(x, full_range, 8)
+    assert found.dtype == dtype and torch.equal(found, quantise(x.float(), full_range.float(), 8).to(dtype))
+    assert found.abs().max() == full_range
+
+
 def test_gradient_is_straight_through_also_beyond_the_range():
     x = torch.tensor([-9.0, 0.2, 1.4, 9.0], requires_grad=True)
     (quantise(x, torch.tensor(1.5), 2) * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum().backward()

@@ -35,14 +35,15 @@ def quantise(x: Tensor, full_range: Tensor, bits: int) -> Tensor:
         tensor([-1.0000, -0.3333,  0.0000,  0.6667,  1.0000])
     """
     check_bits("bits", bits)
-    return _StraightThrough.apply(x, full_range.to(x.dtype), 2**bits - 1)
+    return _StraightThrough.apply(x, full_range, 2**bits - 1)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, full_range: Tensor, largest_level: int) -> Tensor:
-        step = (full_range / largest_level).clamp_min(torch.finfo(x.dtype).tiny)
-        return (x / step).round_().clamp_(-largest_level, largest_level).mul_(step)
+        wide = torch.promote_types(x.dtype, torch.float32)  # float16 has no small steps
+        step = (full_range.to(wide) / largest_level).clamp_min(torch.finfo(wide).tiny)
+        return (x.to(wide) / step).round_().clamp_(-largest_level, largest_level).mul_(step).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
