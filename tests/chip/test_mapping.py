@@ -147,6 +147,9 @@ def test_a_tolerance_by_array_the_first_pattern_counts(small_net):
             "devices.csv",
             r"thg='devices.csv': .*; Tolerance.from_csv\(FILE\) and load_tolerances\(FILE\) read them",
         ),
+        ([0.1, 0.2], r"thg=\[0.1, 0.2\]: must be a number or a Tolerance"),
+        (torch.full((2, 3), 0.1), "thg: a tensor with a number for each weight needs its array's name"),
+        ({"*": torch.empty(0)}, "thg of 0.weight: needs a number for each weight"),
         (Path("own.safetensors"), r"load_tolerances\(FILE\) read them"),
     ],
 )
@@ -169,6 +172,10 @@ def test_a_mapping_that_cannot_be():
         crossbar_of([1.0], 0.1, mapping=DeviceMapping(device_bits=3), weight_bits=4)
     with pytest.raises(ValueError, match="device_bits=0: must be a whole number"):
         DeviceMapping(device_bits=0)
+    with pytest.raises(ValueError, match="pair='no': must be True or False"):
+        DeviceMapping(pair="no")
+    with pytest.raises(ValueError, match="mapping=True: must be a DeviceMapping"):
+        crossbar_of([1.0], 0.1, mapping=True)
     crossbar = crossbar_of([1.0, 2.0], RISING, full_scale="unit")
     with pytest.raises(
         ValueError, match="weight: a weight is above 1, the largest conductance of full_scale=unit"
@@ -227,6 +234,7 @@ def test_weights_that_may_be_stuck_by_hand():
     ("stuck", "message"),
     [
         ({"w": torch.zeros(1, 2)}, "stuck: no array is named 'w'; there are weight"),
+        ({"weight": 0.0}, "stuck: weight must have a tensor of the weight's shape"),
         ({"weight": torch.zeros(2)}, r"stuck: weight has the shape \(1, 2\), not \(2,\)"),
         ({"weight": torch.full((1, 2), 1.5)}, r"stuck: values of weight must be -1\.\.1"),
         ({"weight": torch.full((1, 2), torch.inf)}, r"stuck: values of weight must be -1\.\.1"),
@@ -237,10 +245,11 @@ def test_weights_that_cannot_be_stuck(stuck, message):
         crossbar_of([1.0, 2.0], 0.1, stuck=stuck)
 
 
-def test_a_number_is_its_own_standard_deviation_however_it_is_said():
+def test_a_number_is_the_standard_deviation_of_each_device_however_it_is_said():
     mapping, weight = DeviceMapping(device_bits=2), [2.0, -1.0, 0.5]
-    said = [0.03, {"*": 0.03}, {"*": torch.full((1, 3), 0.03)}]
-    for thg in said:
-        crossbar = crossbar_of(weight, thg, mapping=mapping, weight_bits=4)
-        (sigma,) = crossbar.sigma().values()
-        assert sigma.expand(1, 3).tolist() == [pytest.approx([0.06] * 3)]
+    of_weight = 0.06 * math.hypot(*device_weights(4, 2)) / sum(device_weights(4, 2))
+    for thg in (0.03, {"*": 0.03}, {"*": torch.full((1, 3), 0.03)}, Tolerance([0, 1], [-0.03] * 2, [0.03] * 2)):
+        (sigma,) = crossbar_of(weight, thg, mapping=mapping, weight_bits=4).sigma().values()
+        assert sigma.expand(1, 3).tolist() == [pytest.approx([of_weight] * 3)]
+        (one,) = crossbar_of(weight, thg).sigma().values()
+        assert one.expand(1, 3).tolist() == [pytest.approx([0.06] * 3)]

@@ -173,3 +173,12 @@ def test_it_needs_no_torch():
         "import sys; import worstcase; worstcase.Tolerance.preset('rram_wan2022'); print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_settings_of_a_function_and_of_drift_that_cannot_be():
+    with pytest.raises(ValueError, match="rows=1: must be 2 or more"):
+        Tolerance.of_function(lambda g: (-0.1, 0.1), rows=1)
+    held = Tolerance([0, 1], [-0.1, -0.1], [0.1, 0.1])
+    for nu in (0.05, (0.03,)):
+        with pytest.raises(ValueError, match="must be the smallest and the largest exponent"):
+            held.drifted(10, nu)

@@ -106,6 +106,10 @@ class Crossbar(nn.Module):
         check_patterns(layers=layers, exclude=exclude, arrays=arrays)
         if full_scale not in FULL_SCALES:
             raise ValueError(f"full_scale={full_scale!r}: must be one of {', '.join(FULL_SCALES)}")
+        if not isinstance(mapping, DeviceMapping | None):
+            raise ValueError(
+                f"mapping={mapping!r}: must be a DeviceMapping, such as DeviceMapping(pair=True), or None"
+            )
         self.net = net
         self.full_scale = full_scale
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
@@ -259,8 +263,8 @@ class Crossbar(nn.Module):
     def sigma(self) -> dict[str, Tensor]:
         """The standard deviation of each weight's programming error, by array in weight units, in float64.
 
-        Of a tolerance without one, it is half the width: th_g, where that is a number. Devices of a weight deviate
-        independently. It broadcasts to the weight.
+        Of a device's tolerance without one, it is half the width: th_g, where that is a number. Devices of a weight
+        deviate independently. It broadcasts to the weight.
         """
         weights = self._detached()
         return self._devices.sigma(weights, self._full_scales_of(weights))

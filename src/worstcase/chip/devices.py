@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class Devices:
         """
         stuck = stuck or {}
         _check(mapping, full_scale, weight_bits)
+        if isinstance(said, Tensor) and said.ndim:
+            raise ValueError("thg: a tensor with a number for each weight needs its array's name, {NAME: tensor}")
         if isinstance(said, Mapping):
             said = {pattern: _wide(one) for pattern, one in said.items()}
         limit = 1.0 if full_scale == "layer_max" else math.inf
@@ -139,10 +141,8 @@ class Devices:
 
     def sigma(self, weights: Mapping[str, Tensor], scales: Scales) -> dict[str, Tensor]:
         """The standard deviation of each weight's programming error, in weight units; see `Crossbar.sigma`."""
-        if self.have_one_bound:
-            return {name: self.largest * scale for name, scale in scales.items()}
         return {
-            name: scales[name] * self._sigma(relative, self.of[name])
+            name: scales[name] * self.mapping.sigma(relative, self.of[name], self.weight_bits)
             for name, relative in self._relative(weights, scales)
         }
 
@@ -160,12 +160,6 @@ class Devices:
                 ends[i][name] = (device.low, device.high)
                 sigmas[i][name] = scales[name] * (device.sigma if sigma is None else device.share * sigma)
         return [(Box.between(e, scales, weights), s) for e, s in zip(ends, sigmas, strict=True)]
-
-    def _sigma(self, relative: Tensor, tolerance: float | Tolerance | Tensor) -> Tensor:
-        """Of a weight that has a number as tolerance, that number, however it is said."""
-        if isinstance(tolerance, Tolerance) or not self.mapping.is_simple:
-            return self.mapping.sigma(relative, tolerance, self.weight_bits)
-        return torch.as_tensor(tolerance).to(relative) * torch.ones_like(relative)
 
     def _relative(self, weights: Mapping[str, Tensor], scales: Scales) -> Iterator[tuple[str, Tensor]]:
         """The weights in units of their full scale, in float64; one for all, where their value does not matter."""
@@ -195,6 +189,8 @@ def _largest_when_stuck(name: str, stuck: Tensor, arrays: Iterable[str]) -> floa
     """How far a weight can be from where it is stuck."""
     if name not in arrays:
         raise ValueError(f"stuck: no array is named {name!r}; there are {', '.join(arrays)}")
+    if not isinstance(stuck, Tensor):
+        raise ValueError(f"stuck: {name} must have a tensor of the weight's shape, NaN for sound weights")
     values = stuck[~stuck.isnan()]
     if not bool((values.abs() <= 1).all()):
         raise ValueError(
@@ -216,13 +212,13 @@ def _check(mapping: DeviceMapping, full_scale: str, weight_bits: int | None) -> 
 def _wide(tolerance: float | Tolerance | Tensor) -> float | Tolerance | Tensor:
     """Numbers of single weights in float64: scaled in fewer bits they would be rounded, and the box with them."""
     is_numbers = isinstance(tolerance, Tensor) and tolerance.is_floating_point()
-    return in_float64(tolerance.detach()) if is_numbers else tolerance  # type: ignore[union-attr,arg-type]
+    return in_float64(tolerance.detach()) if is_numbers else tolerance  # type: ignore[union-attr]
 
 
 def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> float | Tolerance | Tensor:
     if isinstance(tolerance, Tolerance):
         return tolerance
-    if isinstance(tolerance, str | Path | bool | Mapping) or tolerance is None:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real | Tensor):
         raise ValueError(
             f"thg={tolerance!r}: must be a number or a Tolerance, or these by patterns of names; "
             "Tolerance.from_csv(FILE) and load_tolerances(FILE) read them"
@@ -231,8 +227,8 @@ def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> 
     allowed = f"0 <= thg <= {limit:g} (a fraction of the full scale)" if finite else "finite, 0 or more"
     if isinstance(tolerance, Tensor):
         fine = tolerance.isfinite() & (tolerance >= 0) & (tolerance <= limit)
-        if not tolerance.is_floating_point() or not bool(fine.all()):
-            raise ValueError(f"thg of {name}: each number must be {allowed}")
+        if not tolerance.is_floating_point() or not bool(fine.all()) or not tolerance.numel():
+            raise ValueError(f"thg of {name}: needs a number for each weight, each {allowed}")
         return tolerance
     if not (0 <= tolerance <= limit and math.isfinite(tolerance)):
         raise ValueError(f"thg={tolerance}: must be {allowed}")

@@ -40,7 +40,7 @@ class DeviceMapping:
         cut_off: a conductance is never below 0 nor above its largest, so a device's deviations end there.
 
     Raises:
-        ValueError: device_bits is out of range.
+        ValueError: a setting is out of range.
 
     Example:
         >>> from worstcase import Crossbar
@@ -57,6 +57,9 @@ class DeviceMapping:
     cut_off: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("pair", "cut_off"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name}={value!r}: must be True or False")
         if self.device_bits is not None:
             whole("device_bits", self.device_bits, most=BITS, also="or None for one device")
 

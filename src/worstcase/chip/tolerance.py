@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worstcase.checks import number
+from worstcase.checks import number, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +87,7 @@ class Tolerance:
             >>> Tolerance.of_function(lambda g: (-0.01 - 0.02 * g, 0.01), rows=3).lower
             (-0.01, -0.02, -0.03)
         """
+        whole("rows", rows, least=2)
         conductance = [row / (rows - 1) for row in range(rows)]
         lower, upper = zip(*map(deviation, conductance), strict=True)
         return cls(conductance, lower, upper)
@@ -188,6 +189,10 @@ class Tolerance:
             [-0.0152, -0.4857]
         """
         number("ratio", ratio, low=1)
+        if not isinstance(nu, Sequence) or len(nu) != 2:
+            raise ValueError(f"nu={nu!r}: must be the smallest and the largest exponent, such as (0.03, 0.07)")
+        for exponent in nu:
+            number("nu", exponent)
         factors = [ratio**-number_ for number_ in nu]
 
         def ends(deviations: Sequence[float], worst: Callable[..., float]) -> list[float]:
