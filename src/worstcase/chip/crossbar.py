@@ -263,7 +263,7 @@ class Crossbar(nn.Module):
     def sigma(self) -> dict[str, Tensor]:
         """The standard deviation of each weight's programming error, by array in weight units, in float64.
 
-        Of a device's tolerance without one, it is half the width: th_g, where that is a number. Devices of a weight
+        Of a tolerance without one, it is half the width: th_g, where that is a number. Devices of a weight
         deviate independently. It broadcasts to the weight.
         """
         weights = self._detached()
