@@ -149,7 +149,7 @@ def test_a_tolerance_by_array_the_first_pattern_counts(small_net):
         ),
         ([0.1, 0.2], r"thg=\[0.1, 0.2\]: must be a number or a Tolerance"),
         (torch.full((2, 3), 0.1), "thg: a tensor with a number for each weight needs its array's name"),
-        ({"*": torch.empty(0)}, "thg of 0.weight: needs a number for each weight"),
+        ({"*": torch.empty(0)}, "thg of 0.weight: each number must be .*, one for each weight"),
         (Path("own.safetensors"), r"load_tolerances\(FILE\) read them"),
     ],
 )

@@ -228,7 +228,7 @@ def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> 
     if isinstance(tolerance, Tensor):
         fine = tolerance.isfinite() & (tolerance >= 0) & (tolerance <= limit)
         if not tolerance.is_floating_point() or not bool(fine.all()) or not tolerance.numel():
-            raise ValueError(f"thg of {name}: needs a number for each weight, each {allowed}")
+            raise ValueError(f"thg of {name}: each number must be {allowed}, one for each weight")
         return tolerance
     if not (0 <= tolerance <= limit and math.isfinite(tolerance)):
         raise ValueError(f"thg={tolerance}: must be {allowed}")
