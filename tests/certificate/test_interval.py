@@ -389,3 +389,30 @@ def test_weights_and_tasks_without_a_rule_are_never_proven(net: nn.Module, label
     with pytest.raises(Unsupported) as refused:
         certify(Crossbar(net, 0.1), [(torch.randn(2, 4), labels)])
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: torch.zeros((x.shape[0], 3)),
+        lambda x: torch.full((x.size(0), 3), 0.5),
+        lambda x: torch.ones(3).expand((x.shape[0], 3)),
+        lambda x: torch.ones(1, 3).repeat(x.shape[0], 1),
+    ],
+    ids=["zeros", "full", "expand", "repeat"],
+)
+def test_a_tensor_as_long_as_the_batch_may_be_made_while_it_is_traced(made: Callable) -> None:
+    """PyTorch takes a proxy that passes for a tensor in its own code as one in memory: the process ended."""
+
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) + made(x)
+
+    torch.manual_seed(0)
+    net, x = Adds().eval(), torch.randn(12, 4)
+    plain = certify(Crossbar(net, 0.0), [(x, net(x).argmax(1))])
+    assert plain.accuracy == 1 and certify(Crossbar(net, 0.01), [(x, net(x).argmax(1))]).accuracy > 0.5

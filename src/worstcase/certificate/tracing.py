@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -30,7 +32,8 @@ def traced(net: nn.Module, in_devices: Collection[str]) -> fx.GraphModule:
     try:
         root = nn.Sequential(copy.deepcopy(net))  # as it runs forward, which may write to the network
         parameters = {id(p): name for name, p in root[0].named_parameters(remove_duplicate=False)}
-        with _Constants({key: name for key, name in parameters.items() if name in in_devices}):
+        held = {key: name for key, name in parameters.items() if name in in_devices}
+        with _proxies_are_tensors(), _Constants(held):
             graph = _Tracer().trace(root)
         root[0] = net
         return fx.GraphModule(root, graph)
@@ -43,15 +46,25 @@ def first_line(error: Exception) -> str:
 
 
 class _Proxy(fx.Proxy):
-    """Says that it is a tensor, so that no network takes another way while traced; `x += y` stays in place."""
+    """A proxy in which `x += y` stays in place."""
 
-    @property
-    def __class__(self) -> type:
-        return Tensor
 
-    @__class__.setter
-    def __class__(self, value: type) -> None:
-        raise TypeError("a proxy stays a proxy")
+@contextmanager
+def _proxies_are_tensors() -> Iterator[None]:
+    """Within the block `isinstance` says so, so that no network takes another way while it is traced.
+
+    A proxy that said it by its `__class__` would be read by PyTorch as a tensor in memory, and end the process.
+    """
+
+    def is_instance(value: Any, kinds: Any) -> bool:
+        return ours(value, kinds) or (type(value) is _Proxy and issubclass(Tensor, kinds))
+
+    ours = builtins.isinstance
+    builtins.isinstance = is_instance
+    try:
+        yield
+    finally:
+        builtins.isinstance = ours
 
 
 def _in_place(function: Any) -> Any:
