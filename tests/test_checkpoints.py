@@ -1,5 +1,7 @@
 """Weights as people keep them: what loads, and what is refused with the reason."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -178,6 +180,22 @@ def test_an_average_of_the_weights_beside_them_is_not_overlooked(tmp_path, keys)
     torch.save({key: LeNet().state_dict() for key in keys}, tmp_path / "both.pt")
     with pytest.raises(ValueError, match=f"several networks that fit, below {', '.join(keys)};"):
         load_weights(Crossbar(LeNet(), 0.1), tmp_path / "both.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "model."], ids=["top", "model"])
+def test_an_average_below_the_network_is_not_taken_for_it(tmp_path, prefix):
+    net, average = nn.Linear(4, 2), nn.Linear(4, 2)
+    both = {"fc": net, "ema.fc": average}
+    state = {f"{prefix}{at}.{name}": t for at, one in both.items() for name, t in one.state_dict().items()}
+    torch.save(state, tmp_path / "both.pt")
+    given = Crossbar(nn.Sequential(OrderedDict(fc=nn.Linear(4, 2))), 0.1)
+    places = f"{prefix.removesuffix('.') or 'the top'}, {prefix}ema;"
+    with pytest.raises(ValueError, match=f"several networks that fit, below {places}"):
+        load_weights(given, tmp_path / "both.pt")
+    average.load_state_dict(net.state_dict())
+    torch.save(state, tmp_path / "equal.pt")
+    load_weights(given, tmp_path / "equal.pt")
+    assert torch.equal(given.net.fc.weight, net.weight)
 
 
 def test_a_state_dict_too_deep_to_be_found_is_told_with_what_to_do(tmp_path):

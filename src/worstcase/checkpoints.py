@@ -91,9 +91,23 @@ def _state_dicts(content: Any, expected: Mapping[str, Tensor]) -> Iterator[tuple
         if not any(isinstance(value, Tensor) for value in state.values()):
             continue
         state = {name.replace(COMPILED, ""): value for name, value in state.items()}
-        for prefix in _prefixes(state, expected):
-            stripped = {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+        for prefix, stripped in _by_prefix(state, expected).items():
             yield ".".join(filter(None, (str(key), prefix.removesuffix(".")))) or "the top", stripped
+
+
+def _by_prefix(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What lies below each prefix, without it, and without other networks that fit and lie further below."""
+    parts: dict[str, dict[str, Any]] = {}
+    prefixes = _prefixes(state, expected)
+    fitting: tuple[str, ...] = ()
+    for prefix in sorted(prefixes, key=len, reverse=True):
+        below = tuple(other.removeprefix(prefix) for other in fitting if other.startswith(prefix))
+        names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
+        kept = [name for name in names if name in expected or not name.startswith(below)]
+        parts[prefix] = {name: state[prefix + name] for name in kept}
+        if not _mismatch(expected, parts[prefix]):
+            fitting += (prefix,)
+    return {prefix: parts[prefix] for prefix in prefixes}
 
 
 def _prefixes(state: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
