@@ -121,7 +121,7 @@ def test_evaluate_of_every_hostile_record_runs_nothing(hostile):
 def test_report_and_status_of_hostile_records_run_nothing(hostile, tmp_path):
     _, pwned = hostile
     root = pwned.parent
-    run("src.report", f"folders=[{root}]")
+    run("src.status", f"folders=[{root}]")
     run("src.report", f"folders=[{root}]", f"out={tmp_path}")
     assert not pwned.exists()
 
