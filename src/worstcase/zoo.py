@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worstcase.chip.tolerance import NAME
+from worstcase.digests import digest_of_files
 from worstcase.evaluation.record import EVALUATIONS, RECORD, WEIGHTS, Record, finished_runs, weights_of
 from worstcase.evaluation.settings import BESIDE_TEST_DATA, is_of_own_code
 from worstcase.whole_file import write_whole
@@ -105,12 +106,18 @@ def publish(run: Path, name: str, zoo: Path = Path("zoo")) -> Path:
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another name, or delete it")
     weights = {key: t.contiguous() for key, t in load_run(run).crossbar.state_dict().items()}
+    kept = digest_of_files([weights_of(run)])
     zoo.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=zoo) as beside:  # a network is there whole, or not at all
         whole = Path(beside, name)
         whole.mkdir()
         write_whole(whole / WEIGHTS, save(weights))
+        published = digest_of_files([whole / WEIGHTS])
         for place, one in records.items():
+            if one.weights_digest:
+                one.weights_digest = published
+            if "weights" in one.config and one.config["weights"] == kept:
+                one.config["weights"] = published
             _check_files(one, place, run)
             _publish_record(one, place, whole / place.relative_to(run))
         whole.rename(folder)

@@ -77,6 +77,38 @@ def test_trainings_with_other_callbacks_are_not_pooled(runs):
     assert json.loads(frame.network_settings[frame.seed == 9].item())["callbacks.swa.swa_lrs"] == 0.01
 
 
+def test_trainings_with_other_arrays_are_not_pooled(runs):
+    for seed, arrays in ((8, []), (9, ["emb"])):
+        (runs / str(seed)).mkdir()
+        record(config={**CONFIG, "seed": seed, "arrays": arrays}, seed=seed).save(runs / str(seed))
+    frame = results_frame([runs]).query("kind == 'train'")
+    assert sorted(frame.groupby("network_settings").seed.agg(sorted)) == [[7, 8], [9]]
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({}, True),
+        ({"method": "va"}, False),
+        ({"model": "convnet"}, False),
+        ({"config": CONFIG | {"weights": "bb"}}, False),
+        ({"config": CONFIG | {"weights": "bb", "checkpoint": "x.pt"}}, True),
+    ],
+    ids=["same", "method", "network", "weights", "checkpoint"],
+)
+def test_an_evaluation_of_another_network_than_the_training_beside_it_is_not_of_that_training(
+    change, known, tmp_path, caplog
+):
+    place = tmp_path / "evaluations" / "a"
+    place.mkdir(parents=True)
+    record(seed=7, weights_digest="aa").save(tmp_path)
+    said = {"kind": "evaluate", "source_run": "../..", "config": CONFIG | {"weights": "aa"}}
+    record(**said | change).save(place)
+    (row,) = results_frame(tmp_path).query("kind == 'evaluate'").to_dict("records")
+    assert (row["seed"] == 7) is (row["training"] == str(tmp_path)) is row["as_trained"] is known
+    assert ("is unknown" in caplog.text) is not known
+
+
 def test_a_checkpoint_that_was_overwritten_between_two_evaluations_is_another_network(runs):
     for digest in ("aa", "bb"):
         place = runs / "trained" / "evaluations" / digest

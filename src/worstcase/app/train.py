@@ -20,6 +20,7 @@ from worstcase.app.precision import warn_of_slow_bfloat16
 from worstcase.app.pulses import check_pulses, shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
+from worstcase.digests import digest_of_files
 from worstcase.evaluation.record import CHECKPOINT, LAST, Record, git_commit
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
         epochs=trained.epochs,
         validation=trained.validation,
         trained_commit=trained.commit,
+        weights_digest=digest_of_files([folder / CHECKPOINT]),
     )
     at_test.evaluation.save(folder, record)
     return record

@@ -165,6 +165,8 @@ class Record:
     git_commit: str | None = field(default_factory=git_commit)
     trained_commit: str | None = None
     """At which the network was trained, which another job may have done; None in evaluations and older records."""
+    weights_digest: Name | None = None
+    """Of the file of weights that a training kept; None in evaluations, which have it in `config`, and older records."""
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def __post_init__(self) -> None:
@@ -313,7 +315,8 @@ def finished_runs(roots: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
 def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Record | None]]:
     """The finished runs below some folders, oldest first: folder, record, and the record of its training.
 
-    The last is None if the network's weights were given, or if its training is gone.
+    The last is None if the network's weights were given, if its training is gone, or if the record where the
+    training was is of another network.
     """
     found = {folder.resolve(): (folder, record) for folder, record in finished_runs(folders)}
 
@@ -326,12 +329,27 @@ def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Reco
             return record if record.kind == "train" else None
         try:
             source = (folder / record.source_run).resolve()
-            return found[source][1] if source in found else outside(source)
+            trained = found[source][1] if source in found else outside(source)
+            if trained and (differs := _another_network(record, trained)):
+                raise ValueError(f"{source} has another {differs}")
+            return trained
         except (OSError, ValueError, RuntimeError) as error:  # not a path, or no record there
-            log.warning("the training of %s is unknown: %s", folder, visible(str(error)))
+            log.warning("the training of %s is unknown: %s", visible(str(folder)), visible(str(error)))
             return None
 
     return [(folder, record, training(folder, record)) for folder, record in reversed(found.values())]
+
+
+def _another_network(record: Record, trained: Record) -> str:
+    """In what an evaluation differs from the training that its network would be of; empty if in nothing known."""
+    if record.method != trained.method:
+        return f"method, {trained.method}"
+    if record.model != trained.model:
+        return f"network, {trained.model}"
+    digests = record.config.get("weights"), trained.weights_digest
+    if not record.config.get("checkpoint") and None not in digests and len(set(digests)) > 1:
+        return "file of weights"
+    return ""
 
 
 def visible(text: str) -> str:

@@ -176,6 +176,8 @@ def _network_settings(record: Record, training: Record | None) -> str:
     init = "init_digest" if trained.get("init_digest") else "init_from"
     made = {key: trained.get(key) for key in ("net", "model", "trainer", "full_scale", "layers", "exclude")}
     made |= {"init_from": trained.get(init), "dataset": of_data(trained)}
+    if trained.get("arrays"):
+        made["arrays"] = trained["arrays"]
     if added := _added_callbacks(trained):
         made["callbacks"] = added
     given = ("checkpoint", "weights") if record.config.get("checkpoint") or not training else ("checkpoint",)
