@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import QUICK, REPOSITORY, run, shorten_ensembles
+from records import CONFIG, attack_record, record
 from safetensors.torch import load_file
 
 import worstcase
@@ -151,6 +152,26 @@ def test_a_row_of_the_leaderboard_is_the_record(published):
     assert f"| {100 * lowest:.2f} |" in page
     assert f"[{published.name}]({published.parent.name}/{published.name})" in page
     assert f"{record.parameters_perturbed:,} weights" in page
+
+
+def test_what_another_attack_found_and_another_evaluation_proved_counts(tmp_path):
+    method = {"trains_without_thg": True, "monitor": "val/accuracy"}
+    for seed in (0, 1):
+        config = CONFIG | {"seed": seed, "method": method}
+        runs = {
+            "": {"attacks": [attack_record(attack="ensemble", accuracy=0.5)], "kind": "train"},
+            "pgd": {"attacks": [attack_record(attack="pgd", accuracy=0.25)]},
+            "chips": {"attacks": [attack_record(attack="monte_carlo", accuracy=0.2)]},
+            "proof": {"attacks": [attack_record(attack="flwc", accuracy=0.6)], "certified_accuracy": 0.125},
+        }
+        for name, said in runs.items():
+            place = tmp_path / f"run{seed}" / name
+            place.mkdir(parents=True)
+            evaluation = {"kind": "evaluate", "source_run": "..", "git_commit": None}
+            commit = {"git_commit": f"{seed}" * 9}
+            record(config=config, seed=seed, **(evaluation if name else commit) | said).save(place)
+    (row,) = [line for line in zoo.leaderboard([tmp_path]).splitlines() if line.startswith("| `vanilla`")]
+    assert "| 12.50 ± 0.00 | 25.00 ± 0.00 | 0000000, 1111111 |" in row
 
 
 def test_a_run_under_two_names_is_one_seed(published, tmp_path):

@@ -33,7 +33,9 @@ PACKAGE = Path(__file__).parent
 ZOO = next((place for place in (PACKAGE / "networks", PACKAGE.parents[1] / "zoo") if place.is_dir()), Path("zoo"))
 """The folder of the networks: of the installed package, or of the repository."""
 JUDGE = "ensemble"
-"""The attack whose accuracies are compared."""
+"""The attack that each network has to stand; what others found lower counts too."""
+SAMPLED = "monte_carlo"
+"""Not an attack: its chips are drawn at random."""
 
 
 def names() -> list[str]:
@@ -198,8 +200,9 @@ def leaderboard(folders: Iterable[Path], *, seen_from: Path | None = None) -> st
     frame = results_frame(folders)
     frame["reference_settings"] = frame["reference_settings"].map(_of_the_test_set)
     trained = frame[frame["kind"] == "train"][["training", *AS_TRAINED]].drop_duplicates()
-    frame = frame[(frame["attack"] == JUDGE) & frame["as_trained"].fillna(False)].merge(trained)
-    networks = [_best_known(runs) for _, runs in frame.groupby(["training", "thg"])]
+    frame = frame[frame["as_trained"].fillna(False)].merge(trained)
+    judged = (frame["attack"] == JUDGE).groupby([frame["training"], frame["thg"]]).transform("any")
+    networks = [_best_known(runs) for _, runs in frame[judged].groupby(["training", "thg"])]
     frame = pd.DataFrame(networks, columns=[*frame.columns, "commands"])
     same = ["dataset", "network", "weights_perturbed", "weight_bits", "samples", "thg"]
     parts = []
@@ -229,7 +232,7 @@ def _of_the_test_set(settings: str) -> str:
 
 def _best_known(runs: pd.DataFrame) -> pd.Series:
     """Of a training and its evaluations: the lowest found, the highest proven, and the commands of both."""
-    lowest = runs.loc[runs["attacked_accuracy"].idxmin()]
+    lowest = runs.loc[runs.loc[runs["attack"] != SAMPLED, "attacked_accuracy"].idxmin()]
     proven = runs.loc[runs["certified_accuracy"].fillna(-1).idxmax()]
     best = lowest.copy()
     best["certified_accuracy"] = proven["certified_accuracy"]
@@ -279,7 +282,7 @@ def _row(runs: pd.DataFrame, seen_from: Path | None) -> _Row:
         str(first["epochs"]),
         str(len(runs)),
         *(_percent(runs[name]) for name in ("clean_accuracy", "certified_accuracy", "attacked_accuracy")),
-        _short(first["trained_commit"] or ""),
+        ", ".join(dict.fromkeys(map(_short, runs["trained_commit"].fillna("")))),
         ", ".join(_link(Path(folder), seen_from) for folder in runs["training"]),
     ]
     commands = dict.fromkeys([Record.load(Path(first["training"])).command, *first["commands"]])

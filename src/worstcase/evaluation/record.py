@@ -166,7 +166,7 @@ class Record:
     trained_commit: str | None = None
     """At which the network was trained, which another job may have done; None in evaluations and older records."""
     weights_digest: Name | None = None
-    """Of the file of weights that a training kept; None in evaluations, which have it in `config`, and older records."""
+    """Of the file of weights that a training kept; None in evaluations (see `config`) and older records."""
     versions: dict[str, str] = field(default_factory=lambda: installed_versions())
 
     def __post_init__(self) -> None:
