@@ -2,17 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import run
+from records import CONFIG
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import worstcase
-from worstcase import Crossbar, attacks, evaluate, load_run
+from worstcase import Crossbar, attacks, evaluate, load_run, results_frame
 from worstcase.attacks import passes
 from worstcase.certificate import Certificate
 from worstcase.evaluation.record import Record
@@ -271,6 +273,22 @@ def shuffled():
     return DataLoader(data, batch_size=50, shuffle=True)
 
 
+def test_records_of_networks_or_layers_that_differ_are_apart(small_batches, tmp_path):
+    for name, options in {"one": {}, "again": {}, "other": {}, "part": {"exclude": ["3"]}}.items():
+        torch.manual_seed(name == "other")
+        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 4, bias=False), nn.ReLU(), nn.Linear(4, 3))
+        crossbar = Crossbar(net.bfloat16().float(), 0.3, **options)
+        quick = {"progress": False, "diagnosis": None, "certificate": None}
+        evaluate(crossbar, small_batches, [attacks.FLWC(steps=1)], **quick).save(tmp_path / name)
+    rows = results_frame([tmp_path])
+    groups = rows.groupby(["network_settings", "reference_settings"]).folder
+    assert sorted(sorted(Path(one).name for one in group) for _, group in groups) == [
+        ["again", "one"],
+        ["other"],
+        ["part"],
+    ]
+
+
 def test_a_folder_holds_files_of_one_evaluation(small_net, small_batches, tmp_path):
     result = worstcase.evaluate(Crossbar(small_net, 0.3), small_batches, [attacks.FLWC(steps=1)], progress=False)
     killed = [tmp_path / name for name in ("perturbation.safetensors", "accuracy_over_thg.png")]
@@ -282,6 +300,10 @@ def test_a_folder_holds_files_of_one_evaluation(small_net, small_batches, tmp_pa
     assert all(file.read_bytes() == b"" for file in killed) and len(list(tmp_path.iterdir())) == 2
     result.save(tmp_path)
     assert Record.load(tmp_path) and not (tmp_path / "accuracy_over_thg.png").exists()
+    result.save(tmp_path, result.record(kind="train", config=CONFIG))
+    with pytest.raises(ValueError, match="holds the record of a training; choose another folder"):
+        result.save(tmp_path)
+    assert Record.load(tmp_path).kind == "train" and (tmp_path / "perturbation.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ class Crossbar(nn.Module):
         self.full_scale = full_scale
         self.weight_bits, self.activation_bits = weight_bits, activation_bits
         self.mapping, self.stuck = mapping or DeviceMapping(), dict(stuck or {})
+        self.patterns = {"layers": list(layers), "exclude": list(exclude), "arrays": list(arrays)}
         chosen = programmed_layers(net, layers, exclude)
         self._arrays = find_arrays(net, chosen, arrays)
         if not self._arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import logging
 from dataclasses import asdict, dataclass, field
@@ -17,6 +18,7 @@ from worstcase.chip import float32
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import NAME, has_weights, plain
+from worstcase.digests import DIGITS
 from worstcase.evaluation.measured import Chip
 from worstcase.evaluation.record import FILES, RECORD, AttackRecord, Record
 from worstcase.evaluation.record_parts import outside, standing
@@ -54,6 +56,8 @@ class Evaluation:
     device: str = field(init=False, repr=False)
     """What computed; Lightning moves a network back to the CPU later."""
     _worst_chip: dict[str, Tensor] | ValueError = field(init=False, repr=False)
+    _weights: str | None = field(init=False, repr=False)
+    """A digest of the network's state dict; None if it has none."""
 
     def __post_init__(self) -> None:
         for found in self.attacks:
@@ -70,6 +74,7 @@ class Evaluation:
             self._worst_chip = error
         except Exception as error:  # whatever a network's own state dict raises
             self._worst_chip = ValueError(f"no state dict holds the chip: {error}")
+        self._weights = _digest(self.crossbar)
 
     @property
     def clean_accuracy(self) -> float:
@@ -125,7 +130,12 @@ class Evaluation:
             "kind": "evaluate",
             "source_run": None,
             "command": "worstcase.evaluate",
-            "config": {"thg": plain(tolerance), "full_scale": crossbar.full_scale, **_of_devices(crossbar)},
+            "config": {
+                "thg": plain(tolerance),
+                "full_scale": crossbar.full_scale,
+                "weights": self._weights,
+                **_of_devices(crossbar),
+            },
             "seed": self.attacks[0].seed,
             "method": None,
             "model": type(crossbar.net).__name__,
@@ -187,6 +197,9 @@ class Evaluation:
         Args:
             folder: made if it is not there.
             record: of this evaluation; None: as `record` makes it.
+
+        Raises:
+            ValueError: the record is invalid, or the folder holds the record of a training, which stays.
         """
         from safetensors.torch import save
 
@@ -196,6 +209,8 @@ class Evaluation:
         folder = Path(folder)
         record = record or self.record()
         record.check(folder)
+        if record.kind != "train" and _holds_a_training(folder):
+            raise ValueError(f"{folder} holds the record of a training; choose another folder, or one below it")
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECORD).exists() or (folder / PERTURBATION).exists():
             # no record describes files of another
@@ -269,8 +284,29 @@ def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) + (", TF32" if "tf32" in float32.of_cudnn() else "")
 
 
+def _digest(crossbar: Crossbar) -> str | None:
+    """Of the names, types and values in the state dict; None where a network's own cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        for name, value in crossbar.state_dict().items():
+            if isinstance(value, Tensor):
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    except Exception:  # whatever a network's own state dict raises
+        return None
+    return digest.hexdigest()[:DIGITS]
+
+
+def _holds_a_training(folder: Path) -> bool:
+    try:
+        return Record.load(folder).kind == "train"
+    except (FileNotFoundError, ValueError):
+        return False
+
+
 def _of_devices(crossbar: Crossbar) -> dict[str, Any]:
     """What is not as it is without a word, for a record's configuration."""
     stuck = {name: int((~where.isnan()).sum()) for name, where in crossbar.stuck.items()}
     mapping = {} if crossbar.mapping == DeviceMapping() else {"mapping": asdict(crossbar.mapping)}
-    return mapping | ({"stuck": stuck} if stuck else {})
+    said = {name: patterns for name, patterns in crossbar.patterns.items() if patterns not in ([], ["*"])}
+    return said | mapping | ({"stuck": stuck} if stuck else {})
