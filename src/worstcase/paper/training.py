@@ -157,5 +157,6 @@ def _over_thg(name: str, found: pd.DataFrame) -> dict[str, Figure]:
         number += bool(drawn)
         for attack, of in drawn.items():
             part = attack if number == 1 else f"{attack}-{number}"
-            figures[f"{name}-{part}"] = accuracy_over_thg(of, own.scale.iloc[0])
+            # of settings that are equally frequent, the lowest of a seed counts
+            figures[f"{name}-{part}"] = accuracy_over_thg(of.assign(attack_settings="{}"), own.scale.iloc[0])
     return figures

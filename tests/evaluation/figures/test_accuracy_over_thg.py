@@ -9,6 +9,7 @@ from examples import accuracy_over_thg as example
 from worstcase import results_frame
 from worstcase.evaluation.figures import accuracy_over_thg
 from worstcase.evaluation.record import Record
+from worstcase.report.frame import SETTINGS
 
 
 @pytest.fixture
@@ -56,6 +57,21 @@ def test_means_and_deviations_over_seeds_are_drawn(results):
     assert "th_g" in axes.get_xlabel() and "%" in axes.get_ylabel()
 
 
+def test_a_copied_run_counts_once():
+    runs = pd.DataFrame([row(folder="a", seed=0, low=0.6), row(folder="b", seed=1, low=0.2)])
+    copied = pd.concat([runs, runs.head(1).assign(folder="copy of a")], ignore_index=True)
+    (axes,) = accuracy_over_thg(copied).axes
+    drawn = {container.get_label(): container for container in axes.containers}
+    assert drawn["vanilla, lowest found (lwc)"][0].get_ydata() == pytest.approx([40.0])
+
+
+def row(folder, seed, low):
+    said = {"network": "lenet", "dataset": "mnist5k", "method": "vanilla", "attack": "lwc", "reference": "test"}
+    settings = dict.fromkeys(SETTINGS, "{}")
+    found = {"clean_accuracy": 0.9, "attacked_accuracy": low, "certified_accuracy": None, "weights_perturbed": 3}
+    return said | settings | found | {"folder": folder, "seed": seed, "thg": 0.03, "full_scale": "layer_max"}
+
+
 def test_the_band_above_the_certified_accuracy_is_drawn_for_runs_that_have_one(results):
     (axes,) = accuracy_over_thg(results.assign(certified_accuracy=None)).axes
     assert not any("certified" in drawn.get_label() for drawn in axes.collections)
@@ -75,8 +91,11 @@ def test_results_that_cannot_share_a_figure_are_refused(results):
     with pytest.raises(ValueError, match="not 2"):
         accuracy_over_thg(results.drop(results.index[results.attack == "lwc"][0]))
     devices = results.reference_settings.where(results.seed == 0, '{"mapping.pair": true}')
-    with pytest.raises(ValueError, match="kind of devices and set of attacks, not 2"):
+    with pytest.raises(ValueError, match="kind of devices and set of attacks with their settings, not 2"):
         accuracy_over_thg(results.assign(reference_settings=devices))
+    steps = results.attack_settings.where(results.seed == 0, '{"steps": 50}')
+    with pytest.raises(ValueError, match="set of attacks with their settings, not 2"):
+        accuracy_over_thg(results.assign(attack_settings=steps))
     trained = results.network_settings.where(results.seed == 0, '{"trainer.max_epochs": 9}')
     with pytest.raises(ValueError, match="the runs of atrice differ in more than th_g and seed"):
         accuracy_over_thg(results.assign(network_settings=trained).iloc[::-1])

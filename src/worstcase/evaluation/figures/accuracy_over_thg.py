@@ -14,24 +14,29 @@ FOUND, CERTIFIED, CLEAN = "attacked_accuracy", "certified_accuracy", "clean_accu
 def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
     """Draw one colour per method: mean over seeds, a bar of one standard deviation, and a dot for each run.
 
-    A run may hold attacks at several th_g. The lowest of several attacks at one th_g counts. If a method's runs
+    A run may hold attacks at several th_g. Of a seed the lowest at one th_g counts. If a method's runs
     have a certified accuracy, the band from there to the lowest accuracy found is filled: it holds the worst case.
 
     Args:
         results: rows of `worstcase.results_frame` with one network, data set, full scale, kind of devices and set
-            of attacks; methods, th_g and seeds may differ.
+            of attacks with their settings; methods, th_g and seeds may differ.
         scale: a description that is added to the title.
 
     Raises:
         ValueError: there are no results, or several networks, data sets, full scales, kinds of devices or sets of
-            attacks; or the runs of one method differ in more than th_g and seed.
+            attacks with their settings; or the runs of one method differ in more than th_g and seed.
     """
     attacks = results.groupby("folder").attack.agg(lambda names: ", ".join(dict.fromkeys(names)))
-    settings = results[ONE].assign(attacks=results.folder.map(attacks)).drop_duplicates()
+    run_with = (results.attack + results.attack_settings).groupby(results.folder).agg(lambda one: sorted(set(one)))
+    settings = (
+        results[ONE]
+        .assign(attacks=results.folder.map(attacks), run_with=results.folder.map(run_with.map(str)))
+        .drop_duplicates()
+    )
     if len(settings) != 1:
         raise ValueError(
-            "a figure shows one network, data set, full scale, kind of devices and set of attacks, "
-            f"not {len(settings)}"
+            "a figure shows one network, data set, full scale, kind of devices and set of attacks with their "
+            f"settings, not {len(settings)}"
         )
     shared = ["network", "dataset", "full_scale", "reference", "attacks"]
     network, dataset, full_scale, reference, named = settings.iloc[0][shared]
@@ -40,7 +45,8 @@ def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
     if len(pooled := trained.method[trained.method.duplicated()]):
         raise ValueError(f"the runs of {pooled.iloc[0]} differ in more than th_g and seed; name them apart")
     shown = shown.astype(dict.fromkeys((CLEAN, FOUND, CERTIFIED), "Float64"))
-    runs = 100 * shown.groupby(["method", "thg", "folder"])[[CLEAN, FOUND, CERTIFIED]].min().astype(float)
+    shown = shown.assign(run=shown.seed.astype("string").fillna(shown.folder))
+    runs = 100 * shown.groupby(["method", "thg", "run"])[[CLEAN, FOUND, CERTIFIED]].min().astype(float)
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()

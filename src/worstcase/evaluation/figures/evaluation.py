@@ -10,6 +10,8 @@ from worstcase.evaluation.figures.diagnosis import diagnosis_figures, numbered
 from worstcase.evaluation.figures.monte_carlo import monte_carlo
 from worstcase.evaluation.record import Record
 
+SETTINGS = ("network_settings", "method_settings", "reference_settings", "attack_settings")
+
 
 def evaluation_figures(record: Record) -> dict[str, Figure]:
     """By file name: the worst chip's figures, a curve if there are several th_g, and Monte Carlo's chips."""
@@ -21,7 +23,7 @@ def evaluation_figures(record: Record) -> dict[str, Figure]:
             "method": record.method,
             "clean_accuracy": record.clean_accuracy,
             "weights_perturbed": record.parameters_perturbed,
-            **dict.fromkeys(("network_settings", "method_settings", "reference_settings"), "{}"),
+            **dict.fromkeys(SETTINGS, "{}"),
             **{name: getattr(record, name) for name in ("dataset", "full_scale", "reference", "seed")},
         }
         curve = [
