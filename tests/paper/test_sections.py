@@ -258,6 +258,24 @@ def test_fewer_sampled_chips_than_in_the_paper_are_named_in_scale(study, tmp_pat
     assert scales["lowest found (monte_carlo)"] == scales["as programmed"] + ", 200 chips"
 
 
+def test_sampled_chips_have_the_scale_of_their_own_attack(study, tmp_path):
+    record = Record.load(study / "vanilla" / "thg0.03-seed0")
+    found = {"sampler": "vertex", "mean": 0.8, "deviation": 0.0, "minimum": 0.8, "kpp": [], "unseen": 0.1}
+    sampled = [
+        dataclasses.replace(
+            record.attacks[0],
+            attack="monte_carlo",
+            parameters={"instances": number},
+            distribution=found | {"instances": number, "first": 0, "infeasible": 0, "accuracies": [0.8]},
+        )
+        for number in (100, 200)
+    ]
+    add(tmp_path / "sampled", record, attacks=sampled)
+    rows = sections(tmp_path)["monte_carlo"].rows
+    ends = {(chips, scale.split(", ")[-1]) for chips, scale in zip(rows.chips, rows.scale, strict=True)}
+    assert ends == {("100 (vertex)", "100 chips"), ("200 (vertex)", "200 chips")}
+
+
 def test_torchvision_networks_given_to_an_evaluation_belong_to_the_paper(explained, tmp_path):
     for net, network in (
         ("torchvision.models:resnet18", numbers.IMAGENET),

@@ -138,7 +138,8 @@ def sampled_chips(results: pd.DataFrame) -> Section | None:
     for folder, own in found.groupby("folder", sort=False):
         run, record = own.iloc[0], Record.load(Path(str(folder)))
         for attack in record.attacks:
-            if not (of := attack.distribution):
+            its = own[[settings == attack.parameters for settings in own.parameters]]
+            if not (of := attack.distribution) or its.empty:
                 continue
             label = {
                 "network": run.shown,
@@ -148,7 +149,7 @@ def sampled_chips(results: pd.DataFrame) -> Section | None:
                 "chips": f"{of['instances']:,} ({of['sampler']})",
             }
             rows.append(
-                rows_of(own, [{**label, "quantity": name, "mean": of[name]} for name in ("mean", "minimum")])
+                rows_of(its, [{**label, "quantity": name, "mean": of[name]} for name in ("mean", "minimum")])
             )
             if run.shown not in drawn:
                 figures[f"monte_carlo-{len(figures) + 1}"] = monte_carlo(record, attack)
