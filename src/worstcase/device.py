@@ -14,6 +14,7 @@ from worstcase.chip.presets import PRESETS, preset
 from worstcase.chip.tolerance import SIGMAS, Tolerance
 from worstcase.chip.tolerance_file import load_tolerances
 from worstcase.chip.write_verify import device_weights, perturbation_bound, write_verify
+from worstcase.evaluation.record import visible
 from worstcase.verify.cost import Programming
 
 
@@ -78,6 +79,7 @@ def _show_weights(name: str, arguments: argparse.Namespace) -> None:
         for m in arguments.weight_bits
         for k in arguments.device_bits
     ]
+    tolerances = {visible(array): thg for array, thg in tolerances.items()}
     width = max(map(len, tolerances))
     heads = [f"{way.weight_bits}/{way.device_bits}" for way in ways]
     print(f"{name}\nsigma = {arguments.sigma:g} levels of a device after one pulse")

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from worstcase import Crossbar, DeviceMapping, Tolerance, attacks, load_tolerances, save_tolerances
+from worstcase import Crossbar, DeviceMapping, Tolerance, attacks, device, load_tolerances, save_tolerances
 from worstcase.chip.tolerance import from_plain, largest, plain
 from worstcase.chip.tolerance_file import described, digest_of
 from worstcase.verify import sensitivities as by
@@ -198,6 +198,13 @@ def test_a_file_of_another_kind_is_refused_and_nothing_in_it_runs(tmp_path):
         with pytest.raises(ValueError, match="is no safetensors file of tolerances"):
             load_tolerances(tmp_path / f"{name}.safetensors")
     assert not pwned.exists()
+
+
+def test_names_of_arrays_are_shown_in_printable_characters(tmp_path, monkeypatch, capsys):
+    save_file({"a\x1b[31m": torch.tensor([0.01])}, tmp_path / "foreign.safetensors")
+    monkeypatch.setattr("sys.argv", ["device", "--table", str(tmp_path / "foreign.safetensors")])
+    device.main()
+    assert r"a\x1b[31m " in capsys.readouterr().out
 
 
 def test_tensors_and_tables_are_not_mixed():
