@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -132,6 +133,11 @@ def test_what_pulses_buy_after_a_training_is_not_what_it_was_trained_for(said, t
     assert results_frame(tmp_path).trained_thg.tolist() == [trained]
     record(found, config={**CONFIG, "thg": {"fc*": 0.01, "*": 0.1}}, thg=0.1).save(tmp_path)
     assert results_frame(tmp_path).trained_thg.tolist() == [0.1]
+
+
+def test_a_record_without_parameters_is_none():
+    with pytest.raises(ValueError, match="parameters"):
+        record(parameters=0).check(Path("run"))
 
 
 def test_the_sweep_of_a_run_is_read_from_its_record(runs):

@@ -153,7 +153,7 @@ class Record:
     epochs: Count | None
     validation: float | None = None
     """Of training: the value of its ``method.monitor`` on the validation split, at the epoch that was kept."""
-    parameters: Count
+    parameters: Positive
     parameters_perturbed: Count
     threads: Positive
     """Number of PyTorch's CPU threads; with another number the last digits may differ."""
