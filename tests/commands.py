@@ -166,11 +166,11 @@ QUICK = [  # a training of a few seconds
 ]
 
 
-PROVENANCE = ("train_seconds", "git_commit", "trained_commit")
+PROVENANCE = ("train_seconds", "git_commit", "trained_commit", "weights_digest")
 
 
 def without_times(content: dict) -> dict:
-    """A record without what differs between runs: durations, and the commit, which may change meanwhile."""
+    """A record without what differs between runs: durations, the commit, and so the file of the weights."""
     content = {key: value for key, value in content.items() if key not in PROVENANCE}
     for results in ("attacks", "certified"):
         content[results] = [{k: v for k, v in found.items() if k != "seconds"} for found in content[results]]
