@@ -13,6 +13,7 @@ from worstcase import Crossbar
 from worstcase.attacks import FLWC
 
 
+@pytest.mark.slow
 def test_the_gpu_script_on_the_cpu(tmp_path):
     script = [str(REPOSITORY / "benchmarks" / "gpu.sh"), str(tmp_path), "--dry-run"]
     done = subprocess.run(

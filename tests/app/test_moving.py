@@ -55,7 +55,9 @@ def record(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["universal_at", "universal_at +trainer.max_steps=27"])
+@pytest.mark.parametrize(
+    "method", ["universal_at", pytest.param("universal_at +trainer.max_steps=27", marks=pytest.mark.slow)]
+)
 def test_killed_at_each_stage_and_moved_each_time(method, tmp_path):
     settings = [*f"method={method}".split(), *SETTINGS]
     whole, folder = tmp_path / "elsewhere" / "whole", tmp_path / "run0"

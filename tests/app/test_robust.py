@@ -236,6 +236,7 @@ def test_an_evaluation_is_about_one_run_though_another_finishes_meanwhile(small,
     assert "first" in json.loads(file.read_text())["command"]
 
 
+@pytest.mark.slow
 def test_a_sweep_names_its_own_failures_alone(tmp_path):
     """Though another's, of the same moment, lie in the same folder."""
     other = tmp_path / "other"

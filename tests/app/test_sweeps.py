@@ -58,6 +58,7 @@ def best(folder, metric):
         return max(float(row[metric]) for row in csv.DictReader(lines) if row[metric])
 
 
+@pytest.mark.slow
 def test_a_sweeper_selects_by_the_validation_split_never_by_the_test_set(tmp_path):
     small = ["method=vanilla", *QUICK, "trainer.max_epochs=3", "dataset.limit=400", f"hydra.sweep.dir={tmp_path}"]
     sweep = ["src.train", "-m", *small, "thg=0.01,0.05"]

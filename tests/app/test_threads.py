@@ -107,6 +107,7 @@ def test_operations_are_those_of_one_sample():
     assert of_one >= 2 * 5 * (4 * 16 * 16 + 2 * 16 * 32)
 
 
+@pytest.mark.slow
 def test_threads_are_checked_recorded_and_no_part_of_what_a_job_is(tmp_path):
     assert refusal("train", "threads=0") == "threads=0: must be auto, or a whole number, 1 or more"
     assert refusal("train", "threads=many").startswith("threads=many: must be auto")
