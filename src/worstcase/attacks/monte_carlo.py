@@ -33,6 +33,7 @@ from worstcase.chip.noise import (
 )
 from worstcase.chip.tolerance import has_weights, plain
 from worstcase.chip.write_verify import PULSES, device_weights
+from worstcase.digests import add_tensors
 from worstcase.task import decisions, right_answers
 
 # each with the settings that it has
@@ -271,7 +272,5 @@ def _digest(crossbar: Crossbar, box: Box) -> str:
     """A digest of all parameters and buffers, the box, and the bits of the arrays."""
     digest = hashlib.sha256(str((crossbar.weight_bits, crossbar.activation_bits)).encode())
     for tensors in (crossbar.state_dict(), box.low, box.high):
-        for name, t in tensors.items():
-            digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-            digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        add_tensors(digest, tensors)
     return digest.hexdigest()

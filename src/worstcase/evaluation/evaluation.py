@@ -18,7 +18,7 @@ from worstcase.chip import float32
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import NAME, has_weights, plain
-from worstcase.digests import DIGITS
+from worstcase.digests import DIGITS, add_tensors
 from worstcase.evaluation.measured import Chip
 from worstcase.evaluation.record import FILES, RECORD, AttackRecord, Record
 from worstcase.evaluation.record_parts import outside, standing
@@ -288,10 +288,7 @@ def _digest(crossbar: Crossbar) -> str | None:
     """Of the names, types and values in the state dict; None where a network's own cannot be read."""
     digest = hashlib.sha256()
     try:
-        for name, value in crossbar.state_dict().items():
-            if isinstance(value, Tensor):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        add_tensors(digest, {n: t for n, t in crossbar.state_dict().items() if isinstance(t, Tensor)})
     except Exception:  # whatever a network's own state dict raises
         return None
     return digest.hexdigest()[:DIGITS]
