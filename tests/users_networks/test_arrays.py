@@ -9,6 +9,7 @@ from answers import attacked, own_labels, run
 from torch import nn
 
 from worstcase import Crossbar, attacks, evaluate
+from worstcase.evaluation.flags import of_the_network
 
 pytestmark = pytest.mark.usefixtures("short_ensemble")
 
@@ -150,6 +151,118 @@ def test_a_parameter_that_the_networks_own_code_multiplies_with_is_named_or_flag
         ValueError, match=r"arrays: no parameter is named 'v'; there are w, head\.weight, head\.bias"
     ):
         Crossbar(net, 0.2, arrays=["v"])
+
+
+class Own(torch.autograd.Function):
+    """A product with a backward pass of its own."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, w = ctx.saved_tensors
+        return gradient @ w.t(), x.t() @ gradient
+
+
+class OwnOfSigns(Own):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w.sign())
+        return x @ w.sign()
+
+
+@torch.jit.script
+def in_script(x: torch.Tensor, w: torch.Tensor):
+    return x @ w
+
+
+def scripted(x, w):
+    return in_script(x, w)
+
+
+class Multiplies(nn.Module):
+    """With something that is no weight of a layer."""
+
+    def __init__(self, holds, by=torch.matmul):
+        super().__init__()
+        torch.manual_seed(0)
+        self.by, self.w, self.head = by, None, nn.Linear(8, 5)
+        w = torch.randn(6, 8)
+        if holds == "buffer":
+            del self.w
+            self.register_buffer("w", w)
+        elif holds == "bytes":
+            self.register_buffer("bytes", w.mul(9).to(torch.int8))
+        elif holds == "list":
+            self.layers = [nn.Linear(6, 8)]
+        else:
+            self.w = nn.Parameter(w) if holds == "parameter" else w
+
+    def forward(self, x):
+        if self.w is not None:
+            return self.head(torch.relu(self.by(x, self.w)))
+        return self.head(torch.relu(self.layers[0](x) if hasattr(self, "layers") else x @ (self.bytes / 9)))
+
+
+NO_LAYERS = {
+    "buffer": (Multiplies("buffer"), "w"),
+    "integers that a buffer holds": (Multiplies("bytes"), "bytes"),
+    "attribute": (Multiplies("attribute"), "a tensor of shape (6, 8)"),
+    "layer in a list": (Multiplies("list"), "a tensor of shape (8, 6)"),
+    "scripted code": (Multiplies("parameter", scripted), "w"),
+    "a function of its own": (Multiplies("parameter", Own.apply), "w"),
+    "signs in a function of its own": (Multiplies("parameter", OwnOfSigns.apply), "w"),
+}
+
+
+@pytest.mark.parametrize(("net", "named"), NO_LAYERS.values(), ids=NO_LAYERS.keys())
+def test_weights_of_no_layer_are_flagged(net, named):
+    crossbar, x = Crossbar(net, 0.2), torch.randn(40, 6)
+    crossbar(x)
+    assert crossbar.also_multiplied == [named]
+    advice = "name them in" if named in dict(net.named_parameters()) else "make them parameters"
+    assert any(f.startswith(f"{named}: ") and f"({advice}" in f for f in of_the_network(crossbar))
+
+
+@pytest.mark.parametrize("by", [torch.matmul, scripted, Own.apply], ids=["matmul", "scripted", "own"])
+def test_named_they_are_attacked_and_plain_pytorch_computes_the_chip(by):
+    net, x = Multiplies("parameter", by), torch.randn(40, 6)
+    crossbar = Crossbar(net, 0.2, arrays=["w"])
+    found, labels = attacked(crossbar, x)
+    assert found.accuracy < 1 and found.perturbation["w"].any() and crossbar.also_multiplied == []
+    plain = copy.deepcopy(net)
+    plain.load_state_dict(crossbar.chip(found.perturbation))
+    assert (own_labels(plain, x) == labels).double().mean().item() == pytest.approx(found.accuracy)
+
+
+def test_signs_within_a_function_of_its_own_are_no_array():
+    with pytest.raises(ValueError, match=r"^w: the network multiplies with a tensor that it computes"):
+        Crossbar(Multiplies("parameter", OwnOfSigns.apply), 0.2, arrays=["w"])(torch.randn(4, 6))
+
+
+class Constants(nn.Module):
+    """Multiplies with what it makes in each pass, and adds what buffers hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.attention = nn.Linear(6, 5), nn.MultiheadAttention(6, 2, batch_first=True)
+        self.register_buffer("mask", torch.ones(3, 3).triu(1).bool())
+        self.register_buffer("places", torch.randn(3, 6))
+
+    def forward(self, x):
+        x = x.unflatten(1, (3, 6)) + self.places
+        x, _ = self.attention(x, x, x, attn_mask=self.mask)
+        x = torch.baddbmm(self.mask.float()[:, :1], torch.ones(3, 3).tril().expand(len(x), 3, 3), x)
+        return self.head(x @ torch.eye(6)).mean(1)
+
+
+def test_constants_of_a_pass_and_what_is_added_are_no_weights():
+    crossbar = Crossbar(Constants(), 0.1)
+    crossbar(torch.randn(4, 18))
+    assert crossbar.also_multiplied == []
 
 
 class Twice(nn.Module):

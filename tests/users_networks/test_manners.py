@@ -129,6 +129,26 @@ def test_rounding_makes_no_answer_depend_on_the_batch(dtype):
     assert not crossbar.depends_on_the_batch
 
 
+class CastsWithin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(20, 30), nn.Linear(30, 5)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.head(self.body(x).relu()).float()
+
+
+def test_autocast_within_a_network_is_flagged_and_around_it_is_not_its_own():
+    net, x = CastsWithin(), torch.randn(40, 20)
+    found = evaluate(Crossbar(net, 0.1), [(x, own_labels(net, x))], attacks=[attacks.FLWC()], progress=False)
+    assert any(flag.startswith("autocast within the network rounds its weights") for flag in found.flags)
+    crossbar = Crossbar(nn.Sequential(net.body, net.head), 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        crossbar(x)
+    assert not crossbar.rounds_weights
+
+
 class Checkpointed(nn.Module):
     def __init__(self, body, head, reentrant):
         super().__init__()

@@ -189,9 +189,10 @@ class Crossbar(nn.Module):
 
     @property
     def also_multiplied(self) -> list[str]:
-        """Parameters that met an input in a matrix product but are no arrays; none before the first batch.
+        """What met an input in a matrix product but is no array; none before the first batch.
 
-        Those of layers that are left out on purpose are not among them.
+        Parameters and buffers by name, other tensors by shape. Those of layers that are left out on purpose are
+        not among them.
         """
         met = self._manners.also_multiplied if self._manners else ()
         return [name for name in met if name not in weights_of_layers(self.net)]
@@ -200,6 +201,11 @@ class Crossbar(nn.Module):
     def depends_on_the_batch(self) -> bool:
         """Whether an answer depends on the other samples of its batch; False before two samples differed."""
         return self._manners is not None and self._manners.depends_on_the_batch
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether the network casts weights by an autocast of its own; False before the first batch."""
+        return self._manners is not None and self._manners.rounds
 
     @property
     def ends_in_a_sigmoid(self) -> bool:

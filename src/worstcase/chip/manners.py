@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worstcase.batches import Inputs, of_each, samples_in, taken, tensors_in
 from worstcase.chip.arrays import Array, own_parameters
-from worstcase.chip.products import Call, Origin, Products, Sources
+from worstcase.chip.products import INPUTS, Call, Origin, Products, Sources
 from worstcase.chip.substitution import Change, changed, run
 from worstcase.task import ends_in_a_sigmoid, leading, logits_of
 
@@ -37,7 +37,9 @@ class Manners:
     ends_in_a_sigmoid: bool
     """Its outputs are probabilities of one class each."""
     also_multiplied: tuple[str, ...]
-    """Parameters that meet an input in a matrix product, but are no arrays."""
+    """Parameters, buffers and other tensors that meet an input in a matrix product, but are no arrays."""
+    rounds: bool
+    """It casts weights for a product by an autocast of its own."""
 
 
 def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed: Mapping[str, Tensor]) -> Manners:
@@ -76,17 +78,23 @@ def _look(
     given = of_each(Tensor.clone, data)  # which may be changed in place
     checks = [(a.layer, a.place, _check(name, programmed[name])) for name, a in arrays.items() if a.place]
     kept = [(name, t) for name, _, _, t in own_parameters(net)]  # as in a list, where no chip's weights get to
-    sources, used = Sources(leaves, tensors_in(data), kept), _Used(arrays)
+    sources, used = Sources({**leaves, **buffers}, tensors_in(data), kept), _Used(arrays)
+    device = next(iter(programmed.values())).device.type
+    casts, rounds = torch.is_autocast_enabled(device), False
 
     def show(call: Call) -> None:
-        for origin in sources.meet(call).values():
-            used.see(origin)
+        nonlocal rounds
+        rounds |= torch.is_autocast_enabled(device) and not casts
+        for place, origin in sources.meet(call).items():
+            used.see(origin, is_weight=call.operands[place].ndim > 1 and (call.name, place) not in INPUTS)
 
     with changed(checks), Products(show, sources.follow):
         first = run(net, state, given)
     written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
     used.refuse_written(written)
     used.refuse_changed(sources.changed_in(tensors_in(first)))
+    for origin in sources.unseen_in(tensors_in(first)):
+        used.see(origin, is_weight=any(name not in leaves or leaves[name].ndim > 1 for name in origin.names))
     moved = any(not torch.equal(state[name].to_dense(), b.to_dense()) for name, b in net.named_buffers())
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
 
@@ -116,7 +124,8 @@ def _look(
         or not _same_alone(again, inputs, second, list(tensors.values())),
         saw_two=two_that_differ(inputs) is not None,
         ends_in_a_sigmoid=ends_in_a_sigmoid(first),
-        also_multiplied=tuple(name for name in used.others if leaves[name].ndim > 1),
+        also_multiplied=tuple(used.others),
+        rounds=rounds,
     )
 
 
@@ -132,12 +141,12 @@ class _Used:
         self.others: dict[str, None] = {}
         self.multiplied: set[str] = set()
 
-    def see(self, origin: Origin) -> None:
+    def see(self, origin: Origin, is_weight: bool) -> None:
         held = sorted({self.array_of[name] for name in origin.names if name in self.array_of})
         if held and (origin.is_data or not origin.is_itself or self.computed.intersection(held)):
             raise self._misplaced(held)
         self.multiplied.update(held)
-        if not held and not origin.is_data:
+        if is_weight and not held and not origin.is_data:
             self.others |= dict.fromkeys(sorted(origin.names))
 
     def refuse_changed(self, names: set[str]) -> None:

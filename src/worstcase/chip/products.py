@@ -14,6 +14,8 @@ from worstcase.batches import tensors_in
 
 FIXED = frozenset(["linear", *(f"{conv}{n}d" for conv in ("conv", "conv_transpose") for n in (1, 2, 3))])
 """Functions whose second operand is the weight, wherever it comes from."""
+INPUTS = {(name, place) for name in FIXED for place in (0, "input")}
+"""The places of their first operand."""
 _FUNCTIONS = FIXED | {
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "addmm", "addbmm", "baddbmm", "addmv"),
     *("einsum", "tensordot", "inner", "multi_dot", "bilinear", "grouped_mm", "_grouped_mm"),
@@ -23,8 +25,14 @@ _FUNCTIONS = FIXED | {
     *("multi_head_attention_forward", "scaled_dot_product_attention"),
     *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
 }
-_ADDED = {("scaled_dot_product_attention", 3), ("scaled_dot_product_attention", "attn_mask")}
+_ADDED = {
+    *(("scaled_dot_product_attention", place) for place in (3, "attn_mask")),
+    *(("multi_head_attention_forward", place) for place in ("attn_mask", "key_padding_mask")),
+    *((name, place) for name in ("addmm", "addbmm", "baddbmm", "addmv") for place in (0, "input")),
+}
 """Arguments that meet no input in a product."""
+_PRODUCTS = {f"{name}Backward" for name in ("Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Addmv", "Dot", "Convolution")}
+"""Nodes of autograd's graph."""
 _REARRANGES = {  # nodes of autograd's graph that leave the values as they are
     f"{name}Backward"
     for name in (
@@ -106,8 +114,10 @@ class Origin:
 class Sources:
     """Traces tensors back to named leaves, by autograd's graph.
 
+    A tensor that comes neither from them nor from the pass is named by its shape.
+
     Args:
-        leaves: by name, each requires a gradient.
+        leaves: by name; parameters require a gradient, buffers do not.
         data: the inputs.
         strays: what must not be met in the leaves' place, by their names.
     """
@@ -119,16 +129,18 @@ class Sources:
         self._ends |= {id(t): Origin(is_data=True) for t in data}  # and all else that no gradient leads through
         self._known: dict[Any, Origin] = {}
         self._changed: set[str] = set()
+        self._met: set[str] = set()
+        self._unseen: list[Origin] = []
         self._ends |= {id(t): Origin(frozenset([name]), is_itself=False) for name, t in strays}
         self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
 
     def follow(self, taken: list[Tensor], given: list[Tensor]) -> None:
         """See where numbers without a gradient come from, such as one-hot tokens, or a sign under no_grad."""
-        given = [t for t in given if not t.requires_grad]
+        given = [t for t in given if t.grad_fn is None and not (t.requires_grad and id(t) in self._ends)]
         origin = Origin()
         for t in taken if given else ():
             origin |= self._of(t)
-        for t in given if origin != Origin() else ():
+        for t in given:
             same = origin.is_itself and any(_share_memory(t, one) for one in taken)
             self._end(t, replace(origin, is_itself=same))
 
@@ -142,6 +154,7 @@ class Sources:
             origins = {place: replace(origin, is_itself=False) for place, origin in origins.items()}
         if call.name not in FIXED and not any(origin.is_data for origin in origins.values()):
             return {}
+        self._met |= {n for one in origins.values() if one.is_itself and not one.is_data for n in one.names}
         before = {t.grad_fn for t in call.operands.values()}
         waiting = [t.grad_fn for t in call.results]
         while waiting:  # all nodes of the call, as work in place on its result forgets the last one
@@ -161,14 +174,26 @@ class Sources:
             self._of(t)
         return self._changed
 
+    def unseen_in(self, results: list[Tensor]) -> list[Origin]:
+        """What meets data on the way to some results in a product that Python code did not ask for.
+
+        It may be scripted code, or an operation with a backward pass of its own.
+        """
+        for t in results:
+            self._of(t)
+        return self._unseen
+
     def _end(self, tensor: Tensor, origin: Origin) -> None:
         self._ends[id(tensor)] = origin
         self._kept.append(tensor)
 
     def _of(self, tensor: Tensor) -> Origin:
-        if tensor.grad_fn is not None:
-            return self._trace(tensor.grad_fn)
-        return self._ends.get(id(tensor), Origin())
+        return self._end_at(tensor) if tensor.grad_fn is None else self._trace(tensor.grad_fn)
+
+    def _end_at(self, tensor: Tensor) -> Origin:
+        if id(tensor) not in self._ends:
+            self._end(tensor, Origin(frozenset([f"a tensor of shape {tuple(tensor.shape)}"])))
+        return self._ends[id(tensor)]
 
     def _trace(self, node: Any) -> Origin:
         waiting = [node]
@@ -185,7 +210,7 @@ class Sources:
 
     def _combined(self, node: Any, before: list[Any]) -> Origin:
         if (leaf := getattr(node, "variable", None)) is not None:
-            return self._ends.get(id(leaf), Origin())
+            return self._end_at(leaf)
         kind = node.name().rstrip("0123456789")
         origin = Origin(
             is_itself=kind in _REARRANGES and not _rounds(node, before),
@@ -193,6 +218,12 @@ class Sources:
         )
         origins = [self._known[one] for one in before]
         if any(one.is_data for one in origins):
+            if kind in _PRODUCTS:
+                self._unseen += [one for one in origins if not one.is_data]
+                return Origin(is_data=True)
+            if hasattr(node, "_forward_cls"):  # of an autograd.Function, whose own products were seen
+                origins = [replace(one, names=one.names - self._met) for one in origins]
+                self._unseen += [replace(one, is_itself=False) for one in origins if not one.is_data]
             self._changed |= {n for one in origins if not (one.is_data or one.is_itself) for n in one.names}
         for one in origins:
             origin |= one

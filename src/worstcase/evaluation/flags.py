@@ -102,8 +102,16 @@ def _digital(crossbar: Crossbar) -> Iterator[str]:
     if coverage.share < COVERED:
         digital = sorted(coverage.digital, key=lambda name: -coverage.digital[name])
         yield f"only {coverage.share:.1%} of the values are programmed; digital and exact are {_listed(digital)}"
-    if others := crossbar.also_multiplied:
-        yield f"{_listed(others)}: multiplied with an input, but not programmed (name them in arrays=)"
+    parameters = {name for name, _ in crossbar.net.named_parameters(remove_duplicate=False)}
+    advice = {
+        True: "name them in arrays=",
+        False: "make them parameters of the network, if devices hold them, and name those in arrays=",
+    }
+    for known, what in advice.items():
+        if others := [name for name in crossbar.also_multiplied if (name in parameters) is known]:
+            yield f"{_listed(others)}: multiplied with an input, but not programmed ({what})"
+    if crossbar.rounds_weights:
+        yield "autocast within the network rounds its weights after their deviation, so some chips leave the box"
 
 
 def _listed(names: Sequence[str]) -> str:
