@@ -61,6 +61,22 @@ class Elementwise(nn.Module):
         return self.out(torch.minimum(y, torch.neg(x)).sum(1))
 
 
+class Rearranged(nn.Module):
+    """Parameters of the network's own, and tensors that are taken apart and put together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("turn", torch.randn(4, 4))
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (x.select(1, 0) @ self.a).relu().unbind(1)
+        y = torch.matmul(torch.stack([rows[5].roll(1, 1), rows[0].flip(1)], 1), self.b)
+        y = y.movedim(1, 2).swapaxes(1, 2).matmul(self.turn)
+        return self.out(y.repeat(1, 1, 3).narrow(2, 2, 8).ravel().view(x.size(0), -1))
+
+
 class Squeezed(nn.Module):
     """A convolution gives the answer, as in SqueezeNet, and one weight is used twice."""
 
@@ -124,6 +140,16 @@ IMAGES = {
     "functions": Functional,
     "elementwise": Elementwise,
     "squeezed": Squeezed,
+    "rearranged": Rearranged,
+    "upsampled": lambda: of(
+        nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.ReLU(), nn.Conv2d(2, 1, 3), inputs=36
+    ),
+    "bilinear": lambda: of(
+        nn.Conv2d(1, 2, 3), nn.Upsample(size=7, mode="bilinear"), nn.Conv2d(2, 1, 3), inputs=25
+    ),
+    "padded": lambda: of(
+        nn.ReflectionPad2d(1), nn.Conv2d(1, 1, 3), nn.ConstantPad2d(1, -2.0), nn.ReplicationPad2d(1), inputs=100
+    ),
     **{
         kind.__name__: lambda kind=kind: of(
             nn.Flatten(), nn.Linear(36, 9), kind(), nn.Linear(9, 9), kind(), inputs=9

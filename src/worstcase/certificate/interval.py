@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.modules import module as hooks
@@ -26,6 +27,7 @@ from worstcase.certificate.tables import (
     IN_PLACE,
     LINEAR,
     LINEAR_FUNCTIONS,
+    MATRIX_PRODUCTS,
     METHODS,
     MODULES,
     NORMS,
@@ -218,6 +220,8 @@ class IntervalBounds(fx.Interpreter):
         if target is getattr and args[1] in QUERIES:
             return getattr(args[0].low, args[1])
         target = IN_PLACE.get(target, target)
+        if target in MATRIX_PRODUCTS:
+            return _matrix_product(*args, **kwargs)
         if kwargs.get("return_indices"):
             raise Unsupported(f"{name_of(target)} with return_indices")
         if kwargs.get("training"):
@@ -231,6 +235,8 @@ class IntervalBounds(fx.Interpreter):
             return super().call_method(target, args, kwargs)
         if target in QUERIES:
             return getattr(args[0].low, target)(*args[1:], **kwargs)
+        if target in MATRIX_PRODUCTS:
+            return _matrix_product(*args, **kwargs)
         name = {"view": "reshape"}.get(target, target).rstrip("_")  # a view may not fit how these lie in memory
         if name not in METHODS:
             raise _without_rule(f"Tensor.{target}")
@@ -254,6 +260,14 @@ def _function(f: Any, input: Any, weight: Any, bias: Any = None, *rest: Any, **o
     weight, bias = Interval.of(weight), None if bias is None else Interval.of(bias)
     count = terms(weight.low, transposed=f in TRANSPOSED_FUNCTIONS)
     return _Product(lambda x, w, b: f(x, w, b, *rest, **options), Interval.of(input), Weight(weight, bias, count))
+
+
+def _matrix_product(x: Any, other: Any) -> _Product:
+    """x @ W of a matrix W."""
+    weight = Interval.of(other)
+    if weight.low.ndim != 2:
+        raise Unsupported(f"matmul by a tensor of {weight.low.ndim} dimensions: 2 are supported")
+    return _function(F.linear, x, monotone(Tensor.t, weight))
 
 
 def _not_in_place(module: nn.Module) -> nn.Module:

@@ -142,6 +142,14 @@ def average(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -
     return y.widened(slack(n, x.low) * size)
 
 
+def resized(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:
+    """Images of another size, whose points are means of others'; cubic ones are not."""
+    mode = f.mode if isinstance(f, nn.Upsample) else dict(enumerate(args)).get(2, options.get("mode", "nearest"))
+    if mode == "bicubic":
+        raise Unsupported("bicubic interpolation, which has weights below 0")
+    return average(f, x, *args, **options)
+
+
 def corners(f: Callable[..., Tensor], x: Any, y: Any) -> Interval:
     """A product, or a quotient by an exact number: it is extreme at the corners, and rounds monotonically."""
     a, b = _ends(x), _ends(y)

@@ -18,6 +18,7 @@ from worstcase.certificate.rules import (
     negated,
     positive,
     quotient,
+    resized,
     rising,
     signless,
     smooth,
@@ -32,7 +33,11 @@ TRANSPOSED = {nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 NORMS = {*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm}
 DROPOUTS = {nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout}
-SHAPES = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS}
+SHAPES = {nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, *DROPOUTS}
+_PADS: set[type] = {
+    getattr(nn, f"{kind}Pad{n}d") for kind in ("Zero", "Reflection", "Replication") for n in (1, 2, 3)
+}
+_CONSTANT_PADS: set[type] = {nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d}
 _MAX_POOLS: set[type] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d}
 _MAX_POOLS |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
 AVERAGES = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}
@@ -44,7 +49,9 @@ Rule = Callable[..., Any]
 """Called with the module or function and its arguments, some of them intervals."""
 
 MODULES: dict[type, Rule] = {
-    **dict.fromkeys([*SHAPES, *_MAX_POOLS, nn.PixelShuffle, nn.ChannelShuffle, nn.ZeroPad2d], monotone),
+    **dict.fromkeys([*SHAPES, *_MAX_POOLS, *_PADS], monotone),
+    **dict.fromkeys(_CONSTANT_PADS, signless),
+    **dict.fromkeys([nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d], resized),
     **dict.fromkeys(AVERAGES, average),
     **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardsigmoid], positive),
     **dict.fromkeys([nn.LeakyReLU, nn.ELU, nn.CELU], rising),
@@ -58,7 +65,8 @@ MODULES: dict[type, Rule] = {
     nn.Hardswish: _HARDSWISH,
 }
 SHAPE_METHODS = ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"]
-SHAPE_METHODS += ["contiguous", "chunk", "split", "expand", "detach", "clone"]
+SHAPE_METHODS += ["contiguous", "chunk", "split", "expand", "detach", "clone", "unbind", "narrow", "select"]
+SHAPE_METHODS += ["movedim", "swapaxes", "ravel", "repeat", "tile", "roll", "flip"]
 SHAPE_FUNCTIONS = {getattr(torch, n) for n in SHAPE_METHODS if hasattr(torch, n)} | {operator.getitem}
 SHAPE_FUNCTIONS |= {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 FUNCTIONS: dict[Any, Rule] = {
@@ -72,6 +80,7 @@ FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys([torch.tanh, F.tanh, F.selu, F.logsigmoid, F.softsign], smooth),
     **dict.fromkeys([torch.sigmoid, F.sigmoid], smooth_positive),
     F.softplus: softplus,
+    F.interpolate: resized,
     **dict.fromkeys([F.hardtanh, F.pad], signless),
     **dict.fromkeys([operator.add, torch.add], added),
     **dict.fromkeys([operator.sub, torch.sub], subtracted),
@@ -103,6 +112,7 @@ METHODS: dict[str, Rule] = {
 }
 QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device")
 LINEAR_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+MATRIX_PRODUCTS = {operator.matmul, torch.matmul, torch.mm, "matmul", "mm"}
 TRANSPOSED_FUNCTIONS = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
 IN_PLACE: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 IN_PLACE |= {operator.itruediv: operator.truediv}
@@ -110,7 +120,8 @@ IN_PLACE |= {torch.relu_: torch.relu, F.relu_: F.relu}
 
 _COPIES = [*_MAX_POOLS, F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d]
 _COPIES += [F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, nn.Hardtanh, F.hardtanh]
-_COPIES += [nn.ZeroPad2d, F.pad, torch.cat, torch.concat, torch.stack, torch.clone, "clone", nn.Embedding]
+_COPIES += [*_PADS, *_CONSTANT_PADS, F.pad, torch.cat, torch.concat, torch.stack, torch.clone, "clone"]
+_COPIES += [nn.Embedding, *MATRIX_PRODUCTS]
 _COPIES += [getattr(torch, n) for n in ("maximum", "minimum", "amax", "amin", "clamp")]
 _COPIES += ["maximum", "minimum", "amax", "amin", "clamp", nn.RNN, nn.LSTM, nn.GRU]
 NEW = {*LINEAR, *TRANSPOSED, *NORMS, *LINEAR_FUNCTIONS, *TRANSPOSED_FUNCTIONS, *_COPIES}
