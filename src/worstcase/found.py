@@ -17,7 +17,7 @@ Number = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[^$]*$", max_length=200)]
-"""Names are shown in figures, where a dollar sign would start a formula."""
+"""Names of other things than arrays are titles of figures, where a dollar sign would start a formula."""
 FileName = Annotated[str, StringConstraints(pattern=r"^([^/\\.]|\.[^/\\.]|\.\.[^/\\])[^/\\]*$")]
 """Of a file in the record's own folder."""
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
@@ -130,7 +130,7 @@ class Found:
     vanished: Share = 0.0
     """Share of the gradients that were zero in every weight that may move, or not finite. There is one gradient
     for each mini-batch with right answers."""
-    unmoved: list[Name] = field(default_factory=list)
+    unmoved: list[str] = field(default_factory=list)
     """Arrays whose gradient was zero for every weight in every mini-batch."""
     sorted_steps: bool = False
     """Whether the mini-batches of its steps had far fewer classes than the reference set."""

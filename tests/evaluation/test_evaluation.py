@@ -268,6 +268,10 @@ class Unused(attacks.FLWC):
         super().search(run)
 
 
+def named(name):
+    return type("Named", (attacks.FLWC,), {"name": name})()
+
+
 def shuffled():
     data = TensorDataset(torch.randn(100, 1, 6, 6), torch.arange(100) % 3)
     return DataLoader(data, batch_size=50, shuffle=True)
@@ -306,12 +310,25 @@ def test_a_folder_holds_files_of_one_evaluation(small_net, small_batches, tmp_pa
     assert Record.load(tmp_path).kind == "train" and (tmp_path / "perturbation.safetensors").is_file()
 
 
+def test_records_hold_any_name_of_an_array(small_batches, tmp_path, caplog):
+    net = nn.Sequential(nn.AvgPool2d((6, 1)), nn.Flatten())
+    for name in (odd := ("$\\frac{$", "x" * 300, "a/b\n")):
+        net.add_module(name, nn.Linear(6, 6))
+    result = evaluate(Crossbar(net, 0.1), small_batches, [attacks.FLWC(steps=1)], progress=False)
+    result.save(tmp_path)
+    layers = Record.load(tmp_path).diagnosis["layers"]
+    assert [layer["array"] for layer in layers] == [f"{name}.weight" for name in odd]
+    assert (tmp_path / "layers.png").is_file() and not caplog.records
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"attacks": []}, "attacks="),
         ({"attacks": [Unused(), attacks.LWC]}, r"attacks: give objects, such as attacks\.FLWC\(\), not <class"),
         ({"attacks": [Unused(), attacks.FLWC(objective="into_class:99")]}, "into_class:99"),
+        ({"attacks": [Unused(), named("a/b")]}, "name='a/b': must be 1 to 100 printable characters"),
+        ({"attacks": [Unused(), named("a$")]}, r"name='a\$': must be"),
         ({"attacks": Unused(), "thgs": []}, "thgs="),
         ({"attacks": Unused(), "thgs": [0.1, -1]}, "thg=-1"),
         ({"attacks": Unused(), "thgs": [0.1, 3.0]}, "3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,11 +164,15 @@ class Attack(ABC):
 
 
 def check_parameters(attack: Attack) -> None:
-    """Make sure that a record can hold an attack's settings.
+    """Make sure that a record can hold an attack's name and settings.
 
     Raises:
         ValueError: it cannot.
     """
+    if not re.fullmatch(r"[^/\\$]{1,100}", name := getattr(attack, "name", "")) or not name.isprintable():
+        raise ValueError(
+            f"{type(attack).__name__}.name={name!r}: must be 1 to 100 printable characters other than /, \\ and $"
+        )
     parameters = attack.parameters()
     try:
         TypeAdapter(Parameters).validate_json(json.dumps(parameters, allow_nan=False), strict=True)

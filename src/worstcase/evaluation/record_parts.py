@@ -52,7 +52,7 @@ class _Measured(Open):
     accuracy: Share
     failed: Count
     """Weights outside the box of the largest th_g."""
-    failed_by_array: dict[Name, Count]
+    failed_by_array: dict[str, Count]
 
 
 class Measured(_Measured, total=False):
@@ -139,7 +139,7 @@ class AttackedAlone(Moved, total=False):
 
 
 class MovedInLayer(AttackedAlone):
-    array: Name
+    array: str
 
 
 class Selected(Open):
@@ -187,7 +187,7 @@ class OfWeights(Open):
     file: str
     digest: Name
     largest: Number
-    by_array: dict[Name, Spread]
+    by_array: dict[str, Spread]
 
 
 Tolerances = Table | OfWeights | dict[str, Number | Table]

@@ -109,14 +109,14 @@ def layers(record: Record) -> Figure:
     """Weights moved by layer (Fig. 6); with a full diagnosis, also the accuracy when only that layer moves."""
     found = record.diagnosis["layers"]
     alone = "lowest_alone" in found[0]
-    names = [f"{layer['array'].removesuffix('.weight')} ({layer['weights']:,})" for layer in found]
+    names = [f"{layer['array'].removesuffix('.weight')[-60:]} ({layer['weights']:,})" for layer in found]
     places = range(len(found))
     figure = Figure(figsize=(10.4 if alone else 6.4, 2.2 + 0.5 * len(found)), layout="constrained")
     panels = figure.subplots(1, 2 if alone else 1, sharey=True, squeeze=False)[0]
     panels[0].barh(places, [100 * (1 - layer["unmoved"]) for layer in found], color="0.75", label="moved")
     panels[0].barh(places, [100 * layer["at_bound"] for layer in found], 0.4, color=WORST, label="at the bound")
     panels[0].set_xlabel("share of the layer's weights (%)")
-    panels[0].set_yticks(places, names)
+    panels[0].set_yticks(places, names, parse_math=False)
     panels[0].set_ylabel("layer (number of weights)")
     panels[0].invert_yaxis()
     if alone:
