@@ -1,6 +1,7 @@
 """Bad settings and files: one line that says what is wrong and what to do, and nothing written or lost."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,13 @@ def test_what_only_the_job_can_tell_stops_it_before_training(overrides, message,
     assert error.startswith("error: ") and message in error
     assert {path.name for path in tmp_path.iterdir()} == {"run.log", "job.json", ".worstcase.lock"}
     assert "Traceback" in (tmp_path / "run.log").read_text()
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(tmp_path):
+    folder = tmp_path / "run"
+    done = run("src.train", os.fsdecode(b"init_from='a\xff.pt'"), f"hydra.run.dir={folder}", fails=True)
+    assert r"error: init_from='a\udcff.pt': has a byte that is not UTF-8" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not folder.exists()
 
 
 def test_arguments_in_a_message_become_settings_and_paths_stay():

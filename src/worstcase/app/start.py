@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,9 @@ def start(main: Callable[[], Any], words: Callable[[Sequence[str]], list[str]] =
         sys.exit(f"error: the folder {Path.cwd()} has ${{ in its name; rename it, or work in another")
     try:
         sys.argv[1:] = words(sys.argv[1:])
+        for word in sys.argv[1:]:
+            if re.search("[\ud800-\udfff]", word):  # such a byte, as Python reads it
+                raise ValueError(f"{word}: has a byte that is not UTF-8, which no record holds; rename the path")
         main()
     except JobFailed:
         sys.exit(1)
