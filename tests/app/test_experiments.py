@@ -10,6 +10,7 @@ from commands import REPOSITORY, run, shorten_ensembles
 from hydra import compose
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from records import record
 
 from worstcase.app import doors, naming, ranges, status, sweeps
 from worstcase.app.state import Begun
@@ -126,15 +127,18 @@ def test_status_tells_finished_failed_and_missing(swept, tmp_path):
 
 def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp_path):
     jobs = sweeps.jobs(["experiment=fig8a", f"hydra.sweep.dir={tmp_path}"])
-    jobs[0].folder.mkdir(parents=True)
-    (jobs[0].folder / "results.json").write_text("{}")
-    jobs[1].folder.mkdir(parents=True)
+    for job in jobs[:3]:
+        job.folder.mkdir(parents=True)
+    record().save(jobs[0].folder)
+    (jobs[2].folder / "results.json").write_text("{}")
     Begun("the command", {}, "the error").save(jobs[1].folder)
     lines = list(status.of_jobs(jobs))
     assert lines[0] == f"finished  {jobs[0].folder}"
     assert lines[1] == f"failed    {jobs[1].folder}: the error\n          the command"
-    assert all(line.startswith("missing   ") for line in lines[2:-1]) and jobs[2].command in lines[2]
-    assert lines[-1] == "1 of 20 jobs finished, 1 failed"
+    broken = f"broken    {jobs[2].folder / 'results.json'} holds no record of a run: its schema_version is not 1; "
+    assert lines[2] == f"{broken}delete it to run the job again\n          {jobs[2].command}"
+    assert all(line.startswith("missing   ") for line in lines[3:-1]) and jobs[3].command in lines[3]
+    assert lines[-1] == "1 of 20 jobs finished, 1 failed, 1 broken"
 
 
 @pytest.mark.parametrize(("dataset", "moves"), [("mnist5k", False), ("mnist", False), ("imagenet", True)])

@@ -12,7 +12,7 @@ from worstcase.app import naming, sweeps
 from worstcase.app.doors import CONF
 from worstcase.app.start import errors_in_one_line, start
 from worstcase.app.state import failure, shown, unfinished
-from worstcase.evaluation.record import RECORD, finished_runs, visible
+from worstcase.evaluation.record import Record, finished_runs, visible
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="status")
@@ -46,16 +46,21 @@ def of_folders(folders: Iterable[Path]) -> Iterator[str]:
 
 
 def of_jobs(jobs: Sequence[sweeps.Job]) -> Iterator[str]:
-    """Lines: of each job of a sweep whether it is finished, failed or missing."""
-    finished = failed = 0
+    """Lines: of each job of a sweep whether it is finished, failed or missing, or its record broken."""
+    finished = failed = broken = 0
     for job in jobs:
         told = dict(unfinished([job.folder])).get(job.folder.resolve())
-        if (job.folder / RECORD).is_file():
+        try:
+            Record.load(job.folder)
             finished += 1
             yield f"finished  {job.folder}"
-        elif told and told.error:
-            failed += 1
-            yield failure(job.folder, told)
-        else:
-            yield f"missing   {job.folder}\n          {job.command}"
-    yield f"{finished} of {len(jobs)} jobs finished, {failed} failed"
+        except ValueError as error:
+            broken += 1
+            yield f"broken    {visible(str(error))}; delete it to run the job again\n          {job.command}"
+        except FileNotFoundError:
+            if told and told.error:
+                failed += 1
+                yield failure(job.folder, told)
+            else:
+                yield f"missing   {job.folder}\n          {job.command}"
+    yield f"{finished} of {len(jobs)} jobs finished, {failed} failed" + (f", {broken} broken" if broken else "")
