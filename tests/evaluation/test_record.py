@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 from records import attack_record, record
@@ -86,6 +87,24 @@ def test_finished_runs_come_newest_first_without_broken_ones(tmp_path, caplog):
     (tmp_path / "broken" / "results.json").write_text("{")
     assert [found.seed for _, found in finished_runs([tmp_path, tmp_path / "none"])] == [0, 1, 2]
     assert f"skipped: {tmp_path / 'broken' / 'results.json'} holds no record of a run" in caplog.text
+
+
+def test_folders_that_cannot_be_read_are_warned_of_once(tmp_path, monkeypatch, caplog):
+    record().save(tmp_path)
+    errors = {"closed": PermissionError(13, "Permission denied"), "deleted": FileNotFoundError(2, "No such file")}
+    for name, error in errors.items():
+        (tmp_path / name).mkdir()
+        error.filename = str(tmp_path / name)
+    scandir = os.scandir
+
+    def failing(path):
+        if error := errors.get(Path(path).name):
+            raise error
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    assert [len(list(finished_runs([tmp_path]))) for _ in range(2)] == [1, 1]
+    assert caplog.messages == [f"skipped: {tmp_path / 'closed'} cannot be read: Permission denied"]
 
 
 def test_the_commit_is_a_full_hash_or_none():

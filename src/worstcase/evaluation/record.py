@@ -365,16 +365,29 @@ def visible(text: str) -> str:
 
 
 def files_named(name: str, roots: Iterable[Path]) -> Iterator[Path]:
-    """Every file of some name in or below some folders, once. Links to folders are followed; loops are not."""
+    """Every file of some name in or below some folders, once. Links to folders are followed; loops are not.
+
+    Folders that cannot be read are warned of.
+    """
+
+    def warn(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # deleted meanwhile, or never there
+            _warn_once(f"skipped: {visible(str(error.filename))} cannot be read: {error.strerror}")
+
     seen: set[str] = set()
     for root in roots:
-        for folder, below, files in os.walk(root, followlinks=True):
+        for folder, below, files in os.walk(root, onerror=warn, followlinks=True):
             if (real := os.path.realpath(folder)) in seen:
                 below.clear()
                 continue
             seen.add(real)
             if name in files or name in below:
                 yield Path(folder, name)
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning("%s", line)
 
 
 def _time(path: Path) -> int:
