@@ -137,5 +137,9 @@ def test_a_lower_accuracy_in_another_run_is_flagged(thg, accuracy, flagged):
         of_data = config | {"dataset": images | {key: value}}
         other = record(found("lwc", thg, 0.9, accuracy), kind="evaluate", config=of_data, thg=thg)
         assert bool(lower_elsewhere(now, [other])) == (flagged and same)
+    attacked = record(found("flwc", 0.02, 0.9, 0.4), kind="evaluate", config=config | {"weights": "b"}, thg=0.02)
+    for digest, same in (("a", False), ("b", True), (None, True)):
+        trained = record(found("lwc", thg, 0.9, accuracy), config=config, thg=thg, weights_digest=digest)
+        assert bool(lower_elsewhere(attacked, [trained])) == (flagged and same)
     sampled = record(found("monte_carlo", 0.02, 0.9, 0.4, distribution={"mean": 0.8}), config=config, thg=0.02)
     assert lower_elsewhere(sampled, [before]) == []

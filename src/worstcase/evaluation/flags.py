@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from worstcase.evaluation.record import Record
+from worstcase.evaluation.record import Record, another_network
 from worstcase.evaluation.settings import of_devices, of_test_data
 from worstcase.found import Found
 
@@ -207,7 +207,11 @@ def lower_elsewhere(record: Record, others: Iterable[Record]) -> list[str]:
         and all(other.config.get(key) == record.config.get(key) for key in settings)
         and of_devices(other.config) == of_devices(record.config)
         and of_test_data(other.config) == of_test_data(record.config)
-        and (other.kind == "train" or other.config.get("weights") == record.config.get("weights"))
+        and (
+            not another_network(record, other)
+            if other.kind == "train"
+            else other.config.get("weights") == record.config.get("weights")
+        )
         for attack in other.attacks
     ]
     flags = []

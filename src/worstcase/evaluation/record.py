@@ -330,7 +330,7 @@ def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Reco
         try:
             source = (folder / record.source_run).resolve()
             trained = found[source][1] if source in found else outside(source)
-            if trained and (differs := _another_network(record, trained)):
+            if trained and (differs := another_network(record, trained)):
                 raise ValueError(f"{source} has another {differs}")
             return trained
         except (OSError, ValueError, RuntimeError) as error:  # not a path, or no record there
@@ -340,7 +340,7 @@ def runs_and_trainings(folders: Iterable[Path]) -> list[tuple[Path, Record, Reco
     return [(folder, record, training(folder, record)) for folder, record in reversed(found.values())]
 
 
-def _another_network(record: Record, trained: Record) -> str:
+def another_network(record: Record, trained: Record) -> str:
     """In what an evaluation differs from the training that its network would be of; empty if in nothing known."""
     if record.method != trained.method:
         return f"method, {trained.method}"
