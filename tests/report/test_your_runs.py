@@ -182,6 +182,13 @@ def test_a_run_with_an_incomplete_configuration_is_shown(tmp_path, config, sourc
     assert made["runs"].sweeps == [] and made["runs"].commands == ["python 'open"]
 
 
+def test_only_runs_that_a_command_made_are_said_to_be_repeated_by_one(tmp_path):
+    in_python = own_network(kind="evaluate", command="worstcase.evaluate")
+    assert "commands that repeat" not in report(tmp_path / "python", in_python)[1]
+    page = report(tmp_path / "both", in_python, own_network(seed=4))[1]
+    assert "commands that repeat 1 run<" in page and "worstcase.evaluate" not in page
+
+
 def test_a_training_that_cannot_be_read_is_unknown(tmp_path, caplog):
     add(tmp_path / "training", own_network())
     (tmp_path / "training" / "results.json").write_text("{")

@@ -20,7 +20,7 @@ from worstcase.chip.mapping import DeviceMapping
 from worstcase.chip.tolerance import NAME, has_weights, plain
 from worstcase.digests import DIGITS, add_tensors
 from worstcase.evaluation.measured import Chip
-from worstcase.evaluation.record import FILES, RECORD, AttackRecord, Record
+from worstcase.evaluation.record import FILES, IN_PYTHON, RECORD, AttackRecord, Record
 from worstcase.evaluation.record_parts import outside, standing
 from worstcase.whole_file import write_whole
 
@@ -129,7 +129,7 @@ class Evaluation:
         said: dict[str, Any] = {
             "kind": "evaluate",
             "source_run": None,
-            "command": "worstcase.evaluate",
+            "command": IN_PYTHON,
             "config": {
                 "thg": plain(tolerance),
                 "full_scale": crossbar.full_scale,

@@ -51,6 +51,8 @@ FILES = (
     "monte_carlo*.png",
 )
 """What an evaluation leaves beside its record, as patterns."""
+IN_PYTHON = "worstcase.evaluate"
+"""In place of the command, of an evaluation that was made in Python."""
 EVALUATIONS = "evaluations"
 """The folder of a training run that holds its evaluations."""
 LAST = Path("checkpoints", "last.ckpt")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
+from worstcase.evaluation.record import IN_PYTHON
 from worstcase.report.rows import GIVEN
 
 UNITS = {"layer_max": "th_g is in units of each layer's largest weight", "unit": "th_g is in weight units"}
@@ -66,5 +67,5 @@ class Section:
 
     @property
     def commands(self) -> list[str]:
-        """The command of each run."""
-        return sorted(set(self.runs.command))
+        """The command of each run that was made by one."""
+        return sorted(set(self.runs.command) - {IN_PYTHON})
