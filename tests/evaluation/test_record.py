@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_deletes_what_a_killed_one_left_a_day_ago(tmp_path):
+    for name, age in {".a.json.1.part": 86500, ".a.json.2.part": 86300, ".b.json.1.part": 86500}.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_json(tmp_path / "a.json", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", ".a.json.2.part", ".b.json.1.part"}
 
 
 @pytest.mark.parametrize(
