@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from worstcase.checks import check_seed, number, whole
+from worstcase.checks import check_seed, choice, number, whole
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,8 @@ from worstcase.checks import check_seed, number, whole
         (lambda: whole("n", 1, least=2, also="or null"), "n=1: must be 2 or more, or null"),
         (lambda: whole("n", 33, most=32), "n=33: must be a whole number from 1 to 32"),
         (lambda: whole("n", 0.5, least=0, most=32), "n=0.5: must be a whole number from 0 to 32"),
+        (lambda: choice("c", [], {"a": 1, "b": 2}), "c=[]: must be a or b"),
+        (lambda: choice("c", "None", ("a", "b", None)), "c='None': must be a, b or None"),
         (lambda: check_seed("seed", -1), "seed=-1: must be a whole number from 0 to 4294967295"),
         (lambda: check_seed("seed", 2**32), "seed=4294967296: must be a whole number from 0 to 4294967295"),
         (lambda: number("x", math.nan), "x=nan: must be finite"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 SEEDS = 2**32
@@ -82,6 +83,22 @@ def number(
     if not is_number:
         allowed = f"a number, {allowed}"
     raise ValueError(_message(name, value, allowed, also))
+
+
+def choice(name: str, value: Any, allowed: Iterable[str | None]) -> None:
+    """Check that a value is one of those that are allowed.
+
+    Raises:
+        ValueError: it is not.
+
+    Example:
+        >>> choice("certificate", "none", ("interval", "linear", None))
+        Traceback (most recent call last):
+        ValueError: certificate='none': must be interval, linear or None
+    """
+    *others, last = allowed
+    if value not in [*others, last]:
+        raise ValueError(f"{name}={value!r}: must be {', '.join(map(str, others))} or {last}")
 
 
 def check_seed(name: str, value: Any) -> None:

@@ -318,7 +318,7 @@ def test_killed_and_resumed_it_is_the_uninterrupted_run(tmp_path):
     [
         ({"instances": 0}, "instances=0: must be 1 or more"),
         ({"first": -1}, "first=-1: must be 0 or more"),
-        ({"sampler": "normal"}, "sampler='normal': must be one of gaussian, "),
+        ({"sampler": "normal"}, "sampler='normal': must be gaussian, "),
         ({"sampler": "uniform", "sigma": 0.1}, "sigma=0.1: uniform has no sigma"),
         ({"threshold": 1.0}, "threshold=1.0: truncated_gaussian has no threshold"),
         ({"max_pulses": 3}, "max_pulses=3: truncated_gaussian has no max_pulses"),

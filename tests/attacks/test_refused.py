@@ -34,7 +34,7 @@ def test_settings_out_of_range(attack, options, message):
 
 
 def test_only_bfloat16_is_a_lower_dtype(small_net, small_batches):
-    with pytest.raises(ValueError, match="search_dtype='float16': must be 'bfloat16', or None"):
+    with pytest.raises(ValueError, match="search_dtype='float16': must be bfloat16 or None"):
         FLWC()(Crossbar(small_net, 0.1), small_batches, search_dtype="float16")
 
 

@@ -103,9 +103,9 @@ def test_several_test_loaders_are_refused(tmp_path, small_net, small_loader):
 def test_attacks_in_a_mapping_run_in_order_and_none_is_skipped():
     first, last = FLWC(steps=1), FLWC(steps=2)
     assert WorstCaseAtTest({"first": first, "none": None, "last": last}).attacks == [first, last]
-    with pytest.raises(ValueError, match="diagnosis=long: must be short, full"):
+    with pytest.raises(ValueError, match="diagnosis='long': must be short, full"):
         WorstCaseAtTest([first], diagnosis="long")
-    with pytest.raises(ValueError, match="search_dtype='half': must be 'bfloat16'"):
+    with pytest.raises(ValueError, match="search_dtype='half': must be bfloat16 or None"):
         WorstCaseAtTest([first], search_dtype="half")
 
 

@@ -334,8 +334,8 @@ def test_records_hold_any_name_of_an_array(small_batches, tmp_path, caplog):
         ({"attacks": Unused(), "thgs": [0.1, 3.0]}, "3"),
         ({"attacks": Unused(), "seed": 2**32}, "seed=4294967296"),
         ({"attacks": Unused(), "heldout": True, "loader": shuffled()}, "shuffling with heldout=True"),
-        ({"diagnosis": "long"}, "diagnosis=long: must be short, full, or None"),
-        ({"certificate": "exact"}, "certificate=exact: must be auto, interval, linear, or None"),
+        ({"diagnosis": "long"}, "diagnosis='long': must be short, full or None"),
+        ({"certificate": "exact"}, "certificate='exact': must be auto, interval, linear or None"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(small_net, small_batches, options, message):

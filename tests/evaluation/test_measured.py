@@ -93,7 +93,7 @@ def test_weights_taken_for_deviations_are_refused_and_so_is_the_reverse(crossbar
         measure(crossbar, small_batches, weights)
     with pytest.raises(ValueError, match=r"nearer to 0 than to the programmed ones: .* say chip_holds=deviations"):
         measure(crossbar, small_batches, chip, "weights")
-    with pytest.raises(ValueError, match="chip_holds=volts: must be deviations or weights"):
+    with pytest.raises(ValueError, match="chip_holds='volts': must be deviations or weights"):
         measure(crossbar, small_batches, chip, "volts")
     dead = {name: -w.detach() for name, w in crossbar.programmed().items()}
     assert measure(crossbar, small_batches, dead).failed > 100

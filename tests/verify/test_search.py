@@ -143,7 +143,7 @@ class Unused(attacks.FLWC):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"certificate": "crown"}, "certificate='crown': must be 'interval', 'linear', or None"),
+        ({"certificate": "crown"}, "certificate='crown': must be interval, linear or None"),
         ({"programming": {"sigma": 0.1}}, "must be a Programming"),
         ({"where": True, "training": iter([])}, "gone through only once"),
         ({"where": True, "training": [(torch.ones(1, 2), torch.tensor([3]))]}, "each label must be 0 to 1"),

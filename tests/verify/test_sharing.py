@@ -109,7 +109,7 @@ def test_what_is_drawn_follows_the_seed(by, small_net, small_batches):
 
 def test_what_cannot_be_shared_out_is_said(small_net, small_batches):
     crossbar = Crossbar(small_net, 0.05)
-    with pytest.raises(ValueError, match="by='best': must be one of same, random"):
+    with pytest.raises(ValueError, match="by='best': must be same, random"):
         tightened(crossbar, small_batches, 4.0, by="best")
     with pytest.raises(ValueError, match="pulses=2"):
         tightened(crossbar, small_batches, 2.0, rounds=0)

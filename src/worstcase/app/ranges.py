@@ -35,6 +35,7 @@ COUNTS = {  # whole numbers and the least that each may be
 }
 
 CHOICES = {
+    "full_scale": ("layer_max", "unit"),
     "scale": ("quick", "paper"),
     "diagnosis": ("short", "full"),
     "certificate": ("auto", "interval", "linear", "null"),
@@ -78,8 +79,6 @@ def check(settings: Mapping[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value}: must be a finite number")
     full_scale = settings.get("full_scale")
-    if full_scale not in (None, "layer_max", "unit"):
-        raise ValueError(f"full_scale={full_scale}: must be layer_max or unit")
     for thg in _numbers(settings):
         if isinstance(thg, bool) or not isinstance(thg, int | float) or not (math.isfinite(thg) and thg >= 0):
             raise ValueError(f"thg={thg}: must be a finite number, 0 or more")

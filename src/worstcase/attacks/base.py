@@ -15,12 +15,15 @@ from torch import Tensor
 
 from worstcase.attacks.search import Search
 from worstcase.batches import Loader
+from worstcase.checks import choice
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.found import Found, Parameters
 from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
+
+SEARCH_DTYPES = ("bfloat16", None)
 
 
 @dataclass(kw_only=True)
@@ -109,7 +112,7 @@ class Attack(ABC):
                 whose labels do not belong to the network's outputs; a network that does not repeat its answers, or
                 does not multiply with its arrays; a box that is not a part of the crossbar's; a start outside it.
         """
-        check_search_dtype(search_dtype)
+        choice("search_dtype", search_dtype, SEARCH_DTYPES)
         with (
             evaluating(crossbar),
             torch.inference_mode(False),
@@ -185,13 +188,3 @@ def check_parameters(attack: Attack) -> None:
     else:
         return
     raise ValueError(f"{attack.name} has settings that no record holds, {refused}; parameters() may omit them")
-
-
-def check_search_dtype(search_dtype: str | None) -> None:
-    """Bfloat16 and None are fine.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if search_dtype not in (None, "bfloat16"):
-        raise ValueError(f"search_dtype={search_dtype!r}: must be 'bfloat16', or None for the network's own")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worstcase.attacks.base import Attack
 from worstcase.attacks.search import Search
-from worstcase.checks import whole
+from worstcase.checks import choice, whole
 from worstcase.objectives import objective as find_objective
 
 
@@ -38,8 +38,7 @@ class FLWC(Attack):
 
     def __init__(self, *, steps: int = 10, update: str = "batch", objective: str = "p2") -> None:
         whole("steps", steps)
-        if update not in ("batch", "epoch"):
-            raise ValueError(f"update={update!r}: must be batch or epoch")
+        choice("update", update, ("batch", "epoch"))
         self.steps, self.update, self.objective = steps, update, objective
         self._objective = find_objective(objective)
 

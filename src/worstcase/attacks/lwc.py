@@ -12,7 +12,7 @@ from worstcase.attacks.base import Attack
 from worstcase.attacks.search import Search
 from worstcase.attacks.updates import FreeAdam, ProjectedAdam
 from worstcase.batches import Inputs
-from worstcase.checks import number, whole
+from worstcase.checks import choice, number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.objectives import objective as find_objective
 from worstcase.task import counts
@@ -67,10 +67,8 @@ class LWC(Attack):
         whole("trials", trials)
         number("lr", lr, above=0, also="in units of the bound")
         low, high = _range_of_c(c_range)
-        if project not in ("step", "end"):
-            raise ValueError(f"project={project!r}: must be step or end")
-        if magnitude not in _MAGNITUDES:
-            raise ValueError(f"magnitude={magnitude!r}: must be {' or '.join(_MAGNITUDES)}")
+        choice("project", project, ("step", "end"))
+        choice("magnitude", magnitude, _MAGNITUDES)
         self.epochs, self.lr, self.c_range = epochs, lr, [low, high]
         self.trials, self.project, self.magnitude, self.objective = trials, project, magnitude, objective
         self._objective = find_objective(objective)

@@ -17,7 +17,7 @@ from worstcase.attacks.distribution import describe
 from worstcase.attacks.instances import Instance, InstanceFile
 from worstcase.attacks.search import Search
 from worstcase.batches import Loader, split
-from worstcase.checks import number, whole
+from worstcase.checks import choice, number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
@@ -111,8 +111,7 @@ class MonteCarlo(Attack):
     ) -> None:
         whole("instances", instances)
         whole("first", first, least=0)
-        if sampler not in SAMPLERS:
-            raise ValueError(f"sampler={sampler!r}: must be one of {', '.join(SAMPLERS)}")
+        choice("sampler", sampler, SAMPLERS)
         for key, value in {"sigma": sigma, "threshold": threshold, "max_pulses": max_pulses}.items():
             if value is not None and key not in SAMPLERS[sampler]:
                 raise ValueError(f"{key}={value}: {sampler} has no {key}")

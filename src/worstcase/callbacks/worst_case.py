@@ -9,9 +9,10 @@ from typing import Any
 import lightning as L
 
 from worstcase.attacks import Attack
-from worstcase.attacks.base import check_parameters, check_search_dtype
+from worstcase.attacks.base import SEARCH_DTYPES, check_parameters
 from worstcase.batches import Loader
-from worstcase.evaluation.evaluate import check_certificate, check_diagnosis, evaluate
+from worstcase.checks import choice
+from worstcase.evaluation.evaluate import CERTIFICATES, DIAGNOSES, evaluate
 from worstcase.evaluation.evaluation import Evaluation
 from worstcase.methods import Method
 
@@ -58,9 +59,9 @@ class WorstCaseAtTest(L.Callback):
         search_dtype: str | None = None,
         folder: Path | None = None,
     ) -> None:
-        check_diagnosis(diagnosis)
-        check_certificate(certificate)
-        check_search_dtype(search_dtype)
+        choice("diagnosis", diagnosis, DIAGNOSES)
+        choice("certificate", certificate, CERTIFICATES)
+        choice("search_dtype", search_dtype, SEARCH_DTYPES)
         given = attacks.values() if isinstance(attacks, Mapping) else attacks
         self.attacks = [attack for attack in given if attack is not None]
         for attack in self.attacks:

@@ -17,6 +17,7 @@ from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported, margins_of
 from worstcase.certificate.tracing import first_line
+from worstcase.checks import choice
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.seeds import seeded
@@ -80,8 +81,7 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         >>> certificate.certified, certificate.accuracy
         (tensor([False,  True]), 0.5)
     """
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: must be {' or '.join(METHODS)}")
+    choice("method", method, METHODS)
     started = time.perf_counter()
     certified = []
     bounds = None

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from worstcase.checks import number
+from worstcase.checks import choice, number
 from worstcase.chip.float64 import has_float64, in_float64, like
 
 Perturbation = Mapping[str, Tensor]
@@ -183,6 +183,7 @@ class Box:
             >>> box.sample("vertex")["w"].unique()
             tensor([-0.5000,  0.5000])
         """
+        choice("kind", kind, ("uniform", "vertex", "truncated_gaussian"))
         number("tolerance", tolerance, above=0, also="in units of sigma")
         sample = {}
         for name, w in self.weights.items():
@@ -192,10 +193,8 @@ class Box:
             elif kind == "vertex":
                 coin = drawn(partial(torch.randint, 2), w, generator, w.dtype)
                 sample |= self.at({name: coin * 2 - 1})
-            elif kind == "truncated_gaussian":
-                sample |= self.at({name: _truncated_gaussian(w, tolerance, generator)})
             else:
-                raise ValueError(f"kind={kind!r}: must be uniform, vertex or truncated_gaussian")
+                sample |= self.at({name: _truncated_gaussian(w, tolerance, generator)})
         self.project_(sample)  # rounding may lead beyond an end
         return sample
 

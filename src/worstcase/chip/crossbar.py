@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worstcase.batches import Inputs, Loader, inputs_and_labels, of_each
+from worstcase.checks import choice
 from worstcase.chip.arrays import (
     Coverage,
     biases,
@@ -35,8 +36,6 @@ from worstcase.chip.modes import evaluating
 from worstcase.chip.quantisation import OutputQuantiser, check_bits, quantise
 from worstcase.chip.substitution import changed, run
 from worstcase.chip.tolerance import Said
-
-FULL_SCALES = ("layer_max", "unit")
 
 
 class Crossbar(nn.Module):
@@ -104,8 +103,7 @@ class Crossbar(nn.Module):
         check_bits("weight_bits", weight_bits)
         check_bits("activation_bits", activation_bits)
         check_patterns(layers=layers, exclude=exclude, arrays=arrays)
-        if full_scale not in FULL_SCALES:
-            raise ValueError(f"full_scale={full_scale!r}: must be one of {', '.join(FULL_SCALES)}")
+        choice("full_scale", full_scale, ("layer_max", "unit"))
         if not isinstance(mapping, DeviceMapping | None):
             raise ValueError(
                 f"mapping={mapping!r}: must be a DeviceMapping, such as DeviceMapping(pair=True), or None"

@@ -13,7 +13,7 @@ from worstcase.attacks.half import Half
 from worstcase.attacks.passes import classes_of
 from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
-from worstcase.checks import check_seed
+from worstcase.checks import check_seed, choice
 from worstcase.chip.crossbar import Crossbar
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.evaluation import Evaluation
@@ -22,7 +22,8 @@ from worstcase.evaluation.heldout import attack_one_half
 from worstcase.evaluation.measured import measure
 
 RANDOM_VERTICES = 4  # of the box, that attacks are compared with
-CERTIFICATES = ("auto", "interval", "linear")
+DIAGNOSES = ("short", "full", None)
+CERTIFICATES = ("auto", "interval", "linear", None)
 PASSES_OF_LINEAR = 100  # that linear bounds take at most, about
 
 
@@ -93,8 +94,8 @@ def evaluate(
     """
     attacks = _each(attacks, Ensemble())
     bounds = sorted(set(_each(thgs, crossbar.thg)))
-    check_diagnosis(diagnosis)
-    check_certificate(certificate)
+    choice("diagnosis", diagnosis, DIAGNOSES)
+    choice("certificate", certificate, CERTIFICATES)
     check_seed("seed", seed)
     _check(crossbar, loader, attacks, bounds)
     if heldout:
@@ -193,23 +194,3 @@ def _certificate(crossbar: Crossbar, loader: Loader, method: str, spent: float) 
         except Unsupported as error:
             return replace(certify(crossbar, loader), note=f"linear bounds are not supported: {error}")
     return certify(crossbar, loader)
-
-
-def check_diagnosis(diagnosis: str | None) -> None:
-    """Short, full, and None are fine.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if diagnosis not in (None, "short", "full"):
-        raise ValueError(f"diagnosis={diagnosis}: must be short, full, or None")
-
-
-def check_certificate(certificate: str | None) -> None:
-    """Auto, interval, linear, and None are fine.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if certificate is not None and certificate not in CERTIFICATES:
-        raise ValueError(f"certificate={certificate}: must be {', '.join(CERTIFICATES)}, or None")

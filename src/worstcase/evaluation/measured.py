@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worstcase.attacks.passes import accuracy
 from worstcase.batches import Loader
+from worstcase.checks import choice
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.deviation import deviate
@@ -101,7 +102,7 @@ def deviations_of(crossbar: Crossbar, chip: Mapping[str, Any], holds: str = "dev
 
 def _read(crossbar: Crossbar, chip: Mapping[str, Any], holds: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a chip holds, checked, and its deviations."""
-    check_holds(holds)
+    choice("chip_holds", holds, HOLDS)
     if not isinstance(chip, Mapping):
         raise ValueError(
             f"chip must be a dict of tensors or arrays, not {type(chip).__name__}; "
@@ -118,16 +119,6 @@ def _read(crossbar: Crossbar, chip: Mapping[str, Any], holds: str) -> tuple[dict
     if sum(map(_square, other.values())) > sum(map(_square, given.values())) and holds == "weights":
         raise ValueError(f"the chip's weights are nearer to 0 than to the programmed ones: {_other(holds)}")
     return given, other if holds == "weights" else given
-
-
-def check_holds(holds: str) -> None:
-    """Deviations and weights are fine.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if holds not in HOLDS:
-        raise ValueError(f"chip_holds={holds}: must be {' or '.join(HOLDS)}")
 
 
 def _other(holds: str) -> str:

@@ -22,7 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from worstcase.attacks.gradient import gradient
 from worstcase.batches import Inputs, inputs_and_labels, tensors_in
-from worstcase.checks import check_seed, number, whole
+from worstcase.checks import check_seed, choice, number, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
@@ -85,8 +85,7 @@ class Method(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if weight_clip_unit not in ("deviation", "weight"):
-            raise ValueError(f"weight_clip_unit={weight_clip_unit}: must be deviation or weight")
+        choice("weight_clip_unit", weight_clip_unit, ("deviation", "weight"))
         if weight_clip is not None:
             number("weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)
         if warm_up is not None:

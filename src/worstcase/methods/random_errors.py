@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from worstcase.batches import Inputs
-from worstcase.checks import number
+from worstcase.checks import choice, number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.methods.base import Method
 
@@ -44,8 +44,7 @@ class RandomErrors(Method):
         **options: Any,
     ) -> None:
         super().__init__(crossbar, weight_clip=weight_clip, **options)
-        if kind not in ("vertex", "uniform"):
-            raise ValueError(f"kind={kind}: must be vertex or uniform")
+        choice("kind", kind, ("vertex", "uniform"))
         number("factor", factor, low=0)
         number("ramp", ramp, low=0, high=1)
         number("clean", clean, low=0, high=1)

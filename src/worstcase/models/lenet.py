@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worstcase.checks import choice
+
 
 class LeNet(nn.Module):
     """LeNet with ReLU and max pooling.
@@ -22,8 +24,7 @@ class LeNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, variant: str = "authors") -> None:
         super().__init__()
-        if variant not in ("authors", "lecun98"):
-            raise ValueError(f"variant={variant}: must be authors or lecun98")
+        choice("variant", variant, ("authors", "lecun98"))
         kernel, first_padding, second_padding, side = (3, 1, 1, 7) if variant == "authors" else (5, 2, 0, 5)
         self.conv1 = nn.Conv2d(1, 6, kernel, padding=first_padding)
         self.conv2 = nn.Conv2d(6, 16, kernel, padding=second_padding)

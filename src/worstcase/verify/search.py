@@ -13,7 +13,7 @@ from worstcase.attacks import Attack, AttackResult, Ensemble
 from worstcase.attacks.passes import accuracy as accuracy_of
 from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
-from worstcase.checks import number
+from worstcase.checks import choice, number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.tolerance import largest, of_each_array
 from worstcase.verify.cost import Programming
@@ -170,8 +170,7 @@ def tolerance(
     """
     number("accuracy", accuracy, above=0, high=1)
     number("precision", precision, above=0)
-    if certificate not in (None, "interval", "linear"):
-        raise ValueError(f"certificate={certificate!r}: must be 'interval', 'linear', or None")
+    choice("certificate", certificate, ("interval", "linear", None))
     programming = Programming.of(crossbar, programming)
     clean = accuracy_of(crossbar, loader)
     if clean < accuracy:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble
 from worstcase.batches import Loader
-from worstcase.checks import number, whole
+from worstcase.checks import choice, number, whole
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.verify import sensitivities
@@ -76,8 +76,7 @@ class Sharing:
         programming: Programming | None = None,
         seed: int = 0,
     ) -> None:
-        if by not in WAYS:
-            raise ValueError(f"by={by!r}: must be one of {', '.join(WAYS)}")
+        choice("by", by, WAYS)
         check_countable(crossbar)
         self.crossbar, self.loader, self.by = crossbar, loader, by
         self.programming = Programming.of(crossbar, programming)
