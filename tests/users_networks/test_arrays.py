@@ -223,7 +223,7 @@ def test_weights_of_no_layer_are_flagged(net, named):
     crossbar, x = Crossbar(net, 0.2), torch.randn(40, 6)
     crossbar(x)
     assert crossbar.also_multiplied == [named]
-    advice = "name them in" if named in dict(net.named_parameters()) else "make them parameters"
+    advice = "name them in" if named in dict(net.named_parameters()) else "if devices hold them, make them"
     assert any(f.startswith(f"{named}: ") and f"({advice}" in f for f in of_the_network(crossbar))
 
 
