@@ -20,9 +20,11 @@ from unittest.mock import patch
 
 REPOSITORY = Path(__file__).parent.parent
 forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(
-    ["lightning", "torchvision", "matplotlib.figure", "hydra", "wandb", "safetensors.torch"]
-)
+OTHERS = ["lightning", "torchvision", "matplotlib.figure", "hydra", "wandb", "safetensors.torch", "pandas"]
+OTHERS += ["mlxtend.data", "pydantic"]
+# not the commands themselves: they read the environment when they are imported
+OURS = ["callbacks", "certificate", "evaluation.figures", "methods", "models", "runs"]
+forked.set_forkserver_preload([*OTHERS, *(f"worstcase.{name}" for name in OURS)])
 
 
 def environment() -> dict[str, str]:
@@ -70,8 +72,8 @@ def running(
         before: a function, with its arguments, that is called in the process before the command.
         variables: of its environment, besides those of `environment`.
 
-    Its process is forked from one that has already imported the large packages: that takes longer than most
-    commands.
+    Its process is forked from one that has already imported the large packages and the library: that takes longer
+    than most commands.
     """
     with TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
