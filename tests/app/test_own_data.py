@@ -39,15 +39,16 @@ def documented(dataset, command="train"):
 @pytest.mark.parametrize("dataset", ["arrays", "time_series", "imagefolder", "own"])
 def test_each_form_of_data_trains_and_is_evaluated_as_documented(dataset, digits, tmp_path):
     words = [word.replace("=digits", f"={digits}") for word in documented(dataset)]
-    run("src.train", *words, *QUICKER, f"hydra.run.dir={tmp_path}")
+    here = ["dataset.num_workers=0"] if dataset == "imagefolder" else []  # processes take long to start
+    run("src.train", *words, *here, *QUICKER, f"hydra.run.dir={tmp_path}")
     content = record(tmp_path)
     assert content["dataset"] == dataset and content["samples"] == 200
     again = [word for word in words if word.startswith("net=")]
     if dataset == "own":
-        again += [word for word in words if "dataset" in word]
+        again += [word for word in words if "dataset" in word] + ["dataset.limit=200"]
     run("src.evaluate", f"run={tmp_path}", "attack=flwc", "certificate=null", *again)
     (evaluation,) = tmp_path.glob("evaluations/*")
-    assert record(evaluation)["clean_accuracy"] == content["clean_accuracy"] or dataset == "own"
+    assert record(evaluation)["clean_accuracy"] == content["clean_accuracy"]
     loaded = load_run(
         tmp_path,
         net="examples.your_own_data:RowsNetwork" if dataset == "time_series" else None,
