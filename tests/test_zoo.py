@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -273,8 +271,7 @@ def test_the_page_is_what_the_command_writes(tmp_path):
     page = tmp_path / "docs" / "leaderboard.md"
     page.parent.mkdir()
     (tmp_path / "zoo").symlink_to(REPOSITORY / "zoo")
-    command = [sys.executable, "-m", "worstcase.zoo"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    run("worstcase.zoo", at=tmp_path)
     assert page.read_text() == Path(REPOSITORY, "docs", "leaderboard.md").read_text()
 
 
@@ -298,6 +295,5 @@ def test_a_name_that_is_no_folder_of_the_zoo_is_refused(name, trained, tmp_path)
 
 
 def test_a_run_that_is_not_there_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "worstcase.zoo", "nowhere", "name"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run("worstcase.zoo", "nowhere", "name", at=tmp_path, fails=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
