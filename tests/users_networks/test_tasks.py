@@ -21,7 +21,8 @@ def test_pixels_and_tokens_are_decisions():
     ):
         logits = run(net, x)
         labels = logits.argmax(1 if x.ndim == 4 else 2)
-        result = evaluate(Crossbar(net, 0.3), [(x, labels)], diagnosis="full", heldout=True, progress=False)
+        crossbar, attack = Crossbar(net, 0.3), attacks.Ensemble(rounds=1)
+        result = evaluate(crossbar, [(x, labels)], attack, diagnosis="full", heldout=True, progress=False)
         assert 0 <= result.attacked_accuracy < result.clean_accuracy == 1
         assert result.samples == 16 and result.record().decisions == labels.numel()
 
@@ -45,7 +46,8 @@ def test_batches_are_dicts_and_tuples():
         for i, m, y in zip(ids.split(10), mask.split(10), labels.split(10), strict=True)
     ]
     in_order = [((batch["input_ids"], batch["attention_mask"]), batch["labels"]) for batch in by_name]
-    chosen = [attacks.FLWC(), attacks.LWC(epochs=2), attacks.Ensemble(), attacks.MonteCarlo(instances=3)]
+    chosen = [attacks.FLWC(), attacks.LWC(epochs=2), attacks.Ensemble(rounds=1)]
+    chosen += [attacks.MonteCarlo(instances=3)]
     results = [
         evaluate(Crossbar(net, 0.5), batches, chosen, heldout=True, progress=False)
         for batches in (by_name, in_order)
