@@ -255,8 +255,9 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
         file.parent.mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(file)
     file.write_bytes(file.read_bytes()[:60])
-    data = [f"data_dir={tmp_path}", "dataset.folder=images", "dataset.num_classes=2", "dataset.crop=32"]
-    words = ["model=resnet18", "model.width=0.125", "dataset=imagefolder", *data]
+    data = [f"data_dir={tmp_path}", "dataset.folder=images", "dataset.num_classes=2", "dataset.crop=28"]
+    data += ["dataset.channels=1", "dataset.mean=[0]", "dataset.std=[1]", "dataset.resize=null"]
+    words = ["method=vanilla", "model=mlp", "dataset=imagefolder", *data, "dataset.num_workers=1"]
     done = run("src.train", *words, f"hydra.run.dir={tmp_path / 'run'}", fails=True)
     error = done.stderr.strip().splitlines()[-1]
     assert error.startswith(f"error: cannot read the image {file}: ") and len(error) < 400
