@@ -19,11 +19,11 @@ def asked(trained, *words, at, **options):
 
 def test_the_answer_is_left_shown_and_right(trained, tmp_path):
     mine = load_run(trained)
-    mine.datamodule.limit = 300
+    mine.datamodule.limit = 150
     reference = list(mine.datamodule.test_dataloader())
     clean = accuracy(mine.crossbar, reference)
     target = round(0.8 * clean, 2)
-    words = [f"accuracy={target}", "programming.pulse_seconds=1e-6", "precision=0.2", "dataset.limit=300"]
+    words = [f"accuracy={target}", "programming.pulse_seconds=1e-6", "precision=0.2", "dataset.limit=150"]
     words += ["hydra.run.dir=answer"]
     shown = asked(trained, *words, at=tmp_path).stdout
     answer = json.loads((tmp_path / "answer" / "tolerance.json").read_text())
@@ -76,7 +76,8 @@ def no_figure():
 
 @pytest.mark.parametrize("before", [(), (no_figure,)], ids=["drawn", "not drawn"])
 def test_pulses_that_are_not_counted_and_figures_that_fail_cost_no_answer(before, trained, tmp_path):
-    words = ["accuracy=0.5", "th_g=rram_milo2021", "mapping.pair=true", "where=false", "dataset.limit=100"]
+    words = ["accuracy=0.5", "th_g=rram_milo2021", "mapping.pair=true", "where=false", "dataset.limit=50"]
+    words += ["precision=0.3", "attack.steps=2"]
     asked(trained, *words, "certificate=null", "hydra.run.dir=answer", at=tmp_path, before=before or None)
     answer = json.loads((tmp_path / "answer" / "tolerance.json").read_text())
     assert answer["broken_thg"] and not any(answer["pulses_per_weight"].values())
