@@ -24,7 +24,7 @@ def test_the_answer_is_left_shown_and_right(trained, tmp_path):
     clean = accuracy(mine.crossbar, reference)
     target = round(0.8 * clean, 2)
     words = [f"accuracy={target}", "programming.pulse_seconds=1e-6", "precision=0.2", "dataset.limit=150"]
-    words += ["hydra.run.dir=answer"]
+    words += ["attack.steps=5", "hydra.run.dir=answer"]
     shown = asked(trained, *words, at=tmp_path).stdout
     answer = json.loads((tmp_path / "answer" / "tolerance.json").read_text())
     assert answer["accuracy"] == target and answer["clean_accuracy"] == pytest.approx(clean)
@@ -44,7 +44,7 @@ def test_the_answer_is_left_shown_and_right(trained, tmp_path):
         mean = Programming().pulses(spent).mean().item()
         assert mean == pytest.approx(pulses[by], rel=1e-3) and pulses[by] < pulses["broken"]
         mine.crossbar.thg = thg
-        found = attacks.FLWC()(mine.crossbar, reference, seed=said["seed"], progress=False)
+        found = attacks.FLWC(steps=5)(mine.crossbar, reference, seed=said["seed"], progress=False)
         assert found.accuracy == pytest.approx(said["accuracy"]) and said["accuracy"] >= target
 
     record = Record.load(tmp_path / "answer")
