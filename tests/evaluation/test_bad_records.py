@@ -23,6 +23,16 @@ WRONG = {
 GONE = object()
 
 
+def fields(record):
+    """The paths of its fields. What an attack has as an earlier one does is left out, but for its parameters."""
+    seen = set()
+    for path in paths(record):
+        kind = ("attacks", *path[2:]) if path[0] == "attacks" and "parameters" not in path else path
+        if kind not in seen:
+            seen.add(kind)
+            yield path
+
+
 def paths(content, before=()):
     """The path of every field. Lists count with their first item, and `attacks` with all."""
     found = content.items() if isinstance(content, dict) else enumerate(content)
@@ -66,7 +76,7 @@ def record(made_once):
 def test_each_is_read_or_skipped_with_a_line_that_names_its_file_and_reason(record, tmp_path, caplog):
     root = tmp_path / "bad"
     total = 0
-    for path in paths(record):
+    for path in fields(record):
         for value in (*WRONG.values(), GONE):
             total += 1
             folder = root / f"{total}"
@@ -76,7 +86,7 @@ def test_each_is_read_or_skipped_with_a_line_that_names_its_file_and_reason(reco
     read = [folder for folder, _ in finished_runs([root])]
     skipped = [line for line in caplog.messages if line.startswith("skipped: ")]
     assert len(read) + len(skipped) == total
-    assert len(skipped) > total / 2
+    assert len(skipped) > 0.4 * total
     for line in skipped:
         place, _, reason = line.removeprefix("skipped: ").partition(" holds no record of a run: ")
         assert place.startswith(str(root)) and reason and "\n" not in line
