@@ -35,6 +35,17 @@ class Applied(nn.Module):
         return self.name
 
 
+class Times(nn.Module):
+    """A product with a parameter of its own."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w
+
+
 class Beside(nn.Module):
     """Two ways of what comes in, put together: added, subtracted, multiplied or joined."""
 
@@ -68,6 +79,9 @@ MIXED: dict[str, Callable[[Tensor], Any]] = {
     "halves": halves,
     "sliced": lambda x: x[..., 1:],
     "padded": lambda x: F.pad(x, (1, 0), value=0.5),
+    "unbound": lambda x: torch.stack([x.unbind(-1)[0], x.select(-1, 1)], -1).movedim(-1, 1),
+    "turned round": lambda x: x.flip(-1).roll(1, -1).swapaxes(1, -1),
+    "repeated": lambda x: x.flatten(1).repeat(1, 2).narrow(1, 1, 4),
     "viewed": lambda x: x.view(x.size(0), -1).reshape(x.shape),
 }
 
@@ -102,11 +116,14 @@ class Random:
 
     def layer(self, x: Tensor) -> nn.Module:
         kinds = [self.product, self.product, self.activation, self.norm, self.pool, self.rest, self.beside]
+        kinds.append(self.resized)
         return self.draw.choice(kinds)(x)
 
     def product(self, x: Tensor) -> nn.Module:
         draw, channels, dims = self.draw, x.shape[1], x.ndim - 2
         if dims == 0 or draw.random() < 0.1:
+            if draw.random() < 0.2:
+                return Times(x.shape[-1], draw.randint(2, 9))
             return nn.Linear(x.shape[-1], draw.randint(2, 9), bias=draw.random() < 0.8)
         if dims == 1 and draw.random() < 0.3:
             return Recurrent(self.recurrent(x))
@@ -150,11 +167,26 @@ class Random:
             return getattr(nn, f"Adaptive{kind}Pool{dims}d")(draw.randint(1, 3))
         return getattr(nn, f"{kind}Pool{dims}d")(draw.randint(2, 3), draw.randint(1, 2), draw.randint(0, 1))
 
+    def resized(self, x: Tensor) -> nn.Module:
+        draw, dims = self.draw, x.ndim - 2
+        kinds: list[Callable[[], nn.Module]] = [
+            *[
+                lambda kind=kind: getattr(nn, f"{kind}Pad{dims}d")(1)
+                for kind in ("Zero", "Reflection", "Replication")
+            ],
+            lambda: getattr(nn, f"ConstantPad{dims}d")(1, draw.uniform(-1, 1)),
+            lambda: nn.Upsample(
+                x.shape[-1] + draw.choice([-1, 1]), mode=draw.choice(["nearest", "bilinear", "area"])
+            ),
+            lambda: draw.choice([nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d])(scale_factor=2),
+        ]
+        return draw.choice(kinds)()
+
     def rest(self, x: Tensor) -> nn.Module:
         kinds: list[Callable[[], nn.Module]] = [nn.Identity, nn.Flatten, nn.Dropout, nn.AlphaDropout]
         kinds += [getattr(nn, f"Dropout{max(1, x.ndim - 2)}d"), nn.FeatureAlphaDropout]
         kinds += [lambda: nn.Unflatten(1, (1, x.shape[1])), lambda: nn.PixelShuffle(2)]
-        kinds += [lambda: nn.ChannelShuffle(2), lambda: nn.ZeroPad2d(1)]
+        kinds += [lambda: nn.ChannelShuffle(2), lambda: nn.PixelUnshuffle(2)]
         kinds += [lambda name=name: Applied(name, MIXED[name]) for name in MIXED]
         return self.draw.choice(kinds)()
 
