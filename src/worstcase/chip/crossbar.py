@@ -192,8 +192,10 @@ class Crossbar(nn.Module):
         Parameters and buffers by name, other tensors by shape. Those of layers that are left out on purpose are
         not among them.
         """
-        met = self._manners.also_multiplied if self._manners else ()
-        return [name for name in met if name not in weights_of_layers(self.net)]
+        if self._manners is None:
+            return []
+        left_out = weights_of_layers(self.net)
+        return [name for name in self._manners.also_multiplied if name not in left_out]
 
     @property
     def depends_on_the_batch(self) -> bool:

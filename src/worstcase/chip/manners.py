@@ -92,8 +92,9 @@ def _look(
         first = run(net, state, given)
     written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
     used.refuse_written(written)
-    used.refuse_changed(sources.changed_in(tensors_in(first)))
-    for origin in sources.unseen_in(tensors_in(first)):
+    sources.look_back(tensors_in(first))
+    used.refuse_changed(sources.changed)
+    for origin in sources.unseen:
         used.see(origin, is_weight=any(name not in leaves or leaves[name].ndim > 1 for name in origin.names))
     moved = any(not torch.equal(state[name].to_dense(), b.to_dense()) for name, b in net.named_buffers())
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())

@@ -128,9 +128,12 @@ class Sources:
         self._ends = {id(leaf): Origin(frozenset([name])) for name, leaf in leaves.items()}
         self._ends |= {id(t): Origin(is_data=True) for t in data}  # and all else that no gradient leads through
         self._known: dict[Any, Origin] = {}
-        self._changed: set[str] = set()
         self._met: set[str] = set()
-        self._unseen: list[Origin] = []
+        self.changed: set[str] = set()
+        """Leaves that meet data in another form, also in no product."""
+        self.unseen: list[Origin] = []
+        """What meets data in a product that Python code did not ask for: in scripted code, or in an operation with
+        a backward pass of its own."""
         self._ends |= {id(t): Origin(frozenset([name]), is_itself=False) for name, t in strays}
         self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
 
@@ -168,20 +171,10 @@ class Sources:
                 self._end(t, Origin(is_data=True))
         return origins
 
-    def changed_in(self, results: list[Tensor]) -> set[str]:
-        """Leaves that meet data in another form on the way to some results, also in no product."""
+    def look_back(self, results: list[Tensor]) -> None:
+        """Trace some results, so that `changed` and `unseen` know of all that is on the way to them."""
         for t in results:
             self._of(t)
-        return self._changed
-
-    def unseen_in(self, results: list[Tensor]) -> list[Origin]:
-        """What meets data on the way to some results in a product that Python code did not ask for.
-
-        It may be scripted code, or an operation with a backward pass of its own.
-        """
-        for t in results:
-            self._of(t)
-        return self._unseen
 
     def _end(self, tensor: Tensor, origin: Origin) -> None:
         self._ends[id(tensor)] = origin
@@ -219,12 +212,12 @@ class Sources:
         origins = [self._known[one] for one in before]
         if any(one.is_data for one in origins):
             if kind in _PRODUCTS:
-                self._unseen += [one for one in origins if not one.is_data]
+                self.unseen += [one for one in origins if not one.is_data]
                 return Origin(is_data=True)
             if hasattr(node, "_forward_cls"):  # of an autograd.Function, whose own products were seen
                 origins = [replace(one, names=one.names - self._met) for one in origins]
-                self._unseen += [replace(one, is_itself=False) for one in origins if not one.is_data]
-            self._changed |= {n for one in origins if not (one.is_data or one.is_itself) for n in one.names}
+                self.unseen += [replace(one, is_itself=False) for one in origins if not one.is_data]
+            self.changed |= {n for one in origins if not (one.is_data or one.is_itself) for n in one.names}
         for one in origins:
             origin |= one
         return origin

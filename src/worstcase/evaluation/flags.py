@@ -102,11 +102,11 @@ def _digital(crossbar: Crossbar) -> Iterator[str]:
     if coverage.share < COVERED:
         digital = sorted(coverage.digital, key=lambda name: -coverage.digital[name])
         yield f"only {coverage.share:.1%} of the values are programmed; digital and exact are {_listed(digital)}"
-    parameters = dict(crossbar.net.named_parameters(remove_duplicate=False))
+    met, parameters = crossbar.also_multiplied, dict(crossbar.net.named_parameters(remove_duplicate=False))
     exact = "multiplied with an input, but not programmed"
-    if others := [name for name in crossbar.also_multiplied if name in parameters]:
+    if others := [name for name in met if name in parameters]:
         yield f"{_listed(others)}: {exact} (name them in arrays=)"
-    if others := [name for name in crossbar.also_multiplied if name not in parameters]:
+    if others := [name for name in met if name not in parameters]:
         yield f"{_listed(others)}: {exact} (if devices hold them, make them parameters, and name those in arrays=)"
     if crossbar.rounds_weights:
         yield "autocast within the network rounds its weights after their deviation, so some chips leave the box"
