@@ -17,6 +17,7 @@ from studies import record_of
 from torch import nn
 from torch.utils.data import DataLoader
 
+from worstcase import zoo
 from worstcase.app import doors
 from worstcase.attacks import Ensemble
 from worstcase.evaluation.record import Record
@@ -66,6 +67,12 @@ def trained(made_once: Callable) -> Iterator[Path]:
 def mine(trained: Path, tmp_path: Path) -> Path:
     """A copy of that folder for one test."""
     return shutil.copytree(trained, tmp_path / "mine")
+
+
+@pytest.fixture(scope="session")
+def published(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That network in a zoo of its own."""
+    return zoo.publish(trained, "lenet", tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ SOURCE = REPOSITORY / "src" / "worstcase"
 FLOORS = [
     {"__main__"},
     {"app"},
-    {"paper", "callbacks", "device", "zoo"},
+    {"paper", "callbacks", "device", "leaderboard", "zoo"},
     {"report", "runs", "verify"},
     {"evaluation", "methods"},
     {"attacks", "certificate", "checkpoints", "data"},
