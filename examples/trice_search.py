@@ -17,7 +17,8 @@ import torch
 
 from worstcase import load_run
 from worstcase.chip.noise import gaussian
-from worstcase.evaluation.record import CHECKPOINT, finished_runs
+from worstcase.evaluation.finished_runs import finished_runs
+from worstcase.evaluation.record import CHECKPOINT
 from worstcase.seeds import seeded
 
 

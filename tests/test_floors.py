@@ -14,7 +14,7 @@ FLOORS = [
     {"evaluation", "methods"},
     {"attacks", "certificate", "checkpoints", "data"},
     {"chip", "models", "objectives", "task"},
-    {"batches", "checks", "digests", "found", "lock", "progress", "seeds", "whole_file"},
+    {"batches", "checks", "digests", "found", "lock", "progress", "seeds", "text", "whole_file"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

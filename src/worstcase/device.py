@@ -14,7 +14,7 @@ from worstcase.chip.presets import PRESETS, preset
 from worstcase.chip.tolerance import SIGMAS, Tolerance
 from worstcase.chip.tolerance_file import load_tolerances
 from worstcase.chip.write_verify import device_weights, perturbation_bound, write_verify
-from worstcase.evaluation.record import visible
+from worstcase.text import visible
 from worstcase.verify.cost import Programming
 
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from worstcase.chip.tolerance import NAME
 from worstcase.digests import digest_of_files
-from worstcase.evaluation.record import EVALUATIONS, RECORD, WEIGHTS, Record, finished_runs, weights_of
+from worstcase.evaluation.finished_runs import finished_runs
+from worstcase.evaluation.record import EVALUATIONS, RECORD, WEIGHTS, Record, weights_of
 from worstcase.evaluation.settings import is_of_own_code
 from worstcase.leaderboard import JUDGE, write_page
 from worstcase.whole_file import write_whole

@@ -8,7 +8,8 @@ import pytest
 from commands import run, shorten_ensembles
 
 from worstcase.app import status
-from worstcase.evaluation.record import Record, finished_runs
+from worstcase.evaluation.finished_runs import finished_runs
+from worstcase.evaluation.record import Record
 from worstcase.paper import SECTIONS
 from worstcase.report.write import write_report
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from records import attack_record, record
 
-from worstcase.evaluation.record import Record, finished_runs, git_commit, write_json
+from worstcase.evaluation.finished_runs import finished_runs
+from worstcase.evaluation.record import Record, git_commit, write_json
 
 
 def test_a_record_is_read_back_as_it_was_written(tmp_path):

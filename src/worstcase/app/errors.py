@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from worstcase.app.doors import CONF
-from worstcase.evaluation.record import visible
+from worstcase.text import visible
 
 PLACES = ("dataset", "method", "model", "attack", "trainer")
 """Groups whose settings are arguments in the library's messages: ``steps=`` is shown as ``method.steps=``."""

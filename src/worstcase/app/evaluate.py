@@ -22,7 +22,8 @@ from worstcase.app.precision import warn_of_slow_bfloat16
 from worstcase.app.pulses import shared_out
 from worstcase.app.start import start
 from worstcase.app.threads import use_threads
-from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
+from worstcase.evaluation.finished_runs import finished_runs
+from worstcase.evaluation.record import EVALUATIONS, Record, weights_of
 from worstcase.whole_file import write_whole
 
 if TYPE_CHECKING:

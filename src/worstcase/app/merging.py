@@ -9,7 +9,7 @@ from typing import Any
 
 from worstcase.app import ranges
 from worstcase.app.state import shown
-from worstcase.evaluation.record import finished_runs
+from worstcase.evaluation.finished_runs import finished_runs
 from worstcase.evaluation.settings import without_place
 
 

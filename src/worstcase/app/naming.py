@@ -17,7 +17,8 @@ from worstcase.app.devices import in_numbers
 from worstcase.app.doors import door
 from worstcase.app.state import Begun
 from worstcase.digests import digest_of_files
-from worstcase.evaluation.record import EVALUATIONS, Record, finished_runs, weights_of
+from worstcase.evaluation.finished_runs import finished_runs
+from worstcase.evaluation.record import EVALUATIONS, Record, weights_of
 from worstcase.evaluation.settings import (
     DATA_FILES,
     NO_MAPPING,

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from worstcase.app import naming, tracking
 from worstcase.app.doors import CONF, door
 from worstcase.app.start import errors_in_one_line, start
-from worstcase.evaluation.record import RECORD, files_named
+from worstcase.evaluation.finished_runs import files_named
+from worstcase.evaluation.record import RECORD
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="report")

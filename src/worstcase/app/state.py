@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from worstcase.evaluation.record import RECORD, files_named, visible, write_json
+from worstcase.evaluation.finished_runs import files_named
+from worstcase.evaluation.record import RECORD, write_json
+from worstcase.text import visible
 
 JOB = "job.json"
 log = logging.getLogger(__name__)

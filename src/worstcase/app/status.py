@@ -12,7 +12,9 @@ from worstcase.app import naming, sweeps
 from worstcase.app.doors import CONF
 from worstcase.app.start import errors_in_one_line, start
 from worstcase.app.state import failure, shown, unfinished
-from worstcase.evaluation.record import Record, finished_runs, visible
+from worstcase.evaluation.finished_runs import finished_runs
+from worstcase.evaluation.record import Record
+from worstcase.text import visible
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="status")

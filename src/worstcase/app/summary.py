@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from worstcase.evaluation.record import RECORD, Record, visible
+from worstcase.evaluation.record import RECORD, Record
 from worstcase.evaluation.record_parts import outside, standing
 from worstcase.found import at_most
+from worstcase.text import visible
 
 
 def print_summary(record: Record, folder: str) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from worstcase.evaluation.record import Record, another_network
+from worstcase.evaluation.finished_runs import another_network
+from worstcase.evaluation.record import Record
 from worstcase.evaluation.settings import of_devices, of_test_data
 from worstcase.found import Found
 

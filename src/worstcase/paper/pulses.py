@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from worstcase.evaluation.record import visible
 from worstcase.paper.beside import beside_paper, rows_beside
-from worstcase.report.rows import CLEAN, cut
+from worstcase.report.rows import CLEAN
 from worstcase.report.section import Section
+from worstcase.text import cut, visible
 
 WAYS = {
     "same": "the same th_g everywhere",

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worstcase.evaluation.record import Record, runs_and_trainings
+from worstcase.evaluation.finished_runs import runs_and_trainings
+from worstcase.evaluation.record import Record
 from worstcase.evaluation.settings import of_data, of_devices, trains_without_thg, without_place
 
 if TYPE_CHECKING:

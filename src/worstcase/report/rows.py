@@ -11,6 +11,7 @@ import pandas as pd
 from pandas.api.types import is_float_dtype
 
 from worstcase.report.frame import SETTINGS
+from worstcase.text import cut
 
 CLEAN = "clean"
 """Stands in the place of an attack for the accuracy as programmed."""
@@ -128,11 +129,6 @@ def as_csv(rows: pd.DataFrame) -> str:
     text = _texts(rows, lambda value, unit: f"{value:.10g}", missing="").map(_no_formula)
     text.columns = [_no_formula(name) for name in text]
     return text.to_csv(index=False, lineterminator="\r\n", quoting=csv.QUOTE_MINIMAL)
-
-
-def cut(text: str, most: int) -> str:
-    """The text, shortened to at most `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 4]} ..."
 
 
 def _texts(rows: pd.DataFrame, number: Callable[[float, str], str], missing: str) -> pd.DataFrame:

@@ -15,12 +15,12 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from worstcase.evaluation.record import visible
 from worstcase.report.files import replace_files
 from worstcase.report.frame import results_frame
-from worstcase.report.rows import as_csv, columns, cut
+from worstcase.report.rows import as_csv, columns
 from worstcase.report.section import Section
 from worstcase.report.your_runs import your_runs
+from worstcase.text import cut, visible
 
 log = logging.getLogger(__name__)
 

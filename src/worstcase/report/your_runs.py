@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from worstcase.evaluation.record import visible
-from worstcase.report.rows import GIVEN, cut, differing
+from worstcase.report.rows import GIVEN, differing
 from worstcase.report.section import Section
+from worstcase.text import cut, visible
 
 NAMED = 19
 """How many methods have a colour and marker of their own; the others share one."""
