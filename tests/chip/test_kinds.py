@@ -42,6 +42,7 @@ REFUSED = {
     ),
     "int8, static": (statically_quantised, "computes with integers"),
     "meta": (lambda: plain().to("meta"), "0.weight is on the meta device, without values: load weights first"),
+    "lazy": (lambda: nn.LazyLinear(3), "^weight has no shape yet: run the network on a batch first"),
     "complex": (
         lambda: nn.Linear(3, 3, dtype=torch.complex64),
         "weight is complex, but devices hold real numbers",

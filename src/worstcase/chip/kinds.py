@@ -42,6 +42,8 @@ def check_kind(net: Any) -> None:
                 "weight_bits= for as many bits"
             )
     for name, parameter in net.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"{name} has no shape yet: run the network on a batch first, net(inputs)")
         if parameter.device.type == "meta":
             raise ValueError(f"{name} is on the meta device, without values: load weights first")
         if parameter.is_complex():
