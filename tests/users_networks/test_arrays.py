@@ -265,6 +265,36 @@ def test_constants_of_a_pass_and_what_is_added_are_no_weights():
     assert crossbar.also_multiplied == []
 
 
+class Learnt(nn.Module):
+    """What its layer begins with, or asks for, is learnt."""
+
+    def __init__(self, layer, answer):
+        super().__init__()
+        self.layer, self.answer, self.start = layer, answer, nn.Parameter(torch.randn(1, 1, 6))
+
+    def forward(self, x):
+        return self.answer(self.layer, x, self.start.expand(1, len(x), 6))
+
+
+LEARNT = {
+    "gru": (nn.GRU(6, 6, batch_first=True), lambda layer, x, start: layer(x, start)[0][:, -1]),
+    "lstm": (nn.LSTM(6, 6, batch_first=True), lambda layer, x, start: layer(x, (start, start))[0][:, -1]),
+    "gru cell": (nn.GRUCell(6, 6), lambda layer, x, start: layer(x[:, 0], start[0])),
+    "lstm cell": (nn.LSTMCell(6, 6), lambda layer, x, start: layer(x[:, 0], (start[0], start[0]))[0]),
+    "attention": (
+        nn.MultiheadAttention(6, 2, batch_first=True, add_bias_kv=True),
+        lambda layer, x, start: layer(start.transpose(0, 1), x, x)[0][:, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize(("layer", "answer"), LEARNT.values(), ids=LEARNT.keys())
+def test_learnt_states_and_queries_are_no_weights(layer, answer):
+    crossbar = Crossbar(Learnt(layer, answer), 0.1)
+    crossbar(torch.randn(4, 7, 6))
+    assert crossbar.also_multiplied == []
+
+
 class Twice(nn.Module):
     """A layer whose weight the network's own code multiplies with again, by another name."""
 

@@ -133,6 +133,7 @@ def test_the_tensor_that_multiplies_is_programmed_and_stays_in_its_box(make):
         torch.testing.assert_close(used, held + d, rtol=0, atol=1e-6)
         assert (used - held).abs().max() / held.abs().max() <= 0.1 * (1 + 1e-5)
     assert accuracy(crossbar, [(x, labels)], found.perturbation) == found.accuracy
+    assert crossbar.also_multiplied == []
 
 
 def test_a_binary_network_has_signs_in_its_devices():

@@ -67,6 +67,46 @@ def test_what_a_pass_writes_into_buffers_does_not_reach_the_next_chip(anew):
     assert found.accuracy == found.distribution["minimum"]
 
 
+class Constrained(nn.Linear):
+    """Its weights are kept below a norm, as in EEGNet; here they are."""
+
+    def __init__(self, write):
+        super().__init__(20, 5)
+        self.write = write
+
+    def forward(self, x):
+        self.write(self)
+        return super().forward(x)
+
+
+def renormalised(layer):
+    layer.weight.data = torch.renorm(layer.weight.data, 2, 0, 9)
+
+
+def clamped(layer):
+    layer.weight.data.view(-1)[:].clamp_(-9, 9)
+
+
+@pytest.mark.parametrize("write", [renormalised, clamped])
+def test_a_network_that_writes_to_the_data_of_its_weights_is_refused_by_name(write):
+    net, x = nn.Sequential(Constrained(write), nn.Linear(5, 5)), torch.randn(8, 20)
+    with pytest.raises(ValueError, match=r"^0\.weight: the network writes to it in eval mode"):
+        Crossbar(net, 0.1)(x)
+    Crossbar(net, 0.1, exclude=["0"])(x)
+
+
+class AlwaysTraining(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train()
+
+
+def test_batch_norm_that_goes_on_following_leaves_the_network_as_it_was():
+    net, x = nn.Sequential(nn.Linear(20, 5), AlwaysTraining(5)), torch.randn(50, 20)
+    before = copy.deepcopy(net.state_dict())
+    attacks.FLWC(steps=2)(Crossbar(net, 0.1), [(x, torch.arange(50) % 5)], progress=False)
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+
+
 class Centred(nn.Module):
     def forward(self, x):
         return x - x.mean(0)

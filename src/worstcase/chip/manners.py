@@ -78,7 +78,7 @@ def _look(
     given = of_each(Tensor.clone, data)  # which may be changed in place
     checks = [(a.layer, a.place, _check(name, programmed[name])) for name, a in arrays.items() if a.place]
     kept = [(name, t) for name, _, _, t in own_parameters(net)]  # as in a list, where no chip's weights get to
-    sources, used = Sources({**leaves, **buffers}, tensors_in(data), kept), _Used(arrays)
+    sources, used = Sources({**leaves, **buffers}, tensors_in(data), kept, programmed.values()), _Used(arrays)
     device = next(iter(programmed.values())).device.type
     casts, rounds = torch.is_autocast_enabled(device), False
 
@@ -90,13 +90,17 @@ def _look(
 
     with changed(checks), Products(show, sources.follow):
         first = run(net, state, given)
-    written = [name for name, t in leaves.items() if state[name] is not t or t._version != versions[name]]
+    written = [
+        name
+        for name, t in leaves.items()
+        if state[name] is not t or t._version != versions[name] or name in sources.written
+    ]
     used.refuse_written(written)
     sources.look_back(tensors_in(first))
     used.refuse_changed(sources.changed)
     for origin in sources.unseen:
         used.see(origin, is_weight=any(name not in leaves or leaves[name].ndim > 1 for name in origin.names))
-    moved = any(not torch.equal(state[name].to_dense(), b.to_dense()) for name, b in net.named_buffers())
+    moved = [name for name, b in net.named_buffers() if not torch.equal(state[name].to_dense(), b.to_dense())]
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
 
     @torch.no_grad()
@@ -119,8 +123,8 @@ def _look(
     in_place = any(not torch.equal(a, b) for a, b in zip(tensors_in(given), tensors_in(inputs), strict=True))
     return Manners(
         changes_inputs=in_place,
-        writes=(*written, *_buffers_in_use(net)),
-        depends_on_the_batch=moved
+        writes=(*written, *dict.fromkeys([*_buffers_in_use(net), *moved])),
+        depends_on_the_batch=bool(moved)
         or any(map(_uses_the_batch, net.modules()))
         or not _same_alone(again, inputs, second, list(tensors.values())),
         saw_two=two_that_differ(inputs) is not None,
@@ -170,7 +174,8 @@ class _Used:
     def refuse_written(self, written: list[str]) -> None:
         if held := sorted({self.array_of[name] for name in written if name in self.array_of}):
             raise ValueError(
-                f"{', '.join(held)}: the network writes to it in eval mode; leave the layer out (exclude=)"
+                f"{', '.join(held)}: the network writes to it in eval mode; let it do so in training alone "
+                "(if self.training), or leave the layer out (exclude=)"
             )
 
 

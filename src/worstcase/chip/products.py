@@ -14,8 +14,13 @@ from worstcase.batches import tensors_in
 
 FIXED = frozenset(["linear", *(f"{conv}{n}d" for conv in ("conv", "conv_transpose") for n in (1, 2, 3))])
 """Functions whose second operand is the weight, wherever it comes from."""
-INPUTS = {(name, place) for name in FIXED for place in (0, "input")}
-"""The places of their first operand."""
+_STATES = {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "rnn_relu_cell", "lstm_cell", "gru_cell"}
+INPUTS = {
+    *((name, place) for name in FIXED for place in (0, "input")),
+    *((name, place) for name in _STATES for place in (0, 1, "1[0]", "1[1]")),
+    *(("multi_head_attention_forward", place) for place in (0, 1, 2, 7, 8)),
+}
+"""The places of what goes in, learnt or not: inputs, states, queries, keys and values, and a few more."""
 _FUNCTIONS = FIXED | {
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "addmm", "addbmm", "baddbmm", "addmv"),
     *("einsum", "tensordot", "inner", "multi_dot", "bilinear", "grouped_mm", "_grouped_mm"),
@@ -23,7 +28,7 @@ _FUNCTIONS = FIXED | {
     *("linalg_vecdot", "vdot", "chain_matmul", "addr", "addr_", "outer", "ger", "kron", "_sparse_mm", "smm"),
     *("conv_tbc", "convolution", "deform_conv2d", "cosine_similarity", "pairwise_distance"),
     *("multi_head_attention_forward", "scaled_dot_product_attention"),
-    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+    *_STATES,
 }
 _ADDED = {
     *(("scaled_dot_product_attention", place) for place in (3, "attn_mask")),
@@ -68,11 +73,11 @@ class Products(TorchFunctionMode):
 
     Args:
         show: a product.
-        every: if given, the tensors that any function took, and those that it gave.
+        every: if given, any function, the tensors that it took, and those that it gave.
     """
 
     def __init__(
-        self, show: Callable[[Call], Any], every: Callable[[list[Tensor], list[Tensor]], None] | None = None
+        self, show: Callable[[Call], Any], every: Callable[[Any, list[Tensor], list[Tensor]], None] | None = None
     ) -> None:
         super().__init__()
         self.show, self.every = show, every
@@ -82,7 +87,7 @@ class Products(TorchFunctionMode):
         result = function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         if self.every:
-            self.every(tensors_in([args, kwargs]), tensors_in(result))
+            self.every(function, tensors_in([args, kwargs]), tensors_in(result))
         if name in _FUNCTIONS:
             operands: dict[int | str, Tensor] = {}
             for place, argument in (*enumerate(args), *kwargs.items()):
@@ -120,10 +125,15 @@ class Sources:
         leaves: by name; parameters require a gradient, buffers do not.
         data: the inputs.
         strays: what must not be met in the leaves' place, by their names.
+        chips: what was put in the place of what a layer computed.
     """
 
     def __init__(
-        self, leaves: Mapping[str, Tensor], data: list[Tensor], strays: Iterable[tuple[str, Tensor]] = ()
+        self,
+        leaves: Mapping[str, Tensor],
+        data: list[Tensor],
+        strays: Iterable[tuple[str, Tensor]] = (),
+        chips: Iterable[Tensor] = (),
     ) -> None:
         self._ends = {id(leaf): Origin(frozenset([name])) for name, leaf in leaves.items()}
         self._ends |= {id(t): Origin(is_data=True) for t in data}  # and all else that no gradient leads through
@@ -135,10 +145,18 @@ class Sources:
         """What meets data in a product that Python code did not ask for: in scripted code, or in an operation with
         a backward pass of its own."""
         self._ends |= {id(t): Origin(frozenset([name]), is_itself=False) for name, t in strays}
+        self._ends |= {id(t): Origin() for t in chips}
+        self._memories = {_memory(t): name for name, t in leaves.items() if t.requires_grad and t.numel()}
+        self.written: set[str] = set()
+        """Leaves that require a gradient, and that something wrote to, by their `data` too."""
         self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
 
-    def follow(self, taken: list[Tensor], given: list[Tensor]) -> None:
+    def follow(self, function: Any, taken: list[Tensor], given: list[Tensor]) -> None:
         """See where numbers without a gradient come from, such as one-hot tokens, or a sign under no_grad."""
+        if function == Tensor.data.__set__:  # type: ignore[attr-defined]
+            self.written |= self._of(taken[0]).names
+        changed = [t for t in (*taken, *given) if not t.is_inference() and t._version]
+        self.written |= {self._memories[of] for of in map(_memory, changed) if of in self._memories}
         given = [t for t in given if t.grad_fn is None and not (t.requires_grad and id(t) in self._ends)]
         origin = Origin()
         for t in taken if given else ():
@@ -231,9 +249,14 @@ def _rounds(node: Any, before: list[Any]) -> bool:
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
-    if not a.layout == b.layout == torch.strided:
-        return False
+    return (memory := _memory(a)) is not None and memory == _memory(b)
+
+
+def _memory(t: Tensor) -> int | None:
+    """Where a dense tensor's numbers begin, with those before its own."""
+    if t.layout != torch.strided:
+        return None
     try:
-        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+        return t.untyped_storage().data_ptr()
     except NotImplementedError:  # one of torch.vmap's has no memory of its own
-        return False
+        return None
