@@ -73,10 +73,12 @@ def pruned(layer):
     return layer
 
 
-def qat(*layers):
+def qat(*layers, fused=()):
     from torch.ao import quantization
 
     net = nn.Sequential(*layers).train()
+    if fused:
+        quantization.fuse_modules_qat(net, [list(fused)], inplace=True)
     net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
     net = quantization.prepare_qat(net)
     net(torch.randn(99, 12, generator=torch.Generator().manual_seed(0)))
@@ -104,6 +106,15 @@ COMPUTED = {
     "orthogonal": around(parametrizations.orthogonal),
     "pruned": around(pruned),
     "quantisation-aware": lambda: qat(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4)),
+    "quantisation-aware, with batch norm": lambda: qat(
+        nn.Unflatten(1, (3, 2, 2)),
+        nn.Conv2d(3, 32, 2),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+        fused=["1", "2", "3"],
+    ),
     "standardised": lambda: nn.Sequential(
         nn.Unflatten(1, (3, 2, 2)), Standardised(3, 32, 2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)
     ),

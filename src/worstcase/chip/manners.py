@@ -78,7 +78,7 @@ def _look(
     given = of_each(Tensor.clone, data)  # which may be changed in place
     checks = [(a.layer, a.place, _check(name, programmed[name])) for name, a in arrays.items() if a.place]
     kept = [(name, t) for name, _, _, t in own_parameters(net)]  # as in a list, where no chip's weights get to
-    sources, used = Sources({**leaves, **buffers}, tensors_in(data), kept, programmed.values()), _Used(arrays)
+    sources, used = Sources({**leaves, **buffers}, tensors_in(data), kept, programmed.values()), _Used(arrays, leaves)
     device = next(iter(programmed.values())).device.type
     casts, rounds = torch.is_autocast_enabled(device), False
 
@@ -137,9 +137,12 @@ def _look(
 class _Used:
     """Check that what meets an input in a product is an array as it is programmed."""
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
+    def __init__(self, arrays: Mapping[str, Array], leaves: Mapping[str, Tensor]) -> None:
         self.array_of = {
-            source: name for name, array in arrays.items() for source in (*array.sources, *array.names)
+            source: name
+            for name, array in arrays.items()
+            for source in (*array.sources, *array.names)
+            if array.place is None or (source in leaves and leaves[source].ndim > 1)  # and is no digital scale
         }
         self.names = {name: array.names for name, array in arrays.items()}
         self.computed = {name for name, array in arrays.items() if array.place}
