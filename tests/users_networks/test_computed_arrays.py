@@ -178,6 +178,25 @@ def test_methods_train_what_the_layer_computes_from(method, make):
     trained.on_after_backward()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.__setitem__(2, nn.Linear(32, 4)),
+        lambda net: parametrizations.weight_norm(net[2]),
+        lambda net: pruned(net[2]),
+        lambda net: nn.utils.parametrize.remove_parametrizations(net[0], "weight"),
+    ],
+    ids=["another layer", "weight norm", "pruned", "weight norm removed"],
+)
+def test_a_layer_that_is_changed_after_the_crossbar_was_made_is_named(change):
+    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(12, 32)), nn.ReLU(), nn.Linear(32, 4))
+    crossbar, x = Crossbar(net, 0.1), torch.randn(40, 12)
+    crossbar(x)
+    change(net)
+    with pytest.raises(ValueError, match=r"^[02]\.weight: .* make a new Crossbar of the network$"):
+        accuracy(crossbar, [(x, torch.arange(40) % 4)], crossbar.box.zero())
+
+
 class Cast(nn.Linear):
     def forward(self, x):
         return F.linear(x.bfloat16(), self.weight.bfloat16(), self.bias.bfloat16()).float()

@@ -172,6 +172,24 @@ def _refuse_overlapping(net: nn.Module, held: set[str]) -> None:
             own.fill_(number)
 
 
+def check_unchanged(net: nn.Module, arrays: Mapping[str, Array]) -> None:
+    """Make sure that the network has the layers and the parameters in which its arrays were found.
+
+    Raises:
+        ValueError: it has not.
+    """
+    for name, array in arrays.items():
+        same = array.place is not None or array.layer._parameters.get(array.parameter) is not None
+        try:
+            same &= net.get_submodule(name.rpartition(".")[0]) is array.layer
+            for source in array.sources if array.place else ():
+                net.get_parameter(source)
+        except AttributeError:
+            same = False
+        if not same:
+            raise ValueError(f"{name}: its layer was replaced or changed; make a new Crossbar of the network")
+
+
 def used(array: Array) -> Tensor:
     """The tensor that an array's layer multiplies with, differentiable in its parameters."""
     own = array.layer._parameters.get(array.parameter)

@@ -17,6 +17,7 @@ from worstcase.chip.arrays import (
     Coverage,
     biases,
     check_patterns,
+    check_unchanged,
     coverage,
     find_arrays,
     programmed_layers,
@@ -455,6 +456,7 @@ class Crossbar(nn.Module):
 
     def _tensors_used(self) -> dict[str, Tensor]:
         """The tensors that the network itself multiplies with, by array."""
+        check_unchanged(self.net, self._arrays)
         return {name: used(array) for name, array in self._arrays.items()}
 
     def _in_devices(self, deviation: Tensor | None, computed: Tensor) -> Tensor:

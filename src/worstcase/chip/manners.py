@@ -78,7 +78,8 @@ def _look(
     given = of_each(Tensor.clone, data)  # which may be changed in place
     checks = [(a.layer, a.place, _check(name, programmed[name])) for name, a in arrays.items() if a.place]
     kept = [(name, t) for name, _, _, t in own_parameters(net)]  # as in a list, where no chip's weights get to
-    sources, used = Sources({**leaves, **buffers}, tensors_in(data), kept, programmed.values()), _Used(arrays, leaves)
+    sources = Sources({**leaves, **buffers}, tensors_in(data), kept, programmed.values())
+    used = _Used(arrays, leaves)
     device = next(iter(programmed.values())).device.type
     casts, rounds = torch.is_autocast_enabled(device), False
 
