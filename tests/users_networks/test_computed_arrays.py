@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 from worstcase import Crossbar, attacks
 from worstcase.attacks.passes import accuracy
+from worstcase.evaluation.flags import of_the_network
 from worstcase.methods import PGDAT, ATrice, Trice, UniversalAT, Vanilla
 
 pytestmark = pytest.mark.usefixtures("short_ensemble")
@@ -336,6 +337,10 @@ class Named(nn.Module):
         return self.product(x, self.w)
 
 
+def as_complex(t):
+    return torch.view_as_complex(t.unflatten(-1, (-1, 2)))
+
+
 def test_a_weight_whose_length_a_product_takes_out_is_refused_by_name():
     net = Named(lambda x, w: F.cosine_similarity(x[:, None], w, dim=-1))
     with pytest.raises(ValueError, match=r"^w: the network multiplies with a tensor that it computes"):
@@ -343,11 +348,20 @@ def test_a_weight_whose_length_a_product_takes_out_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    "product", [lambda x, w: (x[:, None] * w).sum(-1) / 3, lambda x, w: F.linear(x, w) / w.abs().max()]
+    ("product", "flagged"),
+    [
+        (lambda x, w: (x[:, None] * w).sum(-1) / 3, False),
+        (lambda x, w: (as_complex(x) @ as_complex(w).T).real, False),
+        (lambda x, w: F.linear(x, w) / w.abs().max(), True),
+        (lambda x, w: 2 * F.linear(x, w) - w.square().sum(1), True),
+    ],
+    ids=["elementwise", "complex", "normalised", "distances"],
 )
-def test_a_weight_that_meets_its_inputs_as_it_is_is_no_other_weight(product):
+def test_a_weight_that_meets_its_inputs_as_it_is_is_no_other_weight(product, flagged):
     crossbar = Crossbar(Named(product), 0.3, arrays=["w"])
     assert attacked(crossbar, torch.randn(40, 12))[0].accuracy < 1
+    flags = of_the_network(crossbar)
+    assert any(flag.startswith("w: also computed with outside products") for flag in flags) == flagged
 
 
 @pytest.mark.parametrize("change", [lambda w: w, torch.t])

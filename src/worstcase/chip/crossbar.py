@@ -199,6 +199,14 @@ class Crossbar(nn.Module):
         return [name for name in self._manners.also_multiplied if name not in left_out]
 
     @property
+    def also_computed(self) -> list[str]:
+        """Arrays that the network also computes with apart from products, such as a norm; none before a batch.
+
+        There it takes what a chip holds, deviations included.
+        """
+        return [] if self._manners is None else list(self._manners.also_computed)
+
+    @property
     def depends_on_the_batch(self) -> bool:
         """Whether an answer depends on the other samples of its batch; False before two samples differed."""
         return self._manners is not None and self._manners.depends_on_the_batch

@@ -38,6 +38,8 @@ class Manners:
     """Its outputs are probabilities of one class each."""
     also_multiplied: tuple[str, ...]
     """Parameters, buffers and other tensors that meet an input in a matrix product, but are no arrays."""
+    also_computed: tuple[str, ...]
+    """Arrays that take part in more than products: what is computed from them meets data too."""
     rounds: bool
     """It casts weights for a product by an autocast of its own."""
 
@@ -98,7 +100,7 @@ def _look(
     ]
     used.refuse_written(written)
     sources.look_back(tensors_in(first))
-    used.refuse_changed(sources.changed)
+    also_computed = used.changed(sources.changed)
     for origin in sources.unseen:
         used.see(origin, is_weight=any(name not in leaves or leaves[name].ndim > 1 for name in origin.names))
     moved = [name for name, b in net.named_buffers() if not torch.equal(state[name].to_dense(), b.to_dense())]
@@ -131,6 +133,7 @@ def _look(
         saw_two=two_that_differ(inputs) is not None,
         ends_in_a_sigmoid=ends_in_a_sigmoid(first),
         also_multiplied=tuple(used.others),
+        also_computed=tuple(sorted(also_computed)),
         rounds=rounds,
     )
 
@@ -158,11 +161,16 @@ class _Used:
         if is_weight and not held and not origin.is_data:
             self.others |= dict.fromkeys(sorted(origin.names))
 
-    def refuse_changed(self, names: set[str]) -> None:
-        """Of those that no product shows, such as a normalised one in `(x * weight).sum(-1)`."""
-        held = {self.array_of[name] for name in names if name in self.array_of} - self.multiplied
-        if held:
-            raise self._misplaced(sorted(held))
+    def changed(self, names: set[str]) -> set[str]:
+        """Arrays of which something else meets data too.
+
+        Raises:
+            ValueError: one is in no product, such as a normalised weight in `(x * weight).sum(-1)`.
+        """
+        held = {self.array_of[name] for name in names if name in self.array_of}
+        if misplaced := held - self.multiplied:
+            raise self._misplaced(sorted(misplaced))
+        return held
 
     def _misplaced(self, arrays: list[str]) -> ValueError:
         return ValueError(

@@ -44,6 +44,7 @@ _REARRANGES = {  # nodes of autograd's graph that leave the values as they are
         *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Reshape", "Expand", "AsStrided"),
         *("Squeeze", "Unsqueeze", "Slice", "Select", "Split", "SplitWithSizes", "UnsafeSplit", "Chunk", "Unbind"),
         *("Narrow", "Cat", "Stack", "Clone", "Alias", "ToCopy", "Index", "IndexSelect", "Movedim"),
+        "ViewAsComplex",
     )
 }
 

@@ -109,6 +109,8 @@ def _digital(crossbar: Crossbar) -> Iterator[str]:
         yield f"{_listed(others)}: {exact} (name them in arrays=)"
     if others := [name for name in met if name not in parameters]:
         yield f"{_listed(others)}: {exact} (if devices hold them, make them parameters, and name those in arrays=)"
+    if also := crossbar.also_computed:
+        yield f"{_listed(also)}: also computed with outside products, such as its norm, from what the chip holds"
     if crossbar.rounds_weights:
         yield "autocast within the network rounds its weights after their deviation, so some chips leave the box"
 
