@@ -330,6 +330,12 @@ def test_a_network_that_keeps_what_it_computed_from_its_weights_is_refused(keeps
     assert not hasattr(net, "features")
 
 
+def test_a_network_of_images_that_keeps_what_it_computed_from_its_weights_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 20, 2), nn.Flatten(), Masked(caches, torch.zeros(5)))
+    with pytest.raises(ValueError, match=r"^Sequential keeps in eval mode what it computed from its weights"):
+        Crossbar(net, 0.1, layers=["0"])(torch.randn(8, 3, 2, 2))
+
+
 def test_a_network_may_keep_what_no_weight_has_a_part_in():
     def table(net, x):
         if not hasattr(net, "table"):

@@ -113,7 +113,7 @@ def _look(
 
     before = _drawn_so_far(leaves.values())
     second = again(inputs)
-    if not (_same_answers(first, second, tensors) and torch.equal(before, _drawn_so_far(leaves.values()))):
+    if not (same_answers(first, second, tensors) and torch.equal(before, _drawn_so_far(leaves.values()))):
         raise ValueError(
             f"{type(net).__name__} gives two answers to the same inputs in eval mode (dropout that is always on, "
             "numbers that it draws or keeps?): attacks need a network that repeats itself"
@@ -263,7 +263,7 @@ def _keeps_what_it_computed(
     except Exception:  # they may be no weights that it takes
         return False
     first, second = answers
-    return not _same_answers(first, second, tensors)
+    return not same_answers(first, second, tensors)
 
 
 def _rounding(tensors: list[Tensor]) -> float:
@@ -282,8 +282,10 @@ def _drawn_so_far(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)])
 
 
-def _same_answers(first: Any, second: Any, tensors: Mapping[str, Tensor]) -> bool:
-    """Up to rounding, as some kernels differ with and without gradients, or from run to run."""
+def same_answers(first: Any, second: Any, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a network with these tensors gave the same twice.
+
+    Up to rounding, as some kernels differ with and without gradients, or from run to run."""
     for a, b in zip(tensors_in(first), tensors_in(second), strict=True):
         if a.is_floating_point() and a.numel():
             rounding = _rounding([a, *tensors.values()])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
 
 from worstcase.batches import Inputs
 from worstcase.chip import float32
+from worstcase.chip.manners import same_answers
 from worstcase.chip.modes import evaluating
 from worstcase.chip.substitution import run
 
@@ -48,18 +52,23 @@ def channels_last_is_quicker(device: str, dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def takes_channels_last(net: nn.Module, x: Tensor) -> bool:
-    """Whether a network computes with images in channels_last; it is left as it was."""
+    """Whether a network computes the same with images in channels_last; it is left as it was."""
     if x.device.type == "cpu" and any(_corrupts_memory(module) for module in net.modules()):
         return False
-    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    with suppress(Exception):  # what it keeps of a pass is kept in a copy, where one can be made
+        net = copy.deepcopy(net, {id(p): p for p in net.parameters()})
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     with evaluating(net):
         try:
-            run(net, buffers, x[:2].clone(memory_format=torch.channels_last))
+            there, here = (
+                run(net, {name: b.clone() for name, b in net.named_buffers()}, images)
+                for images in (x[:2].clone(memory_format=torch.channels_last), x[:2].clone())
+            )
+            return same_answers(there, here, tensors)  # not so of x.as_strided(...)
         except RuntimeError:  # such as of x.view(len(x), -1)
             return False
         finally:
             torch.clear_autocast_cache()  # PyTorch 2.6 would use casts made without gradients again
-    return True
 
 
 def _corrupts_memory(module: nn.Module) -> bool:
