@@ -77,6 +77,23 @@ class Rearranged(nn.Module):
         return self.out(y.repeat(1, 1, 3).narrow(2, 2, 8).ravel().view(x.size(0), -1))
 
 
+class Turned(nn.Module):
+    """Parameters of the network's own that are turned, or got by name, and tensors as long as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = (
+            nn.Parameter(torch.randn(4, 6)),
+            nn.Parameter(torch.randn(4, 4)),
+            nn.Linear(7, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(len(x), 6, 6)[:, 0]
+        y = (x @ self.a.T).relu() @ self.get_parameter("b").t() - x[:, :4] @ self.b.mT
+        return self.out(torch.cat([y, torch.zeros(len(x), 2), x.new_ones(x.shape[0], 1)], 1))
+
+
 class Squeezed(nn.Module):
     """A convolution gives the answer, as in SqueezeNet, and one weight is used twice."""
 
@@ -141,6 +158,7 @@ IMAGES = {
     "elementwise": Elementwise,
     "squeezed": Squeezed,
     "rearranged": Rearranged,
+    "turned": Turned,
     "upsampled": lambda: of(
         nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=2), nn.ReLU(), nn.Conv2d(2, 1, 3), inputs=36
     ),

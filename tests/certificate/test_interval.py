@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_no_chip_is_below_the_bound(name: str, kind: type[Crossbar], thg: float)
     make, shape = NETWORKS[name]
     for seed in range(1 if name in LARGE else 3):
         torch.manual_seed(seed)
-        crossbar = kind(make(), thg, arrays=["a", "b"] if name == "rearranged" else [])
+        crossbar = kind(make(), thg, arrays=["a", "b"] if name in ("rearranged", "turned") else [])
         check_no_chip_is_below(crossbar, torch.randn(6, *shape), chips=4 if name in LARGE else 12, seed=seed)
 
 
@@ -391,15 +392,35 @@ def test_weights_and_tasks_without_a_rule_are_never_proven(net: nn.Module, label
     assert named in str(refused.value)
 
 
+@pytest.mark.parametrize("method", ["interval", "linear"])
+@pytest.mark.parametrize(
+    "give", [lambda y, x: {"aux": x, "logits": y}, lambda y, x: (y, x)], ids=["dict", "tuple"]
+)
+def test_logits_among_other_outputs_are_proven_as_if_alone(give: Callable, method: str) -> None:
+    class Gives(nn.Sequential):
+        def forward(self, x: Tensor) -> Any:
+            return give(super().forward(x), x)
+
+    torch.manual_seed(0)
+    layers, x = (nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(40, 4)
+    labels = nn.Sequential(*layers)(x).argmax(1)
+    alone, among = (
+        certify(Crossbar(kind(*layers), 0.05), [(x, labels)], method) for kind in (nn.Sequential, Gives)
+    )
+    assert torch.equal(alone.certified, among.certified) and 0 < among.accuracy < 1
+
+
 @pytest.mark.parametrize(
     "made",
     [
         lambda x: torch.zeros((x.shape[0], 3)),
+        lambda x: torch.zeros(x.shape[0], 3),
+        lambda x: torch.ones(len(x), 1),
         lambda x: torch.full((x.size(0), 3), 0.5),
         lambda x: torch.ones(3).expand((x.shape[0], 3)),
         lambda x: torch.ones(1, 3).repeat(x.shape[0], 1),
     ],
-    ids=["zeros", "full", "expand", "repeat"],
+    ids=["zeros", "zeros of numbers", "ones", "full", "expand", "repeat"],
 )
 def test_a_tensor_as_long_as_the_batch_may_be_made_while_it_is_traced(made: Callable) -> None:
     """PyTorch takes a proxy that passes for a tensor in its own code as one in memory: the process ended."""

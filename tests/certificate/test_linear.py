@@ -170,8 +170,8 @@ def test_what_one_batch_proves_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("net", "named"),
     [
-        (of(nn.Flatten(), nn.Linear(36, 4), nn.GELU(), inputs=4), "2 by linear bounds"),
-        (of(nn.ConvTranspose2d(1, 2, 3), nn.ReLU(), inputs=128), "0 by linear bounds"),
+        (of(nn.Flatten(), nn.Linear(36, 4), nn.GELU(), inputs=4), r"^2 \(GELU\) by linear bounds"),
+        (of(nn.ConvTranspose2d(1, 2, 3), nn.ReLU(), inputs=128), r"^0 \(ConvTranspose2d\) by linear bounds"),
         (of(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU(), inputs=72), "reflect"),
         (of(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, ceil_mode=True), inputs=8), "such a max pooling"),
         (of(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Linear(2, 2), inputs=8), "2 at several positions"),

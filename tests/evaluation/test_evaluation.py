@@ -226,7 +226,7 @@ def test_where_linear_bounds_have_no_rule_intervals_prove_and_say_so(small_batch
     )
     (proven,) = result.certificates
     assert proven.method == "interval" and proven.accuracy > 0.5
-    assert "linear bounds are not supported: 2 by linear bounds" in str(result)
+    assert "linear bounds are not supported: 2 (GELU) by linear bounds" in str(result)
     result.save(tmp_path)
     record = Record.load(tmp_path)
     assert record.certified[0]["note"] == proven.note

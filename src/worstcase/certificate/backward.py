@@ -167,7 +167,8 @@ class BackwardBounds(IntervalBounds):
         elif kind in IN_ORDER and len(y.low) == len(self.env[source].low):
             rule = Reshaped(x.low.shape[1:])
         else:
-            raise Unsupported(f"{name_of(n.target)} by linear bounds")
+            layer = "" if module is None else f" ({type(module).__name__})"
+            raise Unsupported(f"{name_of(n.target)}{layer} by linear bounds")
         ends = kind is nn.Conv2d and x.is_point  # it adds all up itself
         return rule, [] if ends else [source]
 

@@ -21,7 +21,7 @@ from worstcase.checks import choice
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.seeds import seeded
-from worstcase.task import check
+from worstcase.task import check, logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,8 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
                     # which tells how wide the network is, and how many classes it has
                     classes = bounds.margins(images[:1], torch.zeros_like(labels[:1], dtype=torch.long)).shape[1]
             check(images.new_zeros(len(labels), classes), labels)
-            led = margins_of(crossbar(images, crossbar.box.sample("vertex", generator)), labels.long())
+            corner = crossbar.box.sample("vertex", generator)
+            led = margins_of(logits_of(crossbar(images, corner)), labels.long())
             # which looks at the first two samples that differ
             if crossbar.depends_on_the_batch:
                 raise Unsupported("answers that depend on the other samples of a batch, or may")

@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.modules import module as hooks
 
-from worstcase.batches import tensors_in
 from worstcase.certificate.in_place import check_in_place, name_of
 from worstcase.certificate.products import Interval, Product, Unsupported, Weight, affine, margins, terms
 from worstcase.certificate.recurrent import STEPS, recurrent
@@ -34,6 +33,7 @@ from worstcase.certificate.tables import (
     QUERIES,
     TRANSPOSED,
     TRANSPOSED_FUNCTIONS,
+    TURNED,
 )
 from worstcase.certificate.tracing import first_line, traced
 from worstcase.chip import float32
@@ -41,7 +41,7 @@ from worstcase.chip.arrays import own_parameters
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.substitution import run
-from worstcase.task import leading
+from worstcase.task import leading, logits_of
 
 IN_CACHE = 2**20  # values of the widest layer that are bounded at a time: memory that is new at each layer is slow
 ON_GPU = 2**25  # the same where small parts would keep the device waiting for the host
@@ -110,16 +110,14 @@ class IntervalBounds(fx.Interpreter):
             ours = run(
                 self.module, own | {n: t for n, t in chip.items() if n in own}, crossbar.laid_out(images).clone()
             )
-        for a, b in zip(tensors_in(ours), tensors_in(outputs), strict=False):
-            if not b.is_floating_point() or not b.numel():
-                continue  # what is beside the outputs is not proven
-            share = SAME * torch.finfo(b.dtype).eps + (TF32 if b.is_cuda else 0)
-            alike = a.shape == b.shape and a.dtype == b.dtype
-            if not alike or not torch.allclose(a, b, rtol=share, atol=share * leading(b), equal_nan=True):
-                raise Unsupported(
-                    f"{type(crossbar.net).__name__}, which computes something else than torch.fx traces (does it "
-                    "ask for types, or use autocast?)"
-                )
+        theirs = logits_of(outputs)  # what is beside them is not proven
+        share = SAME * torch.finfo(theirs.dtype).eps + (TF32 if theirs.is_cuda else 0)
+        alike = isinstance(ours, Tensor) and ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        if not alike or not torch.allclose(ours, theirs, rtol=share, atol=share * leading(theirs), equal_nan=True):
+            raise Unsupported(
+                f"{type(crossbar.net).__name__}, which computes something else than torch.fx traces (does it "
+                "ask for types, or use autocast?)"
+            )
 
     @property
     def at_once(self) -> int:
@@ -135,8 +133,7 @@ class IntervalBounds(fx.Interpreter):
         if self._movable:
             y = self.run(Interval.of(self._crossbar.laid_out(images)))
         else:  # there is one chip
-            y = self._crossbar(images)
-            y = Interval.of(y) if isinstance(y, Tensor) else y
+            y = Interval.of(logits_of(self._crossbar(images)))
         last = y if isinstance(y, _Product) and y.x.low.ndim == y.weight.box.low.ndim == 2 else None
         if last and len(last.weight.box.low) > 1:
             return margins(last.x, last.weight, labels)
@@ -219,6 +216,10 @@ class IntervalBounds(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         if target is getattr and args[1] in QUERIES:
             return getattr(args[0].low, args[1])
+        if target is getattr:
+            if args[1] not in TURNED:
+                raise _without_rule(f"Tensor.{args[1]}")
+            return monotone(getattr, *args)
         target = IN_PLACE.get(target, target)
         if target in MATRIX_PRODUCTS:
             return _matrix_product(*args, **kwargs)

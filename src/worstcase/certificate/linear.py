@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from worstcase.certificate.backward import BackwardBounds
 from worstcase.certificate.products import Interval, margins_of
 from worstcase.chip.crossbar import Crossbar
+from worstcase.task import logits_of
 
 SUMS = 8  # for a sample on average, to tighten the hidden layers
 HOPELESS = 2  # a margin that is as programmed 1 and by linear bounds less than minus so many: left as it is
@@ -35,7 +36,7 @@ class LinearBounds(BackwardBounds):
     def margins(self, images: Tensor, labels: Tensor) -> Tensor:
         self._tighter.clear()
         least = self._least(images, labels, torch.arange(len(labels), device=labels.device))
-        lead = margins_of(self._crossbar(images), labels).amin(1)
+        lead = margins_of(logits_of(self._crossbar(images)), labels).amin(1)
         sums = SUMS * len(labels)
         for layer in self._hidden_layers() if self._movable else ():
             worst = least.amin(1)

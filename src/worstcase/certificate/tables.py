@@ -66,7 +66,7 @@ MODULES: dict[type, Rule] = {
 }
 SHAPE_METHODS = ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"]
 SHAPE_METHODS += ["contiguous", "chunk", "split", "expand", "detach", "clone", "unbind", "narrow", "select"]
-SHAPE_METHODS += ["movedim", "swapaxes", "ravel", "repeat", "tile", "roll", "flip"]
+SHAPE_METHODS += ["movedim", "swapaxes", "ravel", "repeat", "tile", "roll", "flip", "t"]
 SHAPE_FUNCTIONS = {getattr(torch, n) for n in SHAPE_METHODS if hasattr(torch, n)} | {operator.getitem}
 SHAPE_FUNCTIONS |= {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 FUNCTIONS: dict[Any, Rule] = {
@@ -110,7 +110,8 @@ METHODS: dict[str, Rule] = {
     "abs": valley(0.0),
     "sum": average,
 }
-QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device")
+QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device", "new_zeros", "new_ones")
+TURNED = ("T", "mT")
 LINEAR_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 MATRIX_PRODUCTS = {operator.matmul, torch.matmul, torch.mm, "matmul", "mm"}
 TRANSPOSED_FUNCTIONS = {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import builtins
 import copy
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from worstcase.batches import tensors_in
 from worstcase.certificate.products import Unsupported
+from worstcase.chip.substitution import parameters_by_name
 
 IN_PLACE_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 ABOUT_SHAPE = ("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "is_floating_point")
@@ -33,12 +35,24 @@ def traced(net: nn.Module, in_devices: Collection[str]) -> fx.GraphModule:
         root = nn.Sequential(copy.deepcopy(net))  # as it runs forward, which may write to the network
         parameters = {id(p): name for name, p in root[0].named_parameters(remove_duplicate=False)}
         held = {key: name for key, name in parameters.items() if name in in_devices}
-        with _proxies_are_tensors(), _Constants(held):
+        with _proxies_are_tensors(), parameters_by_name(), _Constants(held):
             graph = _Tracer().trace(root)
+        _leave_the_logits(graph)
         root[0] = net
         return fx.GraphModule(root, graph)
     except Exception as error:
         raise Unsupported(f"{type(net).__name__} cannot be traced by torch.fx ({first_line(error)})") from error
+
+
+def _leave_the_logits(graph: fx.Graph) -> None:
+    """The only output of a graph, of those that a network gives; see `worstcase.task.logits_of`."""
+    (end,) = (n for n in graph.nodes if n.op == "output")
+    given: Any = end.args[0]
+    if isinstance(given, Mapping):
+        given = given.get("logits", given.get("out"))
+    elif isinstance(given, tuple | list) and given:
+        given = given[0]
+    end.args = (given,)
 
 
 def first_line(error: Exception) -> str:
@@ -53,18 +67,30 @@ class _Proxy(fx.Proxy):
 def _proxies_are_tensors() -> Iterator[None]:
     """Within the block `isinstance` says so, so that no network takes another way while it is traced.
 
-    A proxy that said it by its `__class__` would be read by PyTorch as a tensor in memory, and end the process.
+    A proxy that said it by its `__class__` would be read by PyTorch as a tensor in memory, and end the process. A
+    proxy also has a length, and may be one of several sizes.
     """
 
     def is_instance(value: Any, kinds: Any) -> bool:
-        return ours(value, kinds) or (type(value) is _Proxy and issubclass(Tensor, kinds))
+        return own_isinstance(value, kinds) or (type(value) is _Proxy and issubclass(Tensor, kinds))
 
-    ours = builtins.isinstance
-    builtins.isinstance = is_instance
+    def length(value: Any) -> Any:
+        shape: Any = value.shape if type(value) is _Proxy else None
+        return own_len(value) if shape is None else shape[0]
+
+    own_isinstance, own_len, zeros, ones = builtins.isinstance, builtins.len, torch.zeros, torch.ones
+    builtins.isinstance, builtins.len = is_instance, length
+    torch.zeros, torch.ones = _with_sizes_in_a_tuple(zeros), _with_sizes_in_a_tuple(ones)
     try:
         yield
     finally:
-        builtins.isinstance = ours
+        builtins.isinstance, builtins.len = own_isinstance, own_len
+        torch.zeros, torch.ones = zeros, ones
+
+
+def _with_sizes_in_a_tuple(make: Any) -> Any:
+    """PyTorch takes a proxy for a size only there."""
+    return lambda *sizes, **options: make(sizes, **options) if sizes[1:] else make(*sizes, **options)
 
 
 def _in_place(function: Any) -> Any:

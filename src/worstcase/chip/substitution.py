@@ -43,7 +43,7 @@ def run(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> Any:
     args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
     if isinstance(inputs, dict):
         args, kwargs = (), inputs
-    with _without_checkpointing(), _without_cudnn(net), _without_fast_path():
+    with _without_checkpointing(), _without_cudnn(net), _without_fast_path(), parameters_by_name():
         return functional_call(net, tensors, args, kwargs, tie_weights=False)
 
 
@@ -85,6 +85,22 @@ def _without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def parameters_by_name() -> Iterator[None]:
+    """Within the block `get_parameter` gives what is in a parameter's place too."""
+
+    def get(module: nn.Module, target: str) -> Any:
+        path, _, name = target.rpartition(".")
+        return getattr(module.get_submodule(path), name)
+
+    before = nn.Module.get_parameter
+    nn.Module.get_parameter = get  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.get_parameter = before  # type: ignore[method-assign]
 
 
 class _WithoutCudnn:
