@@ -95,6 +95,29 @@ def test_a_network_that_writes_to_the_data_of_its_weights_is_refused_by_name(wri
     Crossbar(net, 0.1, exclude=["0"])(x)
 
 
+class Pooled(nn.Module):
+    """A transformer over sequences that are padded."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), 2)
+        self.head, self.pool = nn.Linear(6, 5), pool
+
+    def forward(self, x, padded):
+        return self.head(self.pool(self.encoder(x, src_key_padding_mask=padded), padded))
+
+
+def test_a_transformer_whose_padded_places_count_is_refused_as_its_paths_differ():
+    torch.manual_seed(0)
+    x, padded = torch.randn(8, 7, 6), torch.arange(7) > torch.arange(8)[:, None]
+    net = Pooled(lambda y, padded: y.mean(1))
+    with pytest.raises(ValueError, match=r"^Pooled answers otherwise on PyTorch's fast path"):
+        Crossbar(net, 0.1)((x, padded))
+    net.encoder.use_nested_tensor = False
+    for right in (net, Pooled(lambda y, padded: y.masked_fill(padded[..., None], 0).sum(1))):
+        torch.testing.assert_close(Crossbar(right, 0.1).eval()((x, padded)), right.eval()(x, padded))
+
+
 class AlwaysTraining(nn.BatchNorm1d):
     def train(self, mode=True):
         return super().train()

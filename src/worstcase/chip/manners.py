@@ -58,12 +58,30 @@ def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed
         inputs = of_each(Tensor.clone, inputs)
         programmed = {name: t.detach().clone() for name, t in programmed.items()}
         two = two_that_differ(inputs)
+        _refuse_another_fast_path(net, inputs)
         try:
             return _look(net, taken(inputs, slice(2) if two is None else two), arrays, programmed, fresh)
         except ValueError:
             raise
         except Exception:  # a network may need them all
             return _look(net, inputs, arrays, programmed, fresh)
+
+
+@torch.no_grad()
+def _refuse_another_fast_path(net: nn.Module, inputs: Inputs) -> None:
+    """Of transformers, where PyTorch makes zeros of what is padded, and the network uses it."""
+    if not any(isinstance(module, nn.TransformerEncoder) for module in net.modules()):
+        return
+    tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
+    slow, fast = (
+        run(net, of_each(Tensor.clone, tensors), of_each(Tensor.clone, inputs), fast_path=path)
+        for path in (False, True)
+    )
+    if not same_answers(slow, fast, tensors):
+        raise ValueError(
+            f"{type(net).__name__} answers otherwise on PyTorch's fast path, where nn.TransformerEncoder gives "
+            "zeros in padded places: leave them out of what follows, or set its use_nested_tensor = False"
+        )
 
 
 def _look(
