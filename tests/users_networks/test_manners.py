@@ -111,11 +111,24 @@ def test_a_transformer_whose_padded_places_count_is_refused_as_its_paths_differ(
     torch.manual_seed(0)
     x, padded = torch.randn(8, 7, 6), torch.arange(7) > torch.arange(8)[:, None]
     net = Pooled(lambda y, padded: y.mean(1))
-    with pytest.raises(ValueError, match=r"^Pooled answers otherwise on PyTorch's fast path"):
+    with pytest.raises(
+        ValueError, match=r"^Pooled answers otherwise in plain PyTorch: nn\.TransformerEncoder gives zeros"
+    ):
         Crossbar(net, 0.1)((x, padded))
     net.encoder.use_nested_tensor = False
     for right in (net, Pooled(lambda y, padded: y.masked_fill(padded[..., None], 0).sum(1))):
         torch.testing.assert_close(Crossbar(right, 0.1).eval()((x, padded)), right.eval()(x, padded))
+
+
+def test_a_network_that_asks_for_parameters_is_refused():
+    class Asks(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) if isinstance(self.bias, nn.Parameter) else x @ self.weight.T
+
+    with pytest.raises(
+        ValueError, match=r"^Asks answers otherwise in plain PyTorch: does it ask whether a weight"
+    ):
+        Crossbar(Asks(20, 5), 0.1)(torch.randn(8, 20))
 
 
 class AlwaysTraining(nn.BatchNorm1d):

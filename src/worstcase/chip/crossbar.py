@@ -376,10 +376,10 @@ class Crossbar(nn.Module):
             >>> [crossbar.compute(batch, weights).shape[0] for batch in torch.ones(5, 2).split(3)]
             [3, 2]
         """
-        inputs = self.laid_out(inputs)
+        own, inputs = inputs, self.laid_out(inputs)
         if self._manners is None or not (self._manners.saw_two or two_that_differ(inputs) is None):
             with evaluating(self.net):
-                self._manners = look(self.net, inputs, self._arrays, self._tensors_used())
+                self._manners = look(self.net, inputs, own, self._arrays, self._tensors_used())
         tensors = self.stand_ins(weights)
         if self._manners.writes and not self.net.training:
             tensors |= {name: _tensor(self.net, name).detach().clone() for name in self._manners.writes}

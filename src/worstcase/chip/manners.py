@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from worstcase.batches import Inputs, of_each, samples_in, taken, tensors_in
 from worstcase.chip.arrays import Array, own_parameters
 from worstcase.chip.products import INPUTS, Call, Origin, Products, Sources
-from worstcase.chip.substitution import Change, changed, run
+from worstcase.chip.substitution import Change, call, changed, run
 from worstcase.task import ends_in_a_sigmoid, leading, logits_of
 
 
@@ -44,11 +44,20 @@ class Manners:
     """It casts weights for a product by an autocast of its own."""
 
 
-def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed: Mapping[str, Tensor]) -> Manners:
+def look(
+    net: nn.Module, inputs: Inputs, own: Inputs, arrays: Mapping[str, Array], programmed: Mapping[str, Tensor]
+) -> Manners:
     """Run a network in eval mode on a few inputs, and leave it as it was.
 
+    Args:
+        net: the network.
+        inputs: a batch, as a crossbar lays it out.
+        own: the same batch as it was given.
+        arrays, programmed: see the crossbar.
+
     Raises:
-        ValueError: an array is not what the network multiplies with, or two passes give two answers.
+        ValueError: an array is not what the network multiplies with, two passes give two answers, or plain PyTorch
+            gives another.
     """
     fresh = None
     with suppress(Exception):  # what it keeps of a pass is kept in a copy, where one can be made
@@ -58,30 +67,35 @@ def look(net: nn.Module, inputs: Inputs, arrays: Mapping[str, Array], programmed
         inputs = of_each(Tensor.clone, inputs)
         programmed = {name: t.detach().clone() for name, t in programmed.items()}
         two = two_that_differ(inputs)
-        _refuse_another_fast_path(net, inputs)
         try:
-            return _look(net, taken(inputs, slice(2) if two is None else two), arrays, programmed, fresh)
+            found = _look(net, taken(inputs, slice(2) if two is None else two), arrays, programmed, fresh)
         except ValueError:
             raise
         except Exception:  # a network may need them all
-            return _look(net, inputs, arrays, programmed, fresh)
+            found = _look(net, inputs, arrays, programmed, fresh)
+        _refuse_other_answers(net, inputs, own)
+        return found
 
 
 @torch.no_grad()
-def _refuse_another_fast_path(net: nn.Module, inputs: Inputs) -> None:
-    """Of transformers, where PyTorch makes zeros of what is padded, and the network uses it."""
-    if not any(isinstance(module, nn.TransformerEncoder) for module in net.modules()):
-        return
+def _refuse_other_answers(net: nn.Module, inputs: Inputs, own: Inputs) -> None:
+    """Make sure that a network answers as it does in plain PyTorch, where a copy of it can be made."""
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
-    slow, fast = (
-        run(net, of_each(Tensor.clone, tensors), of_each(Tensor.clone, inputs), fast_path=path)
-        for path in (False, True)
-    )
-    if not same_answers(slow, fast, tensors):
-        raise ValueError(
-            f"{type(net).__name__} answers otherwise on PyTorch's fast path, where nn.TransformerEncoder gives "
-            "zeros in padded places: leave them out of what follows, or set its use_nested_tensor = False"
+    try:
+        theirs = call(copy.deepcopy(net), of_each(Tensor.clone, own))
+        ours = run(net, of_each(Tensor.clone, tensors), of_each(Tensor.clone, inputs))
+        same = same_answers(ours, theirs, tensors)
+    except Exception:  # whatever a foreign network raises that is copied
+        return
+    if not same:
+        padded = any(isinstance(module, nn.TransformerEncoder) for module in net.modules())
+        why = (
+            "nn.TransformerEncoder gives zeros in padded places then; leave them out of what follows, or set its "
+            "use_nested_tensor = False"
+            if padded
+            else "does it ask whether a weight is an nn.Parameter, or share a buffer?"
         )
+        raise ValueError(f"{type(net).__name__} answers otherwise in plain PyTorch: {why}")
 
 
 def _look(

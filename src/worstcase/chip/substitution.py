@@ -8,7 +8,7 @@ call, by a mode that sees the calls of the layer's forward. So nothing is writte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,19 +34,25 @@ def changed(changes: Iterable[tuple[nn.Module, Place, Change]]) -> Iterator[None
         yield
 
 
-def run(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs, *, fast_path: bool = False) -> Any:
+def run(net: nn.Module, tensors: dict[str, Tensor], inputs: Inputs) -> Any:
     """Run a network with other tensors in place of its parameters and buffers, by name.
 
     Nothing is computed twice for the backward pass (`torch.utils.checkpoint`): it would be with the network's own.
-    A backward pass can follow in eval mode too, see `_without_cudnn`. With `fast_path` PyTorch may pass by the
-    layers of transformers where no gradient is asked for.
+    A backward pass can follow in eval mode too, see `_without_cudnn`.
     """
-    args, kwargs = inputs if isinstance(inputs, tuple) else (inputs,), {}
-    if isinstance(inputs, dict):
-        args, kwargs = (), inputs
-    slow = nullcontext() if fast_path else _without_fast_path()
-    with _without_checkpointing(), _without_cudnn(net), slow, parameters_by_name():
+
+    def with_tensors(*args: Any, **kwargs: Any) -> Any:
         return functional_call(net, tensors, args, kwargs, tie_weights=False)
+
+    with _without_checkpointing(), _without_cudnn(net), _without_fast_path(), parameters_by_name():
+        return call(with_tensors, inputs)
+
+
+def call(net: Callable[..., Any], inputs: Inputs) -> Any:
+    """What a network gives, of its arguments in a tuple or a dict, or of one."""
+    if isinstance(inputs, dict):
+        return net(**inputs)
+    return net(*inputs) if isinstance(inputs, tuple) else net(inputs)
 
 
 @contextmanager
