@@ -399,8 +399,38 @@ def test_parameters_in_the_same_memory_are_refused_by_name(part):
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[1].weight.data = net[0].weight.data[part]
     for exclude in ([], ["0"]):
-        with pytest.raises(ValueError, match=r"^0\.weight and 1\.weight are two parameters in the same memory"):
+        with pytest.raises(ValueError, match=r"^0\.weight and 1\.weight are two tensors in the same memory"):
             Crossbar(net, 0.1, exclude=exclude)
+
+
+def test_a_buffer_in_the_memory_of_an_array_is_refused_by_name():
+    net = nn.Linear(4, 4)
+    net.register_buffer("before", net.weight.data)
+    with pytest.raises(ValueError, match=r"^weight and before are two tensors in the same memory"):
+        Crossbar(net, 0.1)
+
+
+def renames(net, state, *_):
+    """As wrappers do, such as torch's checkpoint_wrapper."""
+    for name in [*state]:
+        state[f"own.{name}"] = state.pop(name)
+
+
+def leaves_out(net, state, *_):
+    del state["0.weight"]
+
+
+def test_a_state_dict_with_names_of_its_own_holds_the_chip_and_one_that_leaves_an_array_out_does_not():
+    net = nn.Sequential(nn.Linear(4, 4))
+    crossbar = Crossbar(net, 0.1)
+    chip = crossbar.box.sample("vertex")
+    expected = crossbar.chip(chip)["0.weight"]
+    net._register_state_dict_hook(renames)
+    assert torch.equal(crossbar.chip(chip)["own.0.weight"], expected)
+    net = nn.Sequential(nn.Linear(4, 4))
+    net._register_state_dict_hook(leaves_out)
+    with pytest.raises(ValueError, match=r"^no state dict holds the chip: the network's own has no 0\.weight$"):
+        Crossbar(net, 0.1).chip(chip)
 
 
 def test_parameters_side_by_side_in_memory_are_no_others():

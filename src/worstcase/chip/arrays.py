@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -152,9 +153,9 @@ def find_arrays(net: nn.Module, layers: Mapping[str, nn.Module], named: Sequence
 
 
 def _refuse_overlapping(net: nn.Module, held: set[str]) -> None:
-    """Parameters that are several, but lie in the same memory, as after `b.weight.data = a.weight.data`."""
+    """Parameters and buffers that lie in the same memory, as after `b.weight.data = a.weight.data`."""
     by_memory: dict[tuple[int, torch.dtype], list[tuple[str, Tensor]]] = {}
-    for name, p in net.named_parameters():
+    for name, p in (*net.named_parameters(), *net.named_buffers()):
         if p.layout == torch.strided and p.numel() and type(p.data) is Tensor:
             by_memory.setdefault((p.untyped_storage().data_ptr(), p.dtype), []).append((name, p.data))
     for memory in (group for group in by_memory.values() if len(group) > 1):
@@ -165,7 +166,7 @@ def _refuse_overlapping(net: nn.Module, held: set[str]) -> None:
             for other in own[own > 0].unique().tolist():
                 if held & {name, memory[other - 1][0]}:
                     raise ValueError(
-                        f"{memory[other - 1][0]} and {name} are two parameters in the same memory, so they would "
+                        f"{memory[other - 1][0]} and {name} are two tensors in the same memory, so they would "
                         "deviate apart; make them one (b.weight = a.weight), or give one a memory of its own "
                         "(b.weight.data = b.weight.data.clone())"
                     )
@@ -234,7 +235,8 @@ def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[
     """The network's state dict with the weights of a chip, which plain PyTorch loads.
 
     Raises:
-        ValueError: a layer computes its weight, or shares it with a table that is digital.
+        ValueError: a layer computes its weight, or shares it with a table that is digital; or the network's own
+            state dict leaves one out.
     """
     held: dict[str, Tensor] = dict(weights)
     for name, array in arrays.items():
@@ -249,14 +251,26 @@ def state_dict_of(net: nn.Module, arrays: Mapping[str, Array], weights: Mapping[
                 f"no state dict holds the chip: {owner} shares its tensor with {name}, which is digital"
             )
     shared = {name: owners.get(id(p)) for name, p in net.named_parameters(remove_duplicate=False)}
-    state = net.state_dict()  # it knows the versions of layers
+    places = {name: _memory(net.get_parameter(name)) for name in owners.values()}
+    in_memory = {place: name for name, place in places.items() if place}
+    state = net.state_dict()  # it knows the versions of layers, and may have names of its own
+    missing = set(owners.values())
     for name, tensor in state.items():
-        owner = shared.get(name)
+        place = _memory(tensor)
+        owner = in_memory[place] if place in in_memory else shared.get(name)
+        missing.discard(owner)
         own = tensor if owner is None else held[owner]
         if isinstance(own, Tensor):  # and no extra state
             own = own.detach().clone()
             state[name] = own.contiguous() if own.layout == torch.strided else own  # as safetensors needs them
+    if missing:
+        raise ValueError(f"no state dict holds the chip: the network's own has no {', '.join(sorted(missing))}")
     return state
+
+
+def _memory(t: Any) -> tuple[int, torch.Size] | None:
+    """Where a tensor's numbers are."""
+    return (t.data_ptr(), t.shape) if isinstance(t, Tensor) and t.layout == torch.strided else None
 
 
 # ---- looking at one layer
