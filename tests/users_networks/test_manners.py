@@ -95,6 +95,12 @@ def test_a_network_that_writes_to_the_data_of_its_weights_is_refused_by_name(wri
     Crossbar(net, 0.1, exclude=["0"])(x)
 
 
+def test_a_network_is_looked_at_in_inference_mode_too():
+    with torch.inference_mode():
+        assert Crossbar(nn.Linear(20, 5), 0.1)(torch.randn(8, 20)).shape == (8, 5)
+        assert Crossbar(nn.Conv2d(3, 5, 3), 0.1)(torch.randn(8, 3, 4, 4)).shape == (8, 5, 2, 2)
+
+
 class Pooled(nn.Module):
     """A transformer over sequences that are padded."""
 

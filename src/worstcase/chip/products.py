@@ -147,7 +147,7 @@ class Sources:
         a backward pass of its own."""
         self._ends |= {id(t): Origin(frozenset([name]), is_itself=False) for name, t in strays}
         self._ends |= {id(t): Origin() for t in chips}
-        self._memories = {_memory(t): name for name, t in leaves.items() if t.requires_grad and t.numel()}
+        self._memories = {_memory(t): (name, t._version) for name, t in leaves.items() if t.requires_grad}
         self.written: set[str] = set()
         """Leaves that require a gradient, and that something wrote to, by their `data` too."""
         self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
@@ -156,8 +156,10 @@ class Sources:
         """See where numbers without a gradient come from, such as one-hot tokens, or a sign under no_grad."""
         if function == Tensor.data.__set__:  # type: ignore[attr-defined]
             self.written |= self._of(taken[0]).names
-        changed = [t for t in (*taken, *given) if not t.is_inference() and t._version]
-        self.written |= {self._memories[of] for of in map(_memory, changed) if of in self._memories}
+        for t in (*taken, *given):
+            if not t.is_inference() and t._version and t.numel() and (memory := _memory(t)) in self._memories:
+                name, before = self._memories[memory]
+                self.written |= {name} if t._version > before else set()
         given = [t for t in given if t.grad_fn is None and not (t.requires_grad and id(t) in self._ends)]
         origin = Origin()
         for t in taken if given else ():
