@@ -291,6 +291,33 @@ def test_a_network_without_any_gradient_is_no_error():
     assert attacked(Crossbar(net, 0.1), x)[0].vanished == 1
 
 
+class Force(nn.Linear):
+    """It answers by a gradient of its own."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(super().forward(x).tanh().sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("attack", [attacks.FLWC(steps=2), attacks.MonteCarlo(instances=2)])
+def test_a_network_may_compute_a_gradient_of_its_own(attack):
+    net, x = Force(6, 8), torch.randn(20, 6)
+    labels = net(x).argmax(1)
+    assert attack(Crossbar(net, 0.3), [(x, labels)], progress=False).clean_accuracy == 1
+
+
+def test_a_network_that_computes_in_inference_mode_is_told_what_to_do():
+    class Frozen(nn.Sequential):
+        def forward(self, x):
+            with torch.inference_mode():
+                x = self[0](x)
+            return self[1](x)
+
+    with pytest.raises(ValueError, match=r"^Frozen computes in inference mode .* under torch\.no_grad\(\)$"):
+        Crossbar(Frozen(nn.Linear(6, 8), nn.Linear(8, 5)), 0.1)(torch.randn(4, 6))
+
+
 class Dropping(nn.Linear):
     def forward(self, x):
         return super().forward(F.dropout(x))

@@ -253,7 +253,7 @@ def _said(crossbar: Crossbar) -> Any:
     return plain(tolerance) if has_weights(tolerance) else tolerance
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and no inference mode, in which a network could compute no gradient of its own
 def _correct(run: Search, chips: Sequence[Perturbation]) -> list[int]:
     """The right answers of some chips over the reference set, in one pass over the data."""
     weights = [run.crossbar.weights(chip) for chip in chips]

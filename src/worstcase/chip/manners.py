@@ -71,7 +71,12 @@ def look(
             found = _look(net, taken(inputs, slice(2) if two is None else two), arrays, programmed, fresh)
         except ValueError:
             raise
-        except Exception:  # a network may need them all
+        except Exception as error:  # a network may need them all
+            if "Inference tensors" in str(error):
+                raise ValueError(
+                    f"{type(net).__name__} computes in inference mode within its forward, so that attacks have no "
+                    "gradients: let it do so under torch.no_grad()"
+                ) from None
             found = _look(net, inputs, arrays, programmed, fresh)
         _refuse_other_answers(net, inputs, own)
         return found
