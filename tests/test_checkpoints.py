@@ -2,13 +2,16 @@
 
 from collections import OrderedDict
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from safetensors.torch import save_file
 from torch import nn
 
 from worstcase import Crossbar
 from worstcase.checkpoints import load_weights
+from worstcase.methods import Vanilla
 from worstcase.models import LeNet
 
 
@@ -180,6 +183,18 @@ def test_an_average_of_the_weights_beside_them_is_not_overlooked(tmp_path, keys)
     torch.save({key: LeNet().state_dict() for key in keys}, tmp_path / "both.pt")
     with pytest.raises(ValueError, match=f"several networks that fit, below {', '.join(keys)};"):
         load_weights(Crossbar(LeNet(), 0.1), tmp_path / "both.pt")
+
+
+def test_the_average_that_lightning_validated_is_what_its_checkpoint_holds(tmp_path, small_net, small_loader):
+    ema = EMAWeightAveraging(decay=0.5)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_epochs=1, callbacks=[ema, ModelCheckpoint(tmp_path, "averaged")], **quiet)
+    trainer.fit(Vanilla(Crossbar(small_net, 0.1), num_classes=3), small_loader)
+    content = torch.load(tmp_path / "averaged.ckpt", weights_only=True)
+    average, current = (content[key]["crossbar.net.5.weight"] for key in ("state_dict", "current_model_state"))
+    assert not torch.equal(average, current)
+    load_weights(Crossbar(small_net, 0.1), tmp_path / "averaged.ckpt")
+    assert torch.equal(small_net[5].weight, average)
 
 
 @pytest.mark.parametrize("prefix", ["", "model."], ids=["top", "model"])

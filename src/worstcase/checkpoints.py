@@ -85,6 +85,8 @@ def _state_dicts(content: Any, expected: Mapping[str, Tensor]) -> Iterator[tuple
     """The dicts that may be the network's state dict, without prefix, and where each lies."""
     if not isinstance(content, dict):
         return
+    if "averaging_state" in content:  # of Lightning's WeightAveraging, whose average is what was validated
+        content = {key: value for key, value in content.items() if key != "current_model_state"}
     for key, state in [("", content), *content.items()]:
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
             continue
