@@ -326,6 +326,12 @@ def test_what_limits_nothing_is_fine():
             ["+callbacks.swa={_target_:lightning.pytorch.callbacks.StochasticWeightAveraging,swa_lrs:0.01}"],
             "StochasticWeightAveraging averages after the last validation",
         ),
+        (
+            [
+                "+callbacks.ema={_target_:lightning.pytorch.callbacks.EMAWeightAveraging,update_starting_at_epoch:0}"
+            ],
+            "EMAWeightAveraging averages after the last validation",
+        ),
         (["model.weight_bits=1024"], "weight_bits=1024: must be a whole number from 1 to 16"),
     ],
 )

@@ -1,7 +1,10 @@
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 import worstcase
 from worstcase import Crossbar
@@ -30,6 +33,17 @@ def test_the_attack_after_each_epoch_can_select_the_checkpoint(tmp_path, small_n
     found = FLWC()(method.crossbar, small_loader, progress=False)  # the last epoch's weights, again
     assert fit.callback_metrics["val/attacked_accuracy"] == pytest.approx(found.accuracy)
     assert best.best_model_score is not None and best.best_model_score >= found.accuracy - 1e-6
+
+
+def test_the_attack_after_each_epoch_is_on_averaged_weights_or_refused(tmp_path, small_net, small_loader):
+    attack, average = WorstCasePerEpoch(FLWC()), EMAWeightAveraging(decay=0.5)
+    method = Vanilla(Crossbar(small_net, 0.1), num_classes=3, optimizer=partial(torch.optim.SGD, lr=0.3))
+    fit = trainer(tmp_path, attack, average)
+    fit.fit(method, small_loader, small_loader)  # which ends with the average in the network
+    found = FLWC()(method.crossbar, small_loader, progress=False)
+    assert fit.callback_metrics["val/attacked_accuracy"] == pytest.approx(found.accuracy)
+    with pytest.raises(ValueError, match=r"put WorstCasePerEpoch before EMAWeightAveraging"):
+        trainer(tmp_path, average, attack).fit(method, small_loader, small_loader)
 
 
 def test_each_attack_runs_once_on_the_test_split_and_its_result_is_kept(tmp_path, small_net, small_loader):

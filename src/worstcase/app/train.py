@@ -171,18 +171,22 @@ def _callbacks(
         ValueError: there is no such one, it has no attack, an attack or the method's metric does not fit, or what
             a callback makes would not be tested.
     """
-    from lightning.pytorch.callbacks import StochasticWeightAveraging
+    from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 
     from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
 
     for place in ("val_attack", "test_attack", "suite"):  # an error then names the setting
         instantiated(cfg, place)
     callbacks = [callback for callback in instantiated(cfg, "callbacks").values() if callback is not None]
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
-        raise ValueError(
-            "callbacks: StochasticWeightAveraging averages after the last validation, so no epoch of it could be "
-            "kept; take lightning.pytorch.callbacks.EMAWeightAveraging"
-        )
+    for callback in callbacks:
+        if isinstance(callback, StochasticWeightAveraging) or (
+            isinstance(callback, WeightAveraging)
+            and callback.should_update(epoch_idx=cfg["trainer"]["max_epochs"] - 1)
+        ):
+            raise ValueError(
+                f"callbacks: {type(callback).__name__} averages after the last validation, so that no epoch of it "
+                "could be kept; take lightning.pytorch.callbacks.EMAWeightAveraging, which averages after steps"
+            )
     at_tests = [callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)]
     if len(at_tests) != 1:
         raise ValueError("callbacks: a run needs one worstcase.callbacks.WorstCaseAtTest for its record")

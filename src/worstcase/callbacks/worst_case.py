@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 
 from worstcase.attacks import Attack
 from worstcase.attacks.base import SEARCH_DTYPES, check_parameters
@@ -23,10 +24,22 @@ class WorstCasePerEpoch(L.Callback):
     Args:
         attack: the attack.
         seed: of the attack's random draws, the same in each epoch.
+
+    Raises:
+        ValueError: it comes after a callback that averages weights, whose average is gone by then.
     """
 
     def __init__(self, attack: Attack, seed: int = 0) -> None:
         self.attack, self.seed = attack, seed
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks[: callbacks.index(self)]:
+            if isinstance(callback, WeightAveraging):
+                raise ValueError(
+                    f"callbacks: put WorstCasePerEpoch before {type(callback).__name__}, else it attacks other "
+                    "weights than the average, which is validated and kept"
+                )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:
