@@ -331,6 +331,27 @@ def test_a_resumed_training_sees_what_workers_would_have_drawn(persistent, small
     assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
 
 
+@pytest.mark.parametrize("bits", [None, 4], ids=["float", "quantised"])
+def test_the_seed_decides_what_workers_draw_from_the_first_batch_on(bits, small_net):
+    """Quantised outputs take their first ranges from the loader, which must not lose a batch by it."""
+
+    def seen(drawn_before):
+        images = []
+
+        class Watch(L.Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_idx):
+                images.append(batch[0])
+
+        torch.manual_seed(drawn_before)
+        data = DataLoader(Drawn(), batch_size=2, shuffle=True, num_workers=1, persistent_workers=True)
+        module = Vanilla(Crossbar(copy.deepcopy(small_net), 0.05, activation_bits=bits), num_classes=3)
+        L.Trainer(max_epochs=1, **QUIET | {"callbacks": [Watch()]}).fit(module, data)
+        return torch.cat(images)
+
+    one, other = seen(0), seen(1)
+    assert len(one) == 8 and torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("method", "length"),
     [

@@ -215,17 +215,17 @@ class Method(L.LightningModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) > 1:
                 self._steps = math.inf  # Lightning counts by its first factor
-        if self.current_epoch:
-            self._seed_this_epoch()
-            self._shuffle_as_in_this_epoch()
+        self._seed_this_epoch()
         outputs = self.crossbar.outputs
         if outputs is not None and outputs.ranges.isnan().any():
             # A pass in eval mode may come first: quantised outputs get their first ranges from one batch.
             assert self.trainer.train_dataloader is not None
             self.crossbar.calibrate(islice(self.trainer.train_dataloader, 1))
+            self._seed_this_epoch()
+        self._shuffle_as_in_this_epoch()
 
     def on_train_epoch_start(self) -> None:
-        if self._epoch_seeded != self.current_epoch:  # a resumed run's batches have begun already
+        if self._epoch_seeded != self.current_epoch:  # the first epoch's batches have begun already
             self._seed_this_epoch()
 
     def _seed_this_epoch(self) -> None:
@@ -240,7 +240,7 @@ class Method(L.LightningModule):
                 loader._iterator = None  # its workers would draw on; the next ones are seeded
 
     def _shuffle_as_in_this_epoch(self) -> None:
-        """Lightning begins a resumed run's batches before it tells their sampler which epoch it is."""
+        """Lightning begins the first batches before they are seeded and their sampler knows which epoch it is."""
         for loader in self._train_loaders:
             _set_sampler_epoch(loader, self.current_epoch)
         fetcher = self.trainer.fit_loop._data_fetcher
