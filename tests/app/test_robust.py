@@ -267,6 +267,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
 # ---- settings that only showed after training
 
 
+LATE_VALIDATION = ["trainer.max_epochs=2", "+trainer.check_val_every_n_epoch=2"]
 PER_DEVICE = ["attack@test_attack=monte_carlo", "test_attack.weight_bits=4", "test_attack.device_bits=2"]
 
 
@@ -319,6 +320,10 @@ def test_what_limits_nothing_is_fine():
         (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
         (
             ["suite=single", "attack@test_attack=ensemble", "test_attack.budget=2"],
+            "budget=2: the first member needs",
+        ),
+        (
+            ["attack@val_attack=ensemble", "val_attack.budget=2", *LATE_VALIDATION],
             "budget=2: the first member needs",
         ),
         ([*PER_DEVICE, "thg=rram_milo2021"], "device_bits=2: only where thg are numbers"),

@@ -195,8 +195,10 @@ def _callbacks(
     per_epoch = [callback.attack for callback in callbacks if isinstance(callback, WorstCasePerEpoch)]
     for attack in [*at_tests[0].attacks, *per_epoch]:
         attack.check_classes(datamodule.num_classes)
-    for attack in at_tests[0].attacks:  # the others begin after the first epoch
+    for attack in at_tests[0].attacks:
         attack.check_fit(method.crossbar, datamodule.test_dataloader())
+    for attack in per_epoch:
+        attack.check_fit(method.crossbar, datamodule.val_dataloader())
     proves = method.SELECTED_BY == "val/certified_accuracy"
     _check_metrics(callbacks, method.monitor, attacked=bool(per_epoch), certified=proves)
     return callbacks, at_tests[0]
