@@ -132,6 +132,16 @@ def test_a_resumed_run_sees_the_order_that_a_loader_of_yours_draws(small_batches
     assert equal(whole, resumed)
 
 
+def test_a_schedule_may_step_after_each_step_but_not_by_a_metric(small_net, small_loader):
+    def by_steps(optimizer):
+        return {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}
+
+    module = fitted(Vanilla, small_net, small_loader, scheduler=by_steps)
+    assert module.optimizers().param_groups[0]["lr"] == 1e-3 / 2**6
+    with pytest.raises(ValueError, match=r"scheduler: ReduceLROnPlateau follows a metric"):
+        fitted(Vanilla, small_net, small_loader, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
 @every_method
 def test_batch_norm_gives_each_pass_the_gradient_of_its_own_statistics(method, small_batches, monkeypatch):
     """A pass in training mode updates the statistics in place, and a gradient may need those of before."""

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 
 from worstcase.attacks.gradient import gradient
@@ -47,7 +48,8 @@ class Method(L.LightningModule):
         crossbar: the network with its th_g.
         num_classes: of the data.
         optimizer: from parameters to an optimiser.
-        scheduler: from that optimiser to a learning rate schedule, stepped once an epoch.
+        scheduler: from that optimiser to a learning rate schedule, stepped once an epoch; or to Lightning's dict
+            of one, such as ``{"scheduler": schedule, "interval": "step"}``.
         monitor: the metric, higher is better, whose best epoch is kept: ``val/accuracy``,
             ``val/attacked_accuracy``, or what the method itself logs; None: the method's own, ``SELECTED_BY``.
         weight_clip: after each optimiser step the weights of each array are clamped to +- so many of their
@@ -314,7 +316,13 @@ class Method(L.LightningModule):
         optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
         if self._scheduler is None:
             return optimizer
-        return [optimizer], [self._scheduler(optimizer)]
+        schedule = self._scheduler(optimizer)
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise ValueError(
+                "scheduler: ReduceLROnPlateau follows a metric, whose last value a resumed training does not "
+                "know; take one of steps or epochs, such as CosineAnnealingLR"
+            )
+        return [optimizer], [schedule]
 
     @torch.no_grad()
     def _clip(self, limit: float) -> None:
