@@ -291,6 +291,18 @@ PER_DEVICE = ["attack@test_attack=monte_carlo", "test_attack.weight_bits=4", "te
         (["share=swim"], "share=swim: needs pulses=NUMBER"),
         (["+trainer.check_val_every_n_epoch=x"], "trainer.check_val_every_n_epoch=x: must divide"),
         (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run: leaves no checkpoint"),
+        (
+            ["+trainer.accumulate_grad_batches=0"],
+            "trainer.accumulate_grad_batches=0: must be a whole number, 1 or",
+        ),
+        (["+trainer.val_check_interval=0"], "trainer.val_check_interval=0: must be above 0"),
+        (
+            ["+trainer.gradient_clip_val=-1"],
+            "trainer.gradient_clip_val=-1: must be 0, which does not clip, or more",
+        ),
+        (["+trainer.reload_dataloaders_every_n_epochs=1"], "a resumed run would see its data in another order"),
+        (["+trainer.callbacks=[]"], "trainer.callbacks: the command sets it itself; add one with +callbacks.NAME"),
+        (["+trainer.logger=false"], "trainer.logger: the command sets it itself; choose one with logger=NAME"),
         (["+trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be 32-true, 16-mixed or bf16-mixed"),
         (["+model.width=abc"], "model.width=abc: Input should be a valid number"),
         (["+trainer.check_val_every_n_epoch=2"], "must divide trainer.max_epochs=1"),
@@ -302,6 +314,7 @@ def test_a_setting_is_wrong_before_a_folder_is_made(words, message):
 
 def test_what_limits_nothing_is_fine():
     words = ["limit_test_batches=1.0", "limit_val_batches=null", "overfit_batches=0", "limit_train_batches=2"]
+    words += ["val_check_interval=0.5", "gradient_clip_val=0", "reload_dataloaders_every_n_epochs=0"]
     assert refusal("train", *SMALL, *[f"+trainer.{word}" for word in words]) is None
 
 

@@ -27,11 +27,21 @@ COUNTS = {  # whole numbers and the least that each may be
     "dataset.batch_size": 1,
     "dataset.limit": 2,
     "trainer.max_epochs": 1,
+    "trainer.accumulate_grad_batches": 1,
     "method.steps": 1,
     "method.members": 1,
     "model.weight_bits": 1,
     "model.activation_bits": 1,
     "mapping.device_bits": 1,
+}
+
+OF_THE_COMMAND = {  # arguments of the trainer that the command sets, and what to do instead
+    "callbacks": "add one with +callbacks.NAME._target_=...",
+    "logger": "choose one with logger=NAME",
+    "default_root_dir": "choose the folder with hydra.run.dir=FOLDER",
+    "enable_progress_bar": "leave it out",
+    "enable_model_summary": "leave it out",
+    "num_sanity_val_steps": "leave it out",
 }
 
 CHOICES = {
@@ -161,6 +171,9 @@ def _check_devices(settings: Mapping[str, Any]) -> None:
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """Refuse what Lightning takes but leaves a run without a network, or a network without a test."""
+    for name, instead in OF_THE_COMMAND.items():
+        if name in trainer:
+            raise ValueError(f"trainer.{name}: the command sets it itself; {instead}")
     epochs = trainer.get("max_epochs")
     if epochs is None:
         raise ValueError("trainer.max_epochs=null: must be a whole number, 1 or more")
@@ -171,6 +184,15 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     share = trainer.get("limit_train_batches")
     if share is not None and not (_is_number(share) and share > 0):
         raise ValueError(f"trainer.limit_train_batches={share}: must be above 0; a run trains")
+    if _is_number(interval := trainer.get("val_check_interval", 1)) and interval <= 0:
+        raise ValueError(f"trainer.val_check_interval={interval}: must be above 0; an epoch is kept by validation")
+    if _is_number(clip := trainer.get("gradient_clip_val", 0)) and clip < 0:
+        raise ValueError(f"trainer.gradient_clip_val={clip}: must be 0, which does not clip, or more")
+    if trainer.get("reload_dataloaders_every_n_epochs"):
+        raise ValueError(
+            "trainer.reload_dataloaders_every_n_epochs: a resumed run would see its data in another order; leave "
+            "it out"
+        )
     for key, whole in {"limit_val_batches": 1.0, "limit_test_batches": 1.0, "overfit_batches": 0}.items():
         value = trainer.get(key)
         if value is not None and (value != whole or (whole and isinstance(value, int))):
