@@ -134,3 +134,11 @@ def test_what_the_settings_lack_is_said_before_a_folder_is_made():
         assert f"dataset.{needed} is needed" in refusal("train", f"dataset={name}", "dataset.num_classes=3")
         given = f"dataset.{needed}=x"
         assert "dataset.num_classes is needed" in refusal("train", f"dataset={name}", given)
+
+
+def test_a_network_that_is_handed_out_in_eval_mode_is_trained_as_any_other(tmp_path):
+    network = "nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))"
+    (tmp_path / "mine.py").write_text(f"from torch import nn\n\ndef net():\n    return {network}.eval()\n")
+    run("worstcase", "train", "net=mine:net", *QUICKER, f"hydra.run.dir={tmp_path / 'run'}", at=tmp_path)
+    weights = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert weights["crossbar.net.2.running_mean"].any()

@@ -148,7 +148,10 @@ def _method(cfg: dict[str, Any], datamodule: ImageDataModule) -> Method:
     from worstcase.checkpoints import load_weights
     from worstcase.runs import check_fit, make_crossbar, user_net
 
-    crossbar = make_crossbar(user_net(cfg["net"]) if cfg["net"] else instantiated(cfg, "model.net"), cfg)
+    net = user_net(cfg["net"]) if cfg["net"] else instantiated(cfg, "model.net")
+    if not net.training:  # as libraries hand out pretrained networks
+        net.train()
+    crossbar = make_crossbar(net, cfg)
     if cfg["init_from"]:
         load_weights(crossbar, Path(cfg["init_from"]))
     check_fit(crossbar, datamodule)
