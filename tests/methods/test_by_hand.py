@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from worstcase import Crossbar
 from worstcase.attacks import FLWC
-from worstcase.certificate import certify
+from worstcase.certificate import Unsupported, certify
 from worstcase.methods import (
     AWP,
     IBP,
@@ -192,6 +192,13 @@ def test_ibp_step_by_hand():
     by_hand = 0.6 * F.cross_entropy(z, labels) + 0.4 * F.cross_entropy(worst, labels)
     torch.testing.assert_close(loss, by_hand)
     torch.testing.assert_close(layer.weight.grad, *torch.autograd.grad(by_hand, w))
+
+
+@pytest.mark.parametrize("dtype", [torch.float, torch.long])
+def test_ibp_refuses_several_labels_a_sample(dtype):
+    images, labels = torch.randn(8, 4), torch.ones(8, 3, dtype=dtype)
+    with pytest.raises(Unsupported, match=r"only outputs \(N, C\) with labels \(N,\)"):
+        IBP(Crossbar(nn.Linear(4, 3), 0.01), num_classes=2).training_loss(images, labels)
 
 
 def test_ibp_selects_by_what_intervals_certify(small_net, small_batches, small_loader):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worstcase.attacks.passes import on_its_device
 from worstcase.batches import Loader
-from worstcase.certificate.interval import IntervalBounds
+from worstcase.certificate.interval import IntervalBounds, check_provable
 from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported, margins_of
 from worstcase.certificate.tracing import first_line
@@ -88,8 +88,7 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
     generator = seeded("a corner")
     with evaluating(crossbar):
         for images, labels in on_its_device(crossbar, loader):
-            if labels.ndim != 1 or labels.is_floating_point() or not isinstance(images, Tensor):
-                raise Unsupported("only outputs (N, C) with labels (N,), of one input tensor, can be proven")
+            check_provable(images, labels)
             if not len(labels):
                 continue
             if bounds is None:

@@ -286,6 +286,16 @@ def _without_rule(name: str) -> Unsupported:
     return Unsupported(f"{name}{' (at the end, leave it out: the answers stay the same)' if at_the_end else ''}")
 
 
+def check_provable(inputs: Any, labels: Tensor) -> None:
+    """Make sure that there is a rule for batches of this form.
+
+    Raises:
+        Unsupported: a sample has several decisions, or several inputs.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or not isinstance(inputs, Tensor):
+        raise Unsupported("only outputs (N, C) with labels (N,), of one input tensor, can be proven")
+
+
 def _check(net: nn.Module, weights: Mapping[str, Tensor]) -> None:
     kinds = {str(w.dtype).removeprefix("torch.") for w in weights.values()} - {"float32", "float64"}
     if kinds or torch.is_autocast_enabled(next(net.parameters()).device.type):

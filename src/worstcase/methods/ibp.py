@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.batches import Inputs, inputs_and_labels
-from worstcase.certificate.interval import IntervalBounds
+from worstcase.certificate.interval import IntervalBounds, check_provable
 from worstcase.checks import number
 from worstcase.chip.box import Box
 from worstcase.chip.crossbar import Crossbar
@@ -89,6 +89,7 @@ class IBP(Method):
 
     def margins(self, box: Box, inputs: Inputs, labels: Tensor) -> Tensor:
         """See `IntervalBounds.margins`; batch norm computes with its running statistics."""
+        check_provable(inputs, labels)
         device = labels.device.type
         with evaluating(self.crossbar), torch.autocast(device, enabled=False):
             if self._bounds is None:
