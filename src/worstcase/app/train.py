@@ -112,6 +112,8 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
                 )
                 if is_first_process():
                     trained.save(folder)
+        # which Lightning does not restore, and which the metrics of the test tell
+        trainer.fit_loop.epoch_progress.current.completed = trained.epochs
         if cfg["pulses"] is not None:
             load_weights(method.crossbar, folder / CHECKPOINT)
             method.crossbar.thg = shared_out(cfg, method.crossbar, datamodule)
