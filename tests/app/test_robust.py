@@ -267,6 +267,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path):
 # ---- settings that only showed after training
 
 
+STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:%s}"
 LATE_VALIDATION = ["trainer.max_epochs=2", "+trainer.check_val_every_n_epoch=2"]
 PER_DEVICE = ["attack@test_attack=monte_carlo", "test_attack.weight_bits=4", "test_attack.device_bits=2"]
 
@@ -331,6 +332,8 @@ def test_what_limits_nothing_is_fine():
         (["method.monitor=foo"], "method.monitor=foo: must be val/accuracy or val/attacked_accuracy"),
         (["method.monitor=train/loss"], "method.monitor=train/loss: must be val/accuracy or val/att"),
         (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
+        ([STOP % "val/acc"], "callbacks: monitor=val/acc: must be val/accuracy or val/attacked_accuracy"),
+        ([STOP % "val/accuracy"], "EarlyStopping with mode=min on val/accuracy, of which more is better"),
         (
             ["suite=single", "attack@test_attack=ensemble", "test_attack.budget=2"],
             "budget=2: the first member needs",

@@ -213,7 +213,8 @@ def _check_metrics(callbacks: list, monitor: str, *, attacked: bool, certified: 
     """Refuse to watch a metric that nobody logs. Custom callbacks may log any.
 
     Raises:
-        ValueError: nobody logs a watched metric, or the epoch of the highest loss would be kept.
+        ValueError: nobody logs a watched metric, the epoch of the highest loss would be kept, or a callback takes
+            a low accuracy for a good one.
     """
     known = {"val/accuracy"} | ({"val/attacked_accuracy"} if attacked else set())
     known |= {"val/certified_accuracy"} if certified else set()
@@ -221,8 +222,12 @@ def _check_metrics(callbacks: list, monitor: str, *, attacked: bool, certified: 
     watched = {c.monitor for c in callbacks if isinstance(getattr(c, "monitor", None), str)} - {"train/loss"}
     unknown = [name for name in (monitor, *sorted(watched)) if name not in known]
     if unknown and (monitor == "train/loss" or homes <= {"worstcase", "lightning"}):
-        allowed = " or ".join(sorted(known))
-        raise ValueError(f"method.monitor={unknown[0]}: must be {allowed}; each is logged by a callback")
+        allowed, place = " or ".join(sorted(known)), "method." if unknown[0] == monitor else "callbacks: "
+        raise ValueError(f"{place}monitor={unknown[0]}: must be {allowed}; each is logged by a callback")
+    for callback in callbacks:
+        if getattr(callback, "monitor", None) in known and getattr(callback, "mode", None) == "min":
+            watching = f"{type(callback).__name__} with mode=min on {callback.monitor}"
+            raise ValueError(f"callbacks: {watching}, of which more is better; say mode:max")
 
 
 def _check_batches(datamodule: Any, trainer: dict[str, Any]) -> None:
