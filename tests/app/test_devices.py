@@ -358,3 +358,9 @@ def test_a_setting_that_came_later_leaves_a_job_what_it_was(place, key):
 
     assert without_place(job()) == without_place(job(**{key: NEWER[place][key]}))
     assert without_place(job()) != without_place(job(**{key: "said"}))
+
+
+def test_a_job_with_numbers_as_keys_is_the_one_of_its_record():
+    """As of Lightning's GradientAccumulationScheduler; JSON makes words of them."""
+    said = {"callbacks": {"slower": {"scheduling": {0: 1, 4: 2}}}}
+    assert without_place(json.loads(json.dumps(said))) == without_place(said)

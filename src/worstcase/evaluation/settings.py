@@ -98,7 +98,7 @@ def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Data sets that only their folder identifies keep it. Digests identify the weights that an evaluation attacks or
     a training starts from, a chip that was read back, and data in files. Devices of which nothing is said are left
-    out: a job is the same as before they could be said.
+    out: a job is the same as before they could be said. Numbers as keys are words, as a record has them.
 
     Example:
         >>> mnist = {"_target_": "worstcase.data.MNISTDataModule", "data_dir": "here"}
@@ -149,7 +149,7 @@ def of_test_data(config: Mapping[str, Any]) -> dict[str, Any]:
 def _as_before(settings: Mapping[str, Any], *place: str) -> dict[str, Any]:
     newer = NEWER.get(place, {})
     return {
-        key: _as_before(value, *place, key) if isinstance(value, Mapping) else value
+        str(key): _as_before(value, *place, key) if isinstance(value, Mapping) else value
         for key, value in settings.items()
         if key not in newer or value is not newer[key]
     }
