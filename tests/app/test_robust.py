@@ -370,10 +370,12 @@ def test_a_training_that_ends_before_it_validates_says_so(tmp_path):
     assert "trainer.max_steps" in error and "trainer.val_check_interval" in error
 
 
-def test_too_few_steps_for_a_validation_are_refused_before_the_first(tmp_path):
-    done = run("src.train", *SMALL, "+trainer.max_steps=1", f"hydra.run.dir={tmp_path}", fails=True)
+@pytest.mark.parametrize(("words", "steps", "first"), [([], 1, 3), (LATE_VALIDATION, 4, 6)], ids=["one", "late"])
+def test_too_few_steps_for_a_validation_are_refused_before_the_first(words, steps, first, tmp_path):
+    words = [*SMALL, *words, f"+trainer.max_steps={steps}", f"hydra.run.dir={tmp_path}"]
+    done = run("src.train", *words, fails=True)
     error = done.stderr.strip().splitlines()[-1]
-    assert error == "error: trainer.max_steps=1: raise it; the first validation is after 3"
+    assert error == f"error: trainer.max_steps={steps}: raise it; the first validation is after {first}"
     assert "epoch 1" not in done.stderr and not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 

@@ -26,7 +26,10 @@ class MovableCheckpoint(ModelCheckpoint):
             return
         if trainer.val_dataloaders is not None and not sum(trainer.num_val_batches):
             raise ValueError("the validation data are empty: one epoch is kept by its accuracy there")
+        epoch, epochs_before = trainer.num_training_batches, (trainer.check_val_every_n_epoch or 1) - 1
         steps, first = trainer.max_steps, math.ceil(batches / trainer.accumulate_grad_batches)
+        if isinstance(epoch, int):
+            first += epochs_before * math.ceil(epoch / trainer.accumulate_grad_batches)
         if 0 < steps < first:
             raise ValueError(f"trainer.max_steps={steps}: raise it; the first validation is after {first}")
 
