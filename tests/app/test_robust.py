@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from commands import QUICK, files, refusal, run, without_times
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+
+from worstcase.app.resume import go_on_with_metrics
 
 SMALL = ["method=vanilla", *QUICK, "dataset.limit=100"]
 
@@ -158,6 +162,15 @@ def test_garbage_in_the_metrics_is_said_and_no_hindrance(killed, small):
     done = run("src.train", *SMALL, f"hydra.run.dir={killed}")
     assert f"{killed / 'metrics.csv'} is no table of metrics any more" in done.stderr
     assert as_undisturbed(killed, small)
+
+
+def test_a_resumed_run_keeps_metrics_that_tell_no_epoch(tmp_path):
+    """As those of LearningRateMonitor."""
+    torch.save({"global_step": 3}, tmp_path / "last.ckpt")
+    (tmp_path / "metrics.csv").write_text("epoch,lr,step\n,0.2,0\n0,,2\n,0.1,3\n1,,5\n")
+    logger = CSVLogger(tmp_path, name="", version="")
+    go_on_with_metrics([logger], tmp_path / "last.ckpt")
+    assert logger.experiment.metrics == [{"lr": "0.2", "step": "0"}, {"epoch": "0", "step": "2"}]
 
 
 @pytest.mark.parametrize(
@@ -332,6 +345,7 @@ def test_what_limits_nothing_is_fine():
         (["method.monitor=foo"], "method.monitor=foo: must be val/accuracy or val/attacked_accuracy"),
         (["method.monitor=train/loss"], "method.monitor=train/loss: must be val/accuracy or val/att"),
         (["~callbacks.worst_case_per_epoch", "method.monitor=val/attacked_accuracy"], "must be val/accuracy"),
+        (["+callbacks.mine={_target_:lightning.pytorch.callbacks.ModelCheckpoint,save_last:true}"], "last.ckpt"),
         ([STOP % "val/acc"], "callbacks: monitor=val/acc: must be val/accuracy or val/attacked_accuracy"),
         ([STOP % "val/accuracy"], "EarlyStopping with mode=min on val/accuracy, of which more is better"),
         (

@@ -115,12 +115,12 @@ def go_on_with_metrics(loggers: list, checkpoint: Path) -> None:
     import torch
     from lightning.pytorch.loggers import CSVLogger
 
-    epoch = torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]
+    steps = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
     for logger in loggers:
         if isinstance(logger, CSVLogger) and (file := Path(logger.log_dir, "metrics.csv")).is_file():
             try:
                 with file.open(newline="") as lines:
                     rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
-                logger.experiment.metrics = [row for row in rows if int(row["epoch"]) <= epoch]
+                logger.experiment.metrics = [row for row in rows if int(row["step"]) < steps]
             except (ValueError, KeyError, TypeError, AttributeError, csv.Error):
                 log.warning("%s is no table of metrics any more, so it begins anew", file)

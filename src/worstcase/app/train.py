@@ -176,7 +176,7 @@ def _callbacks(
         ValueError: there is no such one, it has no attack, an attack or the method's metric does not fit, or what
             a callback makes would not be tested.
     """
-    from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+    from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 
     from worstcase.callbacks import WorstCaseAtTest, WorstCasePerEpoch
 
@@ -191,6 +191,12 @@ def _callbacks(
             raise ValueError(
                 f"callbacks: {type(callback).__name__} averages after the last validation, so that no epoch of it "
                 "could be kept; take lightning.pytorch.callbacks.EMAWeightAveraging, which averages after steps"
+            )
+        own = isinstance(callback, ModelCheckpoint) and callback.dirpath is None
+        if own and (callback.save_last or callback.filename in (CHECKPOINT.stem, LAST.stem)):
+            raise ValueError(
+                f"callbacks: {type(callback).__name__} would write over the run's own {LAST.name} or "
+                f"{CHECKPOINT.name}; leave save_last out, choose another filename, or say dirpath:FOLDER"
             )
     at_tests = [callback for callback in callbacks if isinstance(callback, WorstCaseAtTest)]
     if len(at_tests) != 1:
