@@ -1,6 +1,7 @@
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -136,3 +137,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     with pytest.raises(OSError, match="No space left"):
         plugin.save_checkpoint({"epoch": 2}, file)
     assert torch.load(file, weights_only=True) == {"epoch": 1} and [*tmp_path.iterdir()] == [file]
+
+
+def test_a_checkpoint_that_could_not_be_read_back_is_refused_when_it_is_written(tmp_path):
+    plugin = WholeFiles()
+    with pytest.raises(ValueError, match=r"last.ckpt would hold a numpy\S*scalar, .* of a callback of yours"):
+        plugin.save_checkpoint({"callbacks": {"mine": np.float64(1)}}, tmp_path / "last.ckpt")
+    assert not [*tmp_path.iterdir()]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -49,9 +52,22 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and then moves it there: until then the one before stays."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint that can be read without running code.
+
+        Raises:
+            ValueError: it cannot, as a callback's state is no plain value.
+        """
         part = Path(f"{path}.part")
         try:
             super().save_checkpoint(checkpoint, part, storage_options)
+            try:
+                torch.load(part, map_location="cpu", mmap=True, weights_only=True)
+            except UnpicklingError as error:
+                held = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+                raise ValueError(
+                    f"{Path(path).name} would hold a {held[1] if held else 'value'}, and reading that would run "
+                    "code: let the state_dict of a callback of yours have numbers, strings and tensors alone"
+                ) from None
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
