@@ -290,6 +290,13 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net
         L.Trainer(**fit).fit(module, small_loader)
 
 
+def test_weights_that_begin_not_finite_are_not_the_learning_rates_fault(small_net, small_loader):
+    with torch.no_grad():
+        small_net[5].weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"step 0 .*: 5.weight is not finite before the first step"):
+        fitted(Vanilla, small_net, small_loader)
+
+
 @every_method
 def test_a_batch_from_which_batch_norm_cannot_learn_is_refused(method):
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))

@@ -340,6 +340,8 @@ class Method(L.LightningModule):
             return "the batch has inputs that are not finite; check the data"
         for name, tensor in self.crossbar.net.state_dict().items():
             if not torch.isfinite(tensor).all():
+                if not self.global_step:
+                    return f"{name} is not finite before the first step; give the network other weights"
                 return f"{name} became not finite; {CALMER}"
         return ""
 
