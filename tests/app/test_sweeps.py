@@ -189,6 +189,15 @@ def test_a_job_that_another_process_holds_is_left_to_it_and_free_after_its_death
     assert (tmp_path / "results.json").exists()
 
 
+def test_a_folder_where_another_configuration_is_at_work_is_refused_and_left_as_it_is(tmp_path):
+    job.Begun("python -m src.train seed=1", {"seed": 1}).save(tmp_path)
+    begun = (tmp_path / "job.json").read_bytes()
+    with FileLock(tmp_path / job.LOCK):
+        done = run("src.train", "method=vanilla", *QUICK, f"hydra.run.dir={tmp_path}", fails=True)
+    assert "another configuration is at work in" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "job.json").read_bytes() == begun
+
+
 def hold(file, told):
     lock = FileLock(file)
     lock.acquire()

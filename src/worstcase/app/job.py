@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from worstcase.app import naming, ranges, state, sweeps
 from worstcase.app.doors import command_in_place
 from worstcase.app.errors import JobFailed, in_one_line
-from worstcase.app.folders import check_folder
+from worstcase.app.folders import ANOTHER, check_folder
 from worstcase.app.state import Begun
 from worstcase.app.summary import print_summary
 from worstcase.evaluation.record import RECORD, Record, git_commit
@@ -66,6 +66,9 @@ def run_job(kind: str, work: Work, cfg: DictConfig) -> float | None:
         check_folder(folder, settings, shown)
         with locked(folder / LOCK) as free:
             if not free:
+                begun = Begun.load(folder)
+                if begun and without_place(begun.config) != without_place(settings):
+                    raise _AtWorkError(f"another configuration is at work in {shown}; {ANOTHER}")
                 log.info("another process is at work in %s, so left to it", shown)
                 return None
             record = _finished(kind, settings, folder, shown)  # by a process that held the lock just now
@@ -106,7 +109,7 @@ def _finished(kind: str, settings: dict[str, Any], folder: Path, shown: str) -> 
         return None
     record = Record.load(folder)
     if (record.kind == "train") != (kind == "train") or without_place(record.config) != without_place(settings):
-        raise ValueError(f"{shown} holds the record of another configuration; choose another hydra.run.dir")
+        raise ValueError(f"{shown} holds the record of another configuration; {ANOTHER}")
     log.info("finished already, so not run again (delete %s to run it again)", shown)
     print_summary(record, shown)
     return record
@@ -137,6 +140,10 @@ def _import_the_library() -> None:
     finally:
         gc.enable()
     gc.freeze()  # what is imported stays
+
+
+class _AtWorkError(ValueError):
+    """Another job is at work in this job's folder, and its files are not ours."""
 
 
 class _JobLog(logging.FileHandler):
@@ -183,7 +190,8 @@ def _fail(kind: str, folder: Path, settings: dict[str, Any], error: Exception) -
     log.error("error: %s", message)
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     with suppress(OSError):
-        if not (folder / RECORD).exists() and not _is_anothers(folder, settings):
+        ours = not isinstance(error, _AtWorkError) and not _is_anothers(folder, settings)
+        if ours and not (folder / RECORD).exists():
             Begun(command_in_place(kind), settings, message).save(folder)
         if multirun:
             sweeps.list_failure(folder)
