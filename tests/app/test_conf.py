@@ -180,4 +180,5 @@ def test_loggers(name):
 
 
 def test_the_settings_of_programming_are_those_that_it_takes():
-    assert set(schema.WITHIN["programming"]) == {field.name for field in fields(Programming)}
+    assert set(schema.PROGRAMMING) == {field.name for field in fields(Programming)}
+    assert composed().programming == schema.PROGRAMMING

@@ -92,7 +92,8 @@ def test_pulses_that_are_not_counted_and_figures_that_fail_cost_no_answer(before
         (["accuracy=95"], "accuracy=95.0: must be above 0 and at most 1"),
         (["accuracy=0.999"], "the network as programmed has"),
         (["accuracy=0.5", "thg=[0.01,0.02]"], "thg: must be one, where the search begins"),
-        (["accuracy=0.5", "programming.sigma=0"], "sigma=0: must be above 0"),
+        (["accuracy=0.5", "programming.sigma=0"], "programming.sigma=0: must be above 0"),
+        (["accuracy=0.5", "programming.weight_bits=3"], "programming.weight_bits=3 is not divisible by"),
         (["accuracy=0.5", "heldout=true"], "heldout"),
     ],
 )

@@ -21,7 +21,11 @@ def programming(cfg: Mapping[str, Any], crossbar: Crossbar) -> Programming:
         "weight_bits": said["weight_bits"] or crossbar.weight_bits or Programming.weight_bits,
         "device_bits": crossbar.mapping.device_bits or said["device_bits"],
     }
-    return Programming.of(crossbar, Programming(**{**said, **bits}))
+    try:
+        programming = Programming(**{**said, **bits})
+    except ValueError as error:
+        raise ValueError(f"programming.{error}") from None
+    return Programming.of(crossbar, programming)
 
 
 def check_pulses(cfg: Mapping[str, Any], crossbar: Crossbar) -> None:

@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from worstcase.app.schema import PROGRAMMING
 from worstcase.chip.tolerance import from_plain, largest
 from worstcase.evaluation.record import check_config
 
 GROUPS = {  # by the place of each in the configuration, how it is chosen
     "model": "model",
+    "model.optimizer": "model",
     "dataset": "dataset",
     "method": "method",
     "attack": "attack",
@@ -120,6 +122,10 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ValueError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
     elif settings.get("share") not in (None, "weight"):
         raise ValueError(f"share={settings['share']}: needs pulses=NUMBER, which it shares out")
+    elif "share" in settings:
+        for name, value in settings["programming"].items():
+            if value != PROGRAMMING[name]:
+                raise ValueError(f"programming.{name}={value}: needs pulses=NUMBER, whose th_g it tells")
     if settings.get("chip_holds") == "weights" and not settings.get("chip"):
         raise ValueError("chip_holds=weights: needs chip=FILE, a chip that was read back")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":

@@ -116,18 +116,17 @@ class StatusConfig:
     scale: str = MISSING
 
 
-WITHIN = {
-    "mapping": tuple(NO_MAPPING),
-    "programming": (
-        "sigma",
-        "weight_bits",
-        "device_bits",
-        "pulse_seconds",
-        "read_seconds",
-        "pulse_joules",
-        "parallel",
-    ),
+PROGRAMMING = {
+    "sigma": 0.1,
+    "weight_bits": None,
+    "device_bits": 2,
+    "pulse_seconds": None,
+    "read_seconds": 0.0,
+    "pulse_joules": None,
+    "parallel": 1,
 }
+"""What conf/programming.yaml says."""
+WITHIN = {"mapping": tuple(NO_MAPPING), "programming": tuple(PROGRAMMING)}
 """The settings of groups that have no files."""
 
 
@@ -154,7 +153,10 @@ def check_names(settings: Mapping[str, Any]) -> None:
     kind = next((kind for name, kind in KINDS.items() if name in said_or_needed), TrainConfig)
     places: dict[str, tuple[Any, Sequence[str]]]
     places = {"": (settings, [field.name for field in fields(kind)])}
-    places |= {f"{place}.": (settings.get(place), known) for place, known in WITHIN.items()}
+    for place, names in WITHIN.items():
+        if place in settings and not isinstance(settings[place], Mapping):
+            raise ValueError(f"{place}={settings[place]}: say {place}.NAME=VALUE; there are {', '.join(names)}")
+        places[f"{place}."] = settings.get(place), names
     for place, (said, known) in places.items():
         for name in said if isinstance(said, Mapping) else ():
             if name not in known and name != "hydra":
