@@ -143,6 +143,7 @@ class Unused(attacks.FLWC):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"precision": 1e-9}, r"precision=1e-09: must be 0\.001 or more"),
         ({"certificate": "crown"}, "certificate='crown': must be interval, linear or None"),
         ({"programming": {"sigma": 0.1}}, "must be a Programming"),
         ({"where": True, "training": iter([])}, "gone through only once"),

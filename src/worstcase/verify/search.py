@@ -20,6 +20,7 @@ from worstcase.verify.cost import Programming
 from worstcase.verify.sharing import OURS, Shared, cheapest, mean_pulses, not_countable
 
 STEP = 2.0  # from one th_g to the next, until the accuracy is broken
+FINEST = 0.001  # precision: a finer one takes longer than anybody waits
 SMALLEST = 2.0**-20  # of the first th_g: nothing is proven, or everything breaks
 
 
@@ -145,7 +146,7 @@ def tolerance(
         certificate: proves a th_g that keeps it: ``interval`` or ``linear``, see `worstcase.certificate.certify`;
             or None.
         programming: what a th_g costs; None: see `Programming.of`.
-        precision: the relative width to which each end is found, above 0.
+        precision: the relative width to which each end is found, 0.001 or more.
         where: also share out pulses among arrays and among weights, see `worstcase.verify.sharing.cheapest`.
         training: the batches by which they are shared out; None: the reference set.
         seed: of what the attack draws.
@@ -169,7 +170,7 @@ def tolerance(
         True
     """
     number("accuracy", accuracy, above=0, high=1)
-    number("precision", precision, above=0)
+    number("precision", precision, low=FINEST)
     choice("certificate", certificate, ("interval", "linear", None))
     programming = Programming.of(crossbar, programming)
     clean = accuracy_of(crossbar, loader)
