@@ -2,13 +2,16 @@ import json
 import math
 import shutil
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import worstcase
 from worstcase import Crossbar, load_run
+from worstcase.data import OwnDataModule
 from worstcase.models import LeNet
 from worstcase.runs import build, check_fit
 
@@ -97,6 +100,27 @@ def test_inputs_and_labels_that_a_network_does_not_take_are_refused():
         check_fit(Crossbar(nn.Linear(4, 3), 0.1), Batch(3, torch.tensor([0, 1])))  # it takes no x
     with pytest.raises(ValueError, match="each label must be 0 to 2, but one is 3"):
         check_fit(Crossbar(Answers(3), 0.1), Batch(3, torch.tensor([3, 0])))
+    with pytest.raises(ValueError, match="3 classes; of one-hot labels, give the number of each class"):
+        check_fit(Crossbar(Answers(3), 0.1), Batch(3, torch.eye(3)))
+    with pytest.raises(ValueError, match="the first test batch has no samples"):
+        check_fit(Crossbar(Answers(3), 0.1), Batch(3, torch.zeros(0)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 1], [2, 3]], "test batch 1: the network gives 3 classes, .*but one is 3"),
+        ([[0, 1], []], "test batch 1 has no samples"),
+    ],
+)
+def test_each_batch_of_the_users_own_code_is_looked_at(monkeypatch, labels, message):
+    class Mine(L.LightningDataModule):
+        def test_dataloader(self):
+            return DataLoader([(torch.zeros(len(one), 4), torch.tensor(one)) for one in labels], batch_size=None)
+
+    monkeypatch.setattr("worstcase.data.own.resolve_name", lambda name: Mine)
+    with pytest.raises(ValueError, match=message):
+        check_fit(Crossbar(nn.Linear(4, 3), 0.1), OwnDataModule(of="mine:Mine", num_classes=3))
 
 
 @pytest.mark.parametrize(

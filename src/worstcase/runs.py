@@ -24,7 +24,7 @@ from worstcase.chip.tolerance import from_plain
 from worstcase.data import ImageDataModule, OwnDataModule
 from worstcase.evaluation.record import Record, weights_of
 from worstcase.evaluation.settings import OWN_DATA, with_tolerances_in, without_download
-from worstcase.task import check, decisions, ends_in_a_sigmoid
+from worstcase.task import check, decisions, ends_in_a_sigmoid, logits_of
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,14 @@ def user_net(name: str) -> nn.Module:
 def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
     """Check that a network takes the inputs of a data set and decides among its classes.
 
+    Of data of the user's own code, whose labels nobody has seen yet, all test batches are read.
+
     Raises:
-        ValueError: it does not.
+        ValueError: it does not, or a test batch has no samples or a wrong label.
     """
-    inputs, labels = inputs_and_labels(next(iter(datamodule.test_dataloader())))
+    inputs, labels = inputs_and_labels(next(iter(datamodule.test_dataloader()), (torch.zeros(0),) * 2))
+    if not len(labels):
+        raise ValueError("the first test batch has no samples; leave empty batches out")
     device = next(crossbar.parameters()).device
     inputs, labels = of_each(lambda t: t.to(device), taken(inputs, slice(2))), labels[:2].to(device)
     size = ", ".join("x".join(map(str, t.shape[1:])) or "one number" for t in tensors_in(inputs))
@@ -153,10 +157,27 @@ def check_fit(crossbar: Crossbar, datamodule: ImageDataModule) -> None:
         raise ValueError(f"the network does not take inputs of {size}: {str(error).splitlines()[0]}") from None
     classes = decisions(outputs, labels)[0].shape[1]
     if classes != datamodule.num_classes:
+        one_hot = labels.ndim > 1 and labels.shape == logits_of(outputs).shape
         raise ValueError(
             f"the network decides among {classes} classes, but the data set has {datamodule.num_classes} classes"
+            + ("; of one-hot labels, give the number of each class" if one_hot else "")
         )
     check(outputs, labels, sigmoid=ends_in_a_sigmoid(outputs))
+    if isinstance(datamodule, OwnDataModule):
+        _check_batches(logits_of(outputs), datamodule)
+
+
+def _check_batches(logits: Tensor, datamodule: ImageDataModule) -> None:
+    """Check that each test batch has samples, and labels of a network's classes where each sample has one."""
+    for number, batch in enumerate(datamodule.test_dataloader()):
+        _, labels = inputs_and_labels(batch)
+        if not len(labels):
+            raise ValueError(f"test batch {number} has no samples; leave empty batches out")
+        if logits.ndim == 2 and labels.ndim == 1:
+            try:
+                check(logits[:1].expand(len(labels), -1), labels.to(logits.device))
+            except ValueError as error:
+                raise ValueError(f"test batch {number}: {error}") from None
 
 
 def build(config: Mapping[str, Any], kind: type) -> Any:

@@ -52,6 +52,13 @@ def test_result_is_feasible_and_its_accuracy_is_that_of_its_perturbation(attack,
 
 
 @every_attack
+def test_a_batch_without_samples_does_not_matter(attack, small_net, small_batches):
+    empty = tuple(part[:0] for part in small_batches[0])
+    found = attack(Crossbar(small_net, 0.1), [empty, *small_batches, empty], progress=False)
+    assert found.samples == 40 and found.clean_accuracy > 0 and found.feasible
+
+
+@every_attack
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_network_is_bit_for_bit_what_it_was(attack, mode, small_net, small_batches):
     small_net.train()

@@ -111,7 +111,7 @@ class LWC(Attack):
         """Over one mini-batch; 0 for weights that may not deviate."""
         gradient = run.gradient(self._objective, perturbation, [batch])
         labels = batch[1]
-        made = len(labels) if labels.ndim == 1 else max(1, int(counts(labels, run.classes).sum()))
+        made = max(1, len(labels) if labels.ndim == 1 else int(counts(labels, run.classes).sum()))
         of_magnitude = _gradient(_MAGNITUDES[self.magnitude], perturbation, run.box)
         for name, g in gradient.items():
             gradient[name] = g = g.to(perturbation[name].dtype)
