@@ -8,6 +8,7 @@ import pytest
 from commands import run, shorten_ensembles
 
 from worstcase.app import status
+from worstcase.app.summary import print_summary
 from worstcase.evaluation.finished_runs import finished_runs
 from worstcase.evaluation.record import Record
 from worstcase.paper import SECTIONS
@@ -99,13 +100,30 @@ def test_each_is_read_or_skipped_with_a_line_that_names_its_file_and_reason(reco
 
 
 @pytest.mark.parametrize(
-    "field", ["config", "samples", "epochs", "full_scale", "attacks.0.history", "attacks.0.parameters"]
+    ("field", "value"),
+    [
+        ("config", "x"),
+        ("config.mapping.pairs", True),
+        ("samples", "x"),
+        ("epochs", "x"),
+        ("full_scale", "x"),
+        ("certified.0.note", 1.5),
+        ("attacks.0.history", "x"),
+        ("attacks.0.parameters", "x"),
+    ],
 )
-def test_the_wrong_field_is_named(record, tmp_path, field):
+def test_the_wrong_field_is_named(record, tmp_path, field, value):
     path = [int(key) if key.isdigit() else key for key in field.split(".")]
-    (tmp_path / "results.json").write_text(json.dumps(mutated(record, path, "x")))
+    (tmp_path / "results.json").write_text(json.dumps(mutated(record, path, value)))
     with pytest.raises(ValueError, match=f"results.json holds no record of a run: {field}"):
         Record.load(tmp_path)
+
+
+def test_half_of_a_pair_is_not_shown(record, tmp_path, capsys):
+    changed = mutated(record, ["attacks", 0, "heldout_accuracy"], 0.5)
+    (tmp_path / "results.json").write_text(json.dumps(changed))
+    print_summary(Record.load(tmp_path), "folder")
+    assert "held-out" not in capsys.readouterr().out
 
 
 def test_the_commands_warn_of_what_they_skip_and_succeed(record, tmp_path):

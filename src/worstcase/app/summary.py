@@ -42,11 +42,9 @@ def print_summary(record: Record, folder: str) -> None:
     for found in record.attacks:
         at = f" at th_g {found.thg:g}" if several else ""
         add(f"lowest found ({found.attack}){at}", f"{found.accuracy:.2%}")
-        if found.heldout_accuracy is not None:
-            add(
-                f"  attacked half, held-out half{at}",
-                f"{found.attacked_half_accuracy:.2%}, {found.heldout_accuracy:.2%}",
-            )
+        halves = [one for one in (found.attacked_half_accuracy, found.heldout_accuracy) if one is not None]
+        if halves[1:]:
+            add(f"  attacked half, held-out half{at}", ", ".join(f"{one:.2%}" for one in halves))
         if found.distribution:
             for row in _distribution_rows(found.distribution):
                 add(*row)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Gt, Le, MinLen
+from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from worstcase.found import Count, Name, Number, Open, Positive, Seed, Share
@@ -16,13 +17,17 @@ from worstcase.found import Count, Name, Number, Open, Positive, Seed, Share
 # ---- certificates
 
 
-class Proven(Open):
+class _Proven(Open):
     """What no chip in the box of a th_g is below."""
 
     method: Name
     thg: Number
     accuracy: Share
     seconds: Number
+
+
+class Proven(_Proven, total=False):
+    note: str | None
 
 
 class ProvenUpTo(Open):
@@ -194,7 +199,9 @@ Tolerances = Table | OfWeights | dict[str, Number | Table]
 """One, or several by patterns of arrays' names."""
 
 
-class DeviceMapping(Open, total=False):
+class DeviceMapping(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]  # they build the Python class
+
     pair: bool
     device_bits: Positive | None
     cut_off: bool
