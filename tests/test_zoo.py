@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -158,3 +159,15 @@ def test_a_name_that_is_no_folder_of_the_zoo_is_refused(name, trained, tmp_path)
 def test_a_run_that_is_not_there_is_one_line(tmp_path):
     done = run("worstcase.zoo", "nowhere", "name", at=tmp_path, fails=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_nothing_is_published_without_a_page_and_a_row_that_is_missing_is_told(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zoo", str(trained), "mine"])
+    with pytest.raises(SystemExit, match="error: no folder docs for the page; run it in a clone"):
+        zoo.main()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("worstcase.leaderboard.leaderboard", lambda folders, seen_from: "")
+    (tmp_path / "docs").mkdir()
+    with pytest.raises(SystemExit, match="error: it has no row of mine: "):
+        zoo.main()

@@ -187,12 +187,17 @@ def main() -> None:
     if given.run and not given.name:
         parser.error("a run needs a name: python -m worstcase.zoo FOLDER NAME")
     try:
+        if not (place := given.page.parent).is_dir():
+            raise FileNotFoundError(f"no folder {place} for the page; run it in a clone, or say --page")
         if given.run:
             print(publish(given.run, given.name))
         write_page(given.page)
+        shown = not given.run or f"[{given.name}](" in given.page.read_text("utf-8")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(given.page)
+    if not shown:
+        sys.exit(f"error: it has no row of {given.name}: the ensemble did not attack it on its own data")
 
 
 if __name__ == "__main__":
