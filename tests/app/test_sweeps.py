@@ -210,6 +210,7 @@ def hold(file, told):
     [
         ("thg=0.01,nofile.csv,0.02", "thg=nofile.csv: no job was begun, since there is no table of a tolerance"),
         ("seed=0,-1", "seed=-1: no job was begun, since seed=-1: must be 0 to"),
+        ("hydra.run.dir=here", "hydra.run.dir=here: a sweep takes hydra.sweep.dir=FOLDER"),
         ("seed=glob(*)", "the sweep has no job; glob() knows only the files of groups"),
     ],
 )

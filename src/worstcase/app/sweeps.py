@@ -44,11 +44,14 @@ def check_jobs(sweep: DictConfig) -> None:
     Jobs of a sweeper that searches are not known beforehand.
 
     Raises:
-        ValueError: there is no job, or one has bad settings.
+        ValueError: there is no job, one has bad settings, or all are told to take the folder of a single run.
     """
     from rich.console import Console
     from rich.progress import track
 
+    for word in sweep.hydra.overrides.hydra:
+        if word.startswith("hydra.run.dir="):
+            raise ValueError(f"{word}: a sweep takes hydra.sweep.dir=FOLDER; for one job say hydra.mode=RUN")
     if not sweep.hydra.sweeper["_target_"].endswith(".BasicSweeper"):
         return
     found = _combinations(sweep.hydra.overrides.task, sweep.hydra.sweeper.params)
