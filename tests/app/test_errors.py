@@ -11,6 +11,7 @@ import torch
 from commands import REPOSITORY, environment, refusal, run
 
 from worstcase.app.errors import in_one_line
+from worstcase.app.folders import check_place
 from worstcase.models import LeNet
 
 BAD = {
@@ -137,6 +138,13 @@ def test_a_file_where_the_folder_should_be_stays_as_it_is(tmp_path):
         done = run("src.train", f"hydra.run.dir={folder}", fails=True)
         assert done.stderr.strip() == f"error: {file} is a file, not a folder; choose another hydra.run.dir"
     assert file.read_text() == "mine"
+
+
+def test_a_place_where_nothing_can_be_made_is_named_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    check_place(tmp_path)  # a finished job there is shown
+    with pytest.raises(PermissionError, match=rf"^{tmp_path} cannot be written to; choose another"):
+        check_place(tmp_path / "run" / "evaluations")
 
 
 def test_an_evaluation_of_a_run_that_died_says_how_to_make_one(trained, tmp_path):

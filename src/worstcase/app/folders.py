@@ -34,10 +34,13 @@ def check_place(folder: Path) -> None:
 
     Raises:
         NotADirectoryError: a file is in its place.
+        PermissionError: nothing can be made where it would be.
     """
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise NotADirectoryError(f"{path} is a file, not a folder; {ANOTHER}")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{nearest} is a file, not a folder; {ANOTHER}")
+    if nearest != folder and not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{nearest.absolute()} cannot be written to; {ANOTHER}")
 
 
 def check_folder(folder: Path, settings: dict[str, Any], shown: str) -> None:
