@@ -48,8 +48,8 @@ class Crossbar(nn.Module):
     multiplies with, after any sign, norm, mask or quantisation that the layer itself applies to its parameter.
 
     The network is used as it is; its parameters, buffers and training mode are never written to. With its first
-    batch it is looked at, in eval mode: whether it multiplies with its arrays, and whether it repeats itself; once
-    more with the first batch in which two samples differ, where they do not in that one.
+    batch it is looked at, in eval mode: whether it multiplies with its arrays, repeats itself, and answers as in
+    plain PyTorch; once more with the first batch in which two samples differ, where they do not in that one.
 
     Args:
         net: any network; batch norm, shared and frozen weights and other layers are fine.

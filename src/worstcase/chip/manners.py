@@ -322,7 +322,8 @@ def _drawn_so_far(tensors: Iterable[Tensor]) -> Tensor:
 def same_answers(first: Any, second: Any, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a network with these tensors gave the same twice.
 
-    Up to rounding, as some kernels differ with and without gradients, or from run to run."""
+    Up to rounding, as some kernels differ with and without gradients, or from run to run.
+    """
     for a, b in zip(tensors_in(first), tensors_in(second), strict=True):
         if a.is_floating_point() and a.numel():
             rounding = _rounding([a, *tensors.values()])

@@ -147,7 +147,8 @@ class Sources:
         a backward pass of its own."""
         self._ends |= {id(t): Origin(frozenset([name]), is_itself=False) for name, t in strays}
         self._ends |= {id(t): Origin() for t in chips}
-        self._memories = {_memory(t): (name, t._version) for name, t in leaves.items() if t.requires_grad}
+        dense = {name: t for name, t in leaves.items() if t.requires_grad and t.layout == torch.strided}
+        self._memories = {_memory(t): (name, t._version) for name, t in dense.items()}
         self.written: set[str] = set()
         """Leaves that require a gradient, and that something wrote to, by their `data` too."""
         self._kept = [*leaves.values(), *data]  # so that their ids stay theirs
