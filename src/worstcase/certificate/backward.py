@@ -41,8 +41,8 @@ from worstcase.certificate.linear_rules import (
     Sum,
 )
 from worstcase.certificate.products import Interval, Unsupported, slack, terms
-from worstcase.certificate.rules import FEW
-from worstcase.certificate.tables import AVERAGES, BATCH_NORMS, DROPOUTS
+from worstcase.certificate.rules import FEW, monotone
+from worstcase.certificate.tables import AVERAGES, BATCH_NORMS, DROPOUTS, MATRIX_PRODUCTS
 from worstcase.certificate.tracing import first_line
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
@@ -72,6 +72,10 @@ class BackwardBounds(IntervalBounds):
             raise Unsupported("a device without float64, of which intervals alone are known")
         self.garbage_collect_values = False  # the intervals of the last run are kept
         self._nodes = list(self.graph.nodes)
+        self._of_data: set[fx.Node] = set()  # what depends on the samples
+        for n in self._nodes:
+            if n.op == "placeholder" or self._of_data.intersection(n.all_input_nodes):
+                self._of_data.add(n)
         self._open = torch.empty(0)  # the samples of the last run that sums are bounded for
         self._rules: dict[fx.Node, tuple[Rule, list[fx.Node]]] = {}
 
@@ -81,7 +85,7 @@ class BackwardBounds(IntervalBounds):
 
     def run_node(self, n: fx.Node) -> Any:
         y = super().run_node(n)
-        if isinstance(y, Interval) and n.op != "get_attr" and y.low.shape[:1] != (self._samples_now,):
+        if isinstance(y, Interval) and n in self._of_data and y.low.shape[:1] != (self._samples_now,):
             raise Unsupported(f"{name_of(n.target)}, after which samples do not come first, by linear bounds")
         return y
 
@@ -124,14 +128,13 @@ class BackwardBounds(IntervalBounds):
     def _at_once(self) -> int:
         """How many sums fit into the memory."""
         widest = 1
-        for n in self._nodes:
-            y = self.env[n] if n.op == "call_module" else None
-            layer = self.fetch_attr(str(n.target)) if y is not None else None
+        for n in self._of_data:
+            y, (layer, _, _) = self.env[n], self._layer(n)
             if isinstance(layer, nn.Conv2d):
                 kernel = layer.weight.numel()
                 patches = kernel // layer.out_channels * layer.groups * math.prod(self._interval(n).low.shape[2:])
                 widest = max(widest, 4 * patches + 6 * kernel)
-            elif isinstance(y, Interval):
+            elif n.op == "call_module" and isinstance(y, Interval):
                 widest = max(widest, 8 * math.prod(y.low.shape[1:]))
         return max(1, MEMORY // (8 * widest))
 
@@ -152,10 +155,12 @@ class BackwardBounds(IntervalBounds):
         source: Any = n.args[0]
         if kind in ADDITIONS and set(n.kwargs) <= {"alpha"} and n.kwargs.get("alpha", 1) == 1:
             return self._sum(n)
-        x = self._interval(source)
+        if source not in self._of_data:
+            raise Unsupported(f"{name_of(n.target)} of what comes from no sample by linear bounds")
+        x, (product, weight, bias) = self._interval(source), self._layer(n)
         rule: Rule
-        if kind in (nn.Linear, nn.Conv2d) and module is not None:
-            rule = self._product(n, module, x)
+        if product is not None:
+            rule = self._product(n, product, x, weight, bias)
         elif kind in BATCH_NORMS and module is not None:
             rule = self._batch_norm(module, x)
         elif kind in RELUS:
@@ -169,12 +174,30 @@ class BackwardBounds(IntervalBounds):
         else:
             layer = "" if module is None else f" ({type(module).__name__})"
             raise Unsupported(f"{name_of(n.target)}{layer} by linear bounds")
-        ends = kind is nn.Conv2d and x.is_point  # it adds all up itself
+        ends = isinstance(product, nn.Conv2d) and x.is_point  # it adds all up itself
         return rule, [] if ends else [source]
 
-    def _product(self, n: fx.Node, layer: Any, x: Interval) -> Rule:
-        weight = Interval.of(self._of(layer.weight))
-        bias = None if layer.bias is None else _in_float64(Interval.of(self._of(layer.bias)))
+    def _layer(self, n: fx.Node) -> tuple[Any, Any, Any]:
+        """The linear layer or convolution that does what a node does, its weight and bias; else None of each."""
+        if n.op == "call_module":
+            layer = self.fetch_attr(str(n.target))
+            if type(layer) not in (nn.Linear, nn.Conv2d):
+                return None, None, None
+            weight, bias = self._of(layer.weight), self._of(layer.bias)
+        elif n.target in (F.linear, F.conv2d, *MATRIX_PRODUCTS) and self._of_data.isdisjoint(
+            n.all_input_nodes[1:]
+        ):
+            args, options = fx.node.map_arg((n.args[1:], n.kwargs), lambda node: self.env[node])
+            make = _convolution if n.target is F.conv2d else _linear
+            layer, weight, bias = make(*args, **options)
+            if n.target in MATRIX_PRODUCTS:
+                weight = monotone(Tensor.t, Interval.of(weight))
+        else:
+            return None, None, None
+        return layer, Interval.of(weight), None if bias is None else Interval.of(bias)
+
+    def _product(self, n: fx.Node, layer: Any, x: Interval, weight: Interval, bias: Interval | None) -> Rule:
+        bias = bias and _in_float64(bias)
         count = max(terms(weight.low), terms(weight.low, transposed=True))
         rounding = slack(count, weight.low)
         weight = _in_float64(weight)
@@ -218,6 +241,22 @@ class BackwardBounds(IntervalBounds):
         if any(self.env[t].low.shape != self.env[n].low.shape for t in sources):
             raise Unsupported(f"{name_of(n.target)} of different shapes by linear bounds")
         return Rounded(Plus(constants), slack(1, self.env[n].low) * y.magnitude), sources
+
+
+def _linear(weight: Any, bias: Any = None) -> tuple[nn.Module, Any, Any]:
+    """A layer without numbers of its own, and what it computes with."""
+    return nn.Linear(1, 1, bias is not None, device="meta"), weight, bias
+
+
+def _convolution(
+    weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> tuple[nn.Module, Any, Any]:
+    """The same of a convolution of two dimensions."""
+    outputs, inputs, *kernel = Interval.of(weight).low.shape
+    size: Any = tuple(kernel)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    layer = nn.Conv2d(inputs * groups, outputs, size, bias=bias is not None, device="meta", **options)
+    return layer, weight, bias
 
 
 def _max_pool(

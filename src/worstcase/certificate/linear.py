@@ -79,6 +79,7 @@ class LinearBounds(BackwardBounds):
             n
             for n in self._nodes
             if n.op == "call_module"
+            and n in self._of_data
             and isinstance(self.fetch_attr(str(n.target)), nn.Linear)
             and isinstance(y := self.env[n], Interval)
             and y.low.ndim == 2
