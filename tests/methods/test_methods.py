@@ -181,6 +181,13 @@ def test_training_labels_that_would_teach_something_else_are_refused(labels, mes
         fitted(Vanilla, small_net, DataLoader(batches, batch_size=None), epochs=1)
 
 
+def test_a_label_that_is_no_class_is_named_in_a_later_batch_too(small_net, small_batches):
+    (first, *_, (images, labels)) = small_batches
+    batches = [first, (images, torch.where(labels == 2, 3, labels))]
+    with pytest.raises(ValueError, match=r"each label must be 0 to 2, but one is 3"):
+        fitted(Vanilla, small_net, DataLoader(batches, batch_size=None), epochs=1)
+
+
 @every_method
 def test_the_network_stays_plain_and_loads_bare(method, small_net, small_loader, tmp_path):
     module = fitted(method, small_net, small_loader, epochs=1)

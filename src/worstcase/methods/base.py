@@ -267,6 +267,10 @@ class Method(L.LightningModule):
         self._check_labels(inputs, labels)
         try:
             loss = self.training_loss(inputs, labels)
+        except IndexError:  # of a label that is no class
+            self._labels_fit = False
+            self._check_labels(inputs, labels)
+            raise
         except (RuntimeError, ValueError) as error:  # an attack refuses what is not finite
             if "more than 1 value per channel" in str(error):
                 raise ValueError(
