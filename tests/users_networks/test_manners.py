@@ -505,3 +505,16 @@ def test_few_digits_stay_in_the_box_after_the_cast(dtype):
     after = used_weights(lambda: crossbar(x, found.perturbation))
     for w, used in zip(before, after, strict=True):
         assert ((used.double() - w.double()).abs().max() / w.double().abs().max()).item() <= 0.02
+
+
+class Sign(nn.Module):
+    def forward(self, x):
+        return torch.where(x >= 0, 1.0, -1.0)
+
+
+@pytest.mark.parametrize("seed", [4, 10])
+def test_rounding_that_flips_signs_is_no_other_answer(seed):
+    torch.manual_seed(seed)
+    first = nn.Sequential(nn.Conv2d(3, 32, 3), Sign(), nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), Sign())
+    crossbar = Crossbar(nn.Sequential(first, nn.Flatten(), nn.Linear(32 * 28 * 28, 10)).eval(), 0.01)
+    assert crossbar(torch.randn(64, 3, 32, 32)).shape == (64, 10)  # in channels_last some flip

@@ -78,16 +78,19 @@ def look(
                     "gradients: let it do so under torch.no_grad()"
                 ) from None
             found = _look(net, inputs, arrays, programmed, fresh)
-        _refuse_other_answers(net, inputs, own)
+        _refuse_other_answers(net, own)
         return found
 
 
 @torch.no_grad()
-def _refuse_other_answers(net: nn.Module, inputs: Inputs, own: Inputs) -> None:
-    """Make sure that a network answers as it does in plain PyTorch, where a copy of it can be made."""
+def _refuse_other_answers(net: nn.Module, inputs: Inputs) -> None:
+    """Make sure that a network answers as it does in plain PyTorch, where a copy of it can be made.
+
+    The inputs are as they were given: rounding in another order may change what a network itself quantises.
+    """
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
     try:
-        theirs = call(copy.deepcopy(net), of_each(Tensor.clone, own))
+        theirs = call(copy.deepcopy(net), of_each(Tensor.clone, inputs))
         ours = run(net, of_each(Tensor.clone, tensors), of_each(Tensor.clone, inputs))
         same = same_answers(ours, theirs, tensors)
     except Exception:  # whatever a foreign network raises that is copied
