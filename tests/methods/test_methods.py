@@ -295,6 +295,14 @@ def test_bad_data_and_a_diverged_loss_stop_with_step_and_cause(method, small_net
     module = method(Crossbar(small_net, 0.1), num_classes=3, optimizer=lambda p: torch.optim.SGD(p, lr=torch.inf))
     with pytest.raises(FloatingPointError, match=r"step 1 .*became not finite; lower the learning rate"):
         L.Trainer(**fit).fit(module, small_loader)
+    with pytest.raises(FloatingPointError, match=r"step 0 .* is not finite before the first step; give the net"):
+        L.Trainer(**fit).fit(method(Crossbar(small_net, 0.1), num_classes=3), small_loader)
+
+
+def test_a_network_without_anything_to_train_is_refused(small_net, small_loader):
+    module = Vanilla(Crossbar(small_net.requires_grad_(False), 0.1), num_classes=3)
+    with pytest.raises(ValueError, match="no parameter of the network requires a gradient"):
+        L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False).fit(module, small_loader)
 
 
 def test_weights_that_begin_not_finite_are_not_the_learning_rates_fault(small_net, small_loader):

@@ -317,7 +317,10 @@ class Method(L.LightningModule):
         self.log("test/accuracy", self.test_accuracy, on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("no parameter of the network requires a gradient, so there is nothing to train")
+        optimizer = self._optimizer(trained)
         if self._scheduler is None:
             return optimizer
         schedule = self._scheduler(optimizer)
