@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import worstcase
 from worstcase import Crossbar, attacks, evaluate, load_run, results_frame
 from worstcase.attacks import passes
-from worstcase.certificate import Certificate
+from worstcase.certificate import Certificate, certify
 from worstcase.evaluation.record import Record
+from worstcase.methods import Vanilla
 
 
 def numbers(record):
@@ -132,6 +133,23 @@ def test_an_answer_that_is_nan_is_wrong():
     chip = {"weight": torch.tensor([[torch.nan, 0.0], [0.0, 0.0]])}
     crossbar, loader = Crossbar(net, 0.1), [(x, torch.tensor([0, 0]))]
     assert passes.accuracy(crossbar, loader) == 1.0 and passes.accuracy(crossbar, loader, chip) == 0.0
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, data: worstcase.evaluate(net, data),
+        lambda net, data: worstcase.tolerance(net, data, 0.9),
+        lambda net, data: worstcase.reprogram(net, data, {}, 0.9),
+        lambda net, data: certify(net, data),
+        lambda net, data: attacks.FLWC()(net, data),
+        lambda net, data: Vanilla(net, num_classes=2),
+    ],
+    ids=["evaluate", "tolerance", "reprogram", "certify", "attack", "train"],
+)
+def test_a_network_in_place_of_its_crossbar_is_refused(use):
+    with pytest.raises(ValueError, match=r"a Linear is no Crossbar; make one of the network: Crossbar\(net, thg="):
+        use(nn.Linear(3, 2), [(torch.randn(4, 3), torch.zeros(4).long())])
 
 
 def test_th_g_are_attacked_in_rising_order_and_the_crossbar_keeps_its_own(small_net, small_batches):

@@ -17,7 +17,7 @@ from worstcase.attacks.search import Search
 from worstcase.batches import Loader
 from worstcase.checks import choice
 from worstcase.chip.box import Box, Perturbation
-from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.found import Found, Parameters
 from worstcase.objectives import objective as find_objective
@@ -108,10 +108,12 @@ class Attack(ABC):
                 its own.
 
         Raises:
-            ValueError: weights that are not finite; a reference set that is empty, changes from pass to pass, or
-                whose labels do not belong to the network's outputs; a network that does not repeat its answers, or
-                does not multiply with its arrays; a box that is not a part of the crossbar's; a start outside it.
+            ValueError: no crossbar; weights that are not finite; a reference set that is empty, changes from pass
+                to pass, or whose labels do not belong to the network's outputs; a network that does not repeat its
+                answers, or does not multiply with its arrays; a box that is not a part of the crossbar's; a start
+                outside it.
         """
+        check_crossbar(crossbar)
         choice("search_dtype", search_dtype, SEARCH_DTYPES)
         with (
             evaluating(crossbar),

@@ -18,7 +18,7 @@ from worstcase.certificate.linear import LinearBounds
 from worstcase.certificate.products import Unsupported, margins_of
 from worstcase.certificate.tracing import first_line
 from worstcase.checks import choice
-from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.seeds import seeded
 from worstcase.task import check, logits_of
@@ -81,6 +81,7 @@ def certify(crossbar: Crossbar, loader: Loader, method: str = "interval") -> Cer
         >>> certificate.certified, certificate.accuracy
         (tensor([False,  True]), 0.5)
     """
+    check_crossbar(crossbar)
     choice("method", method, METHODS)
     started = time.perf_counter()
     certified = []

@@ -481,6 +481,18 @@ class Crossbar(nn.Module):
         return {name: weight.detach() for name, weight in self.programmed().items()}
 
 
+def check_crossbar(crossbar: Any) -> None:
+    """Refuse what is no crossbar, such as the network itself.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(crossbar, Crossbar):
+        raise ValueError(
+            f"a {type(crossbar).__name__} is no Crossbar; make one of the network: Crossbar(net, thg=0.03)"
+        )
+
+
 def _tensor(net: nn.Module, name: str) -> Tensor:
     """A parameter or buffer of a network."""
     module, _, name = name.rpartition(".")

@@ -14,7 +14,7 @@ from worstcase.attacks.passes import classes_of
 from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.checks import check_seed, choice
-from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.evaluation import Evaluation
 from worstcase.evaluation.flags import of_a_chip, of_the_network, red_flags
@@ -92,6 +92,7 @@ def evaluate(
         >>> result.certified_accuracy, result.attacked_accuracy, result.clean_accuracy
         (0.5, 0.5, 1.0)
     """
+    check_crossbar(crossbar)
     attacks = _each(attacks, Ensemble())
     bounds = sorted(set(_each(thgs, crossbar.thg)))
     choice("diagnosis", diagnosis, DIAGNOSES)

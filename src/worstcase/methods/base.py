@@ -25,7 +25,7 @@ from worstcase.attacks.gradient import gradient
 from worstcase.batches import Inputs, inputs_and_labels, tensors_in
 from worstcase.checks import check_seed, choice, number, whole
 from worstcase.chip.box import Box, Perturbation
-from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.chip.noise import right_censored_gaussian
 from worstcase.objectives import Objective, cross_entropy
@@ -87,6 +87,7 @@ class Method(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_crossbar(crossbar)
         choice("weight_clip_unit", weight_clip_unit, ("deviation", "weight"))
         if weight_clip is not None:
             number("weight_clip", weight_clip, low=1 if weight_clip_unit == "deviation" else 0)

@@ -14,7 +14,7 @@ from worstcase.attacks.passes import gradient_over
 from worstcase.batches import Loader
 from worstcase.checks import number
 from worstcase.chip.box import Perturbation
-from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.chip.noise import verified_devices
 from worstcase.evaluation.measured import deviations_of
 from worstcase.objectives import margin, mean_distance, sigmoid_margin
@@ -89,6 +89,7 @@ def reprogram(
         (0.0, 1, {'weight': tensor([[ True, False],
                 [False, False]])})
     """
+    check_crossbar(crossbar)
     number("accuracy", accuracy, above=0, high=1)
     if order not in ORDERS:
         raise ValueError(f"order={order!r}: must be {', '.join(ORDERS)}")

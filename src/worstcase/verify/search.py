@@ -14,7 +14,7 @@ from worstcase.attacks.passes import accuracy as accuracy_of
 from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
 from worstcase.checks import choice, number
-from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.chip.tolerance import largest, of_each_array
 from worstcase.verify.cost import Programming
 from worstcase.verify.sharing import OURS, Shared, cheapest, mean_pulses, not_countable
@@ -169,6 +169,7 @@ def tolerance(
         >>> 0.163 < found.proven_thg < 1 / 6 < found.broken_thg < 0.17
         True
     """
+    check_crossbar(crossbar)
     number("accuracy", accuracy, above=0, high=1)
     number("precision", precision, low=FINEST)
     choice("certificate", certificate, ("interval", "linear", None))
