@@ -68,7 +68,7 @@ def picture() -> str:
     regular = panel(
         36,
         "regular training",
-        "clean 98.99 %, found 0.63 %",
+        "clean 98.98 %, found 0.17 %",
         "M0.25,-3 C0.35,-1.1 0.6,-0.6 1.1,-0.42 L3,0 V-3 Z",
         climb,
         seed=1,
@@ -76,7 +76,7 @@ def picture() -> str:
     hardened = panel(
         380,
         "trained to hold",
-        "clean 98.62 %, found 96.19 %",
+        "clean 98.53 %, found 96.18 %",
         "M0.98,-3 C1,-1.5 1.15,-1.12 3,-0.9 V-3 Z",
         climb,
         seed=2,

@@ -4,7 +4,7 @@ import re
 
 import pandas as pd
 import pytest
-from commands import REPOSITORY
+from commands import REPOSITORY, run
 
 from worstcase import results_frame
 from worstcase.paper import SECTIONS
@@ -50,6 +50,14 @@ def test_the_page_shows_the_records_of_convnet():
         numbers = ["-" if pd.isna(one) else f"{one:.2f}" for one in by_thg.astype(float).to_numpy().flatten()]
         row = rf"\| `{method}` \| {seed} \| " if seed else rf"\| `{method}`[^|]* \| \d+ \| "
         assert re.search(row + re.escape(" | ".join(numbers)), page)
+
+
+def test_the_page_shows_the_records_of_lenet(tmp_path):
+    page = (DOCS / "results.md").read_text()
+    picture = tmp_path / "methods.png"
+    table = run("examples.compare_methods", DOCS / "records" / "lenet", picture).stdout
+    rows = table.splitlines()[2:]
+    assert len(rows) == 6 and all(row in page for row in rows) and picture.exists()
 
 
 def test_records_name_no_folder_of_a_machine():
