@@ -78,22 +78,23 @@ def look(
                     "gradients: let it do so under torch.no_grad()"
                 ) from None
             found = _look(net, inputs, arrays, programmed, fresh)
-        _refuse_other_answers(net, own)
+        if fresh is not None:
+            _refuse_other_answers(net, own)
         return found
 
 
 @torch.no_grad()
 def _refuse_other_answers(net: nn.Module, inputs: Inputs) -> None:
-    """Make sure that a network answers as it does in plain PyTorch, where a copy of it can be made.
+    """Make sure that a network, which is a copy, answers as it does in plain PyTorch.
 
     The inputs are as they were given: rounding in another order may change what a network itself quantises.
     """
     tensors = {name: t for name, _, _, t in own_parameters(net)} | dict(net.named_buffers())
     try:
-        theirs = call(copy.deepcopy(net), of_each(Tensor.clone, inputs))
         ours = run(net, of_each(Tensor.clone, tensors), of_each(Tensor.clone, inputs))
+        theirs = call(net, of_each(Tensor.clone, inputs))  # which may change the copy
         same = same_answers(ours, theirs, tensors)
-    except Exception:  # whatever a foreign network raises that is copied
+    except Exception:  # whatever a foreign network raises
         return
     if not same:
         padded = any(isinstance(module, nn.TransformerEncoder) for module in net.modules())
