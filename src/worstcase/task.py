@@ -138,19 +138,22 @@ def logits_of(outputs: Any) -> Tensor:
     Raises:
         ValueError: there is no such tensor among the outputs.
     """
-    found: Any = outputs
-    if isinstance(outputs, Mapping):
-        found = outputs.get("logits", outputs.get("out"))
-    elif hasattr(outputs, "logits"):
-        found = outputs.logits
-    elif isinstance(outputs, tuple | list) and outputs:
-        found = outputs[0]
+    found = which_decides(outputs)
     if not isinstance(found, Tensor):
         raise ValueError(
             "the network must give a tensor, a dict or an object with logits, or a tuple whose first is a tensor, "
             f"not a {type(outputs).__name__}"
         )
     return found
+
+
+def which_decides(outputs: Any) -> Any:
+    """Which of a network's outputs decisions are made from, tensors or not."""
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs.get("out"))
+    if hasattr(outputs, "logits"):
+        return outputs.logits
+    return outputs[0] if isinstance(outputs, tuple | list) and outputs else outputs
 
 
 def leading(outputs: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from worstcase.batches import tensors_in
 from worstcase.certificate.products import Unsupported
 from worstcase.chip.substitution import parameters_by_name
+from worstcase.task import which_decides
 
 IN_PLACE_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 ABOUT_SHAPE = ("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "is_floating_point")
@@ -45,14 +46,9 @@ def traced(net: nn.Module, in_devices: Collection[str]) -> fx.GraphModule:
 
 
 def _leave_the_logits(graph: fx.Graph) -> None:
-    """The only output of a graph, of those that a network gives; see `worstcase.task.logits_of`."""
+    """The only output of a graph, of those that a network gives."""
     (end,) = (n for n in graph.nodes if n.op == "output")
-    given: Any = end.args[0]
-    if isinstance(given, Mapping):
-        given = given.get("logits", given.get("out"))
-    elif isinstance(given, tuple | list) and given:
-        given = given[0]
-    end.args = (given,)
+    end.args = (which_decides(end.args[0]),)
 
 
 def first_line(error: Exception) -> str:
