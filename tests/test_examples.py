@@ -1,14 +1,17 @@
 import json
 import re
+import shlex
 
 import pytest
 import torch
-from commands import REPOSITORY, run
+from commands import QUICK, REPOSITORY, refusal, run
 from torch import nn
 
 from examples.resnet20 import resnet20
 from examples.trice_search import kpp, quartile_points, shrunk
+from examples.your_own_method import UniversalKL, UniversalMargin
 from worstcase import Crossbar
+from worstcase.evaluation.record import Record
 
 
 def test_resnet20_has_the_published_layout():
@@ -66,3 +69,45 @@ def test_kpp_is_a_quantile_of_the_accuracies_of_random_chips():
     options = {"variation": 1.0, "instances": 200}
     wrong = sum(kpp(Crossbar(layer, 0.1), [batch], k=k / 100, **options) < 0.5 for k in range(100)) / 100
     assert wrong == pytest.approx(0.24, abs=0.08)  # P(N(1, sqrt 2) < 0)
+
+
+def test_methods_of_your_own_are_trained_under_their_own_name_by_a_command_that_repeats(tmp_path):
+    """The record's command does the same job again, and its sweep's command the same sweep."""
+    own = ["--config-dir", "examples/conf"]
+    words = ["method=universal_kl,universal_margin", *QUICK]
+    run("src.train", *own, "-m", *words, f"hydra.sweep.dir={tmp_path}")
+    found = [Record.load(path.parent) for path in tmp_path.rglob("results.json")]
+    records = {record.method: record for record in found}
+    assert records.keys() == {"universal_kl", "universal_margin"}
+    for name, record in records.items():
+        repeated = shlex.split(record.command)
+        assert repeated == ["python", "-m", "src.train", *own, f"method={name}", *words[1:]]
+        at = tmp_path / name
+        run("src.train", *repeated[3:], f"hydra.run.dir={at}")
+        again = Record.load(at)
+        assert again.config == record.config
+        assert (again.clean_accuracy, again.attacked_accuracy) == (record.clean_accuracy, record.attacked_accuracy)
+        sweep = ["python", "-m", "src.train", *own, "-m", *words, f"hydra.sweep.dir={tmp_path}"]
+        assert shlex.split(record.sweep) == sweep
+
+
+def test_a_class_of_your_own_under_the_name_of_a_method_of_ours_is_refused():
+    said = refusal("train", "method=universal_at", "method._target_=examples.your_own_method.UniversalKL")
+    assert said.startswith("method=universal_at with method._target_=examples.your_own_method.UniversalKL:")
+    assert "--config-dir FOLDER" in said
+
+
+def test_the_own_losses_by_hand():
+    """Two classes, logits (x, 0) as programmed and (x + d, 0) on the chip, one sample x = 1 of class 0."""
+    net = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    crossbar = Crossbar(net, 0.5)
+    chip = {name: torch.tensor([[-0.5], [0.0]]) for name in crossbar.programmed()}
+    inputs, labels = torch.ones(1, 1), torch.tensor([0])
+    p, q = torch.tensor([1.0, 0.5]).sigmoid()
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    kl = UniversalKL(crossbar, num_classes=2).loss_at(chip, inputs, labels, clean=0.2)
+    assert kl.item() == pytest.approx((-0.2 * p.log() + 0.8 * divergence).item())
+    hinge = UniversalMargin(crossbar, num_classes=2).loss_at(chip, inputs, labels, clean=0.2)
+    assert hinge.item() == pytest.approx(0.8 * 0.5 / 2)  # multi_margin_loss is the mean over the classes

@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
@@ -25,7 +26,8 @@ def door(kind: str) -> str:
 
 def command(kind: str) -> str:
     """The command that repeats this job alone."""
-    return shlex.join([*door(kind).split(), *HydraConfig.get().overrides.task])
+    hydra = HydraConfig.get()
+    return shlex.join([*door(kind).split(), *own_settings(hydra), *hydra.overrides.task])
 
 
 def command_in_place(kind: str) -> str:
@@ -33,4 +35,11 @@ def command_in_place(kind: str) -> str:
     hydra = HydraConfig.get()
     options = ["-m"] if hydra.mode == RunMode.MULTIRUN else []
     places = [said for said in hydra.overrides.hydra if said.startswith(PLACES)]
-    return shlex.join([*door(kind).split(), *options, *hydra.overrides.task, *places])
+    return shlex.join([*door(kind).split(), *own_settings(hydra), *options, *hydra.overrides.task, *places])
+
+
+def own_settings(hydra: HydraConf) -> list[str]:
+    """The words of a command that say in which folder of the user's further settings are."""
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    said = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    return [word for path in folders for word in ("--config-dir", os.path.relpath(path))] + said

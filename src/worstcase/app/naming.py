@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from worstcase.app import ranges, schema
 from worstcase.app.devices import in_numbers
-from worstcase.app.doors import door
+from worstcase.app.doors import CONF, door
 from worstcase.app.state import Begun
 from worstcase.digests import digest_of_files
 from worstcase.evaluation.finished_runs import finished_runs
@@ -63,11 +63,14 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
         FileNotFoundError: there is no finished training run there, or none at all.
         ValueError: it does not say enough to do without one, or the run's record cannot be followed.
     """
+    choice = cfg.hydra.runtime.choices.get("method") if "hydra" in cfg else None
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     schema.check_names(cfg)
     if "run" in cfg:
         return _completed_evaluation(cfg)
     settings = _plain(cfg)
+    if choice:
+        _check_own_method(choice, settings["method"])
     if "thg" in settings:
         settings["thg"] = in_numbers(settings["thg"], settings["sigmas"])
     if isinstance(settings.get("dataset"), dict):
@@ -75,6 +78,16 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
     if settings.get("init_from") and (digest := digest_of_files([Path(settings["init_from"])])):
         settings["init_digest"] = digest
     return settings
+
+
+def _check_own_method(choice: str, method: Any) -> None:
+    """Refuse a class of the user's under the name of a method of ours, which the results would bear."""
+    target = method.get("_target_") if isinstance(method, dict) else None
+    if target and not str(target).startswith("worstcase.") and Path(CONF, "method", f"{choice}.yaml").is_file():
+        raise ValueError(
+            f"method={choice} with method._target_={target}: results would be named {choice}; name yours in "
+            "FOLDER/method/NAME.yaml, and say --config-dir FOLDER method=NAME (docs/methods.md)"
+        )
 
 
 def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:

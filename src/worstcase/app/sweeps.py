@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from worstcase.app import naming, ranges
-from worstcase.app.doors import DOOR, door
+from worstcase.app.doors import DOOR, door, own_settings
 from worstcase.app.errors import in_one_line
 from worstcase.app.state import failure, unfinished
 
@@ -77,10 +77,12 @@ def announce(sweep: DictConfig) -> None:
         raise ValueError(
             "hydra.sweeper.direction=minimize: training returns an accuracy; say hydra.sweeper.direction=maximize"
         )
-    own = [word for word in sweep.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
+    folder = own_settings(sweep.hydra)
+    words = sweep.hydra.overrides.hydra
+    own = [word for word in words if not word.startswith("hydra.mode=") and word not in folder]
     told = {
         FAILURES: str(Path(sweep.hydra.sweep.dir, f".failed-{uuid4().hex}").absolute()),
-        SWEEP: shlex.join([*door(sweep.hydra.job.name).split(), "-m", *sweep.hydra.overrides.task, *own]),
+        SWEEP: shlex.join([*door(sweep.hydra.job.name).split(), *folder, "-m", *sweep.hydra.overrides.task, *own]),
     }
     os.environ.update({name: quote(value) for name, value in told.items()})
     with read_write(sweep.hydra.overrides):  # for processes that do not inherit this one's environment
