@@ -46,6 +46,8 @@ def main() -> None:
         if arguments.table is not None:
             for name in arguments.table or PRESETS:
                 if name.endswith(".safetensors"):
+                    if arguments.sigmas is not None:
+                        raise ValueError(f"--sigmas: {name} holds tolerances, no standard deviations")
                     _show_weights(name, arguments)
                 else:
                     _show_table(name, arguments.sigmas)

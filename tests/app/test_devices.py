@@ -278,7 +278,8 @@ def test_a_training_refuses_pulses_that_cannot_be_shared_out_before_it_begins(wo
     [
         (["pulses=1"], "pulses=1.0: must be above 2, a weight"),
         (["pulses=4", "share=best"], "share=best: must be same or random"),
-        (["pulses=4", "thg=[0.01,0.02]"], "with pulses= th_g follows from them"),
+        (["pulses=4", "thg=[0.01,0.02]"], "with pulses=4: th_g follows from pulses; say one of them"),
+        (["pulses=4", "thg=0.02"], "thg=0.02 with pulses=4: th_g follows from pulses"),
         (["pulses=4", "mapping.pair=true"], "pulses cannot be shared out: only where each weight has a number"),
     ],
 )

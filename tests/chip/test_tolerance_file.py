@@ -1,5 +1,7 @@
 """th_g of each weight in a file: the same box again, and what is refused."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -205,6 +207,9 @@ def test_names_of_arrays_are_shown_in_printable_characters(tmp_path, monkeypatch
     monkeypatch.setattr("sys.argv", ["device", "--table", str(tmp_path / "foreign.safetensors")])
     device.main()
     assert r"a\x1b[31m " in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--sigmas", "3"])
+    with pytest.raises(SystemExit, match=r"--sigmas: .* holds tolerances, no standard deviations"):
+        device.main()
 
 
 def test_tensors_and_tables_are_not_mixed():

@@ -135,6 +135,16 @@ def test_an_answer_that_is_nan_is_wrong():
     assert passes.accuracy(crossbar, loader) == 1.0 and passes.accuracy(crossbar, loader, chip) == 0.0
 
 
+@pytest.mark.parametrize(("where", "wrong"), [("inputs", 1), ("bias", 2)])
+def test_a_network_that_gives_nan_as_programmed_is_refused(where, wrong):
+    net = nn.Linear(2, 2)
+    x = torch.tensor([[2.0, 1.0], [3.0, 1.0]])
+    with torch.no_grad():
+        (x[1] if where == "inputs" else net.bias)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"gives NaN for {wrong} of 2 answers"):
+        worstcase.evaluate(Crossbar(net, 0.1), [(x, torch.tensor([0, 0]))], progress=False)
+
+
 @pytest.mark.parametrize(
     "use",
     [

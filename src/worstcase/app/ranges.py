@@ -117,15 +117,13 @@ def check(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"reprogram={to_keep:g}: needs chip=FILE, a chip that was read back")
         if not 0 < to_keep <= 1:
             raise ValueError(f"reprogram={to_keep:g}: must be above 0 and at most 1, an accuracy")
-    if settings.get("pulses") is not None:
-        if isinstance(settings["thg"], list):
-            raise ValueError("thg=[...]: with pulses= th_g follows from them; sweep with -m pulses=3,4")
-    elif settings.get("share") not in (None, "weight"):
-        raise ValueError(f"share={settings['share']}: needs pulses=NUMBER, which it shares out")
-    elif "share" in settings:
-        for name, value in settings["programming"].items():
-            if value != PROGRAMMING[name]:
-                raise ValueError(f"programming.{name}={value}: needs pulses=NUMBER, whose th_g it tells")
+    if settings.get("pulses") is None:
+        if settings.get("share") not in (None, "weight"):
+            raise ValueError(f"share={settings['share']}: needs pulses=NUMBER, which it shares out")
+        if "share" in settings:
+            for name, value in settings["programming"].items():
+                if value != PROGRAMMING[name]:
+                    raise ValueError(f"programming.{name}={value}: needs pulses=NUMBER, whose th_g it tells")
     if settings.get("chip_holds") == "weights" and not settings.get("chip"):
         raise ValueError("chip_holds=weights: needs chip=FILE, a chip that was read back")
     if settings.get("merge") and settings["attack"].get("_target_") != "worstcase.attacks.MonteCarlo":

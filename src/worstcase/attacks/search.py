@@ -97,12 +97,14 @@ class Search:
 
         Raises:
             RuntimeError: the perturbation is not feasible; that is a defect of the attack.
-            ValueError: the reference set is empty, or its labels are not those of the network's classes.
+            ValueError: the reference set is empty, its labels are not those of the network's classes, or the
+                network gives NaN as programmed.
         """
         correct: int | Tensor = 0
         given: int | Tensor = 0  # how often each answer was
         wanted: int | Tensor = 0  # how often each label was
         one_hot: list[int] = []
+        no_answers: int | Tensor = 0
         perturbation = self._as_kept(perturbation)
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
@@ -110,6 +112,8 @@ class Search:
             if not self.history:  # once for all passes, since looking at the labels waits for the device
                 one_hot.append(check(outputs, labels, sigmoid=self.crossbar.ends_in_a_sigmoid))
             logits, answers = decisions(outputs, labels)
+            if not self.history:
+                no_answers += logits.isnan().any(1).sum()
             correct += right_answers(logits, answers).sum()
             given += by_class(logits, logits.argmax(1))
             wanted += by_class(logits, answers)
@@ -118,6 +122,11 @@ class Search:
             mini_batches += 1
         if not made:
             raise ValueError("the reference set has no samples")
+        if no_answers:
+            raise ValueError(
+                f"the network as programmed gives NaN for {int(no_answers)} of {made} answers: look for NaN in "
+                "the inputs, biases and running statistics, or for an overflow"
+            )
         if one_hot:
             refuse_one_hot_labels(self.crossbar, self.loader, one_hot)
         assert isinstance(given, Tensor) and isinstance(wanted, Tensor)
