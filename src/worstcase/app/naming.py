@@ -107,7 +107,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
             )
     if cfg.get("pulses") is not None and cfg.thg is not None:
         raise ValueError(
-            f"thg={cfg.thg} with pulses={cfg.pulses:g}: th_g follows from the pulses; say one of them"
+            f"thg={cfg.thg} with pulses={cfg.pulses:g}: th_g follows from pulses; say one of them"
         )
     chosen = "_target_" in cfg.dataset
     if chosen:  # its file refers to these two
