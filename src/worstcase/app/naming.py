@@ -106,9 +106,7 @@ def _completed_evaluation(cfg: DictConfig) -> dict[str, Any]:
                 f"{cfg.run} uses a custom network, {own}; if you trust it, pass run={cfg.run} net={own}"
             )
     if cfg.get("pulses") is not None and cfg.thg is not None:
-        raise ValueError(
-            f"thg={cfg.thg} with pulses={cfg.pulses:g}: th_g follows from pulses; say one of them"
-        )
+        raise ValueError(f"thg={cfg.thg} with pulses={cfg.pulses:g}: th_g follows from pulses; say one of them")
     chosen = "_target_" in cfg.dataset
     if chosen:  # its file refers to these two
         if cfg.data_dir is None and "${" in trained["data_dir"]:
