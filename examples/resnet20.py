@@ -9,19 +9,24 @@ python -m src.evaluate net=examples.resnet20:resnet20 checkpoint=resnet20-12fca8
     thg=0.01
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Norm = Callable[[int], nn.Module]
 
 
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut without weights: strided, its channels padded with zeros."""
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, before: int, after: int, stride: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
+        self.bn1 = norm(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
+        self.bn2 = norm(after)
         self.stride, self.padding = stride, (after - before) // 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,13 +37,13 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1), Block(16, 16, 1))
-        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
-        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.bn1 = norm(16)
+        self.layer1 = nn.Sequential(*(Block(16, 16, 1, norm) for _ in range(3)))
+        self.layer2 = nn.Sequential(Block(16, 32, 2, norm), Block(32, 32, 1, norm), Block(32, 32, 1, norm))
+        self.layer3 = nn.Sequential(Block(32, 64, 2, norm), Block(64, 64, 1, norm), Block(64, 64, 1, norm))
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,3 +54,8 @@ class ResNet20(nn.Module):
 
 def resnet20() -> ResNet20:
     return ResNet20()
+
+
+def resnet20_group_norm() -> ResNet20:
+    """The same with group norm in place of batch norm: it normalises each image by itself, also on a chip."""
+    return ResNet20(partial(nn.GroupNorm, 8))

@@ -7,7 +7,7 @@ import torch
 from commands import QUICK, REPOSITORY, refusal, run
 from torch import nn
 
-from examples.resnet20 import resnet20
+from examples.resnet20 import resnet20, resnet20_group_norm
 from examples.trice_search import kpp, quartile_points, shrunk
 from examples.your_own_method import UniversalKL, UniversalMargin
 from worstcase import Crossbar
@@ -26,6 +26,9 @@ def test_resnet20_has_the_published_layout():
     } <= net.state_dict().keys()
     assert len(Crossbar(net, 0.01).programmed()) == 20
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    other = resnet20_group_norm()
+    assert sum(p.numel() for p in other.parameters()) == 269_722
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in other.modules())
 
 
 def test_your_own_network_runs_and_finds_a_worse_chip():
