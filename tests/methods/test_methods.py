@@ -138,8 +138,10 @@ def test_a_schedule_may_step_after_each_step_but_not_by_a_metric(small_net, smal
 
     module = fitted(Vanilla, small_net, small_loader, scheduler=by_steps)
     assert module.optimizers().param_groups[0]["lr"] == 1e-3 / 2**6
-    with pytest.raises(ValueError, match=r"scheduler: ReduceLROnPlateau follows a metric"):
-        fitted(Vanilla, small_net, small_loader, scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    for refused in (plateau, lambda optimizer: {"scheduler": plateau(optimizer), "monitor": "val/accuracy"}):
+        with pytest.raises(ValueError, match=r"scheduler: ReduceLROnPlateau follows a metric"):
+            fitted(Vanilla, small_net, small_loader, scheduler=refused)
 
 
 @every_method

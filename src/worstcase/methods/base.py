@@ -325,7 +325,7 @@ class Method(L.LightningModule):
         if self._scheduler is None:
             return optimizer
         schedule = self._scheduler(optimizer)
-        if isinstance(schedule, ReduceLROnPlateau):
+        if isinstance(schedule["scheduler"] if isinstance(schedule, dict) else schedule, ReduceLROnPlateau):
             raise ValueError(
                 "scheduler: ReduceLROnPlateau follows a metric, whose last value a resumed training does not "
                 "know; take one of steps or epochs, such as CosineAnnealingLR"
