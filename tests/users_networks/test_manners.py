@@ -126,6 +126,20 @@ def test_a_transformer_whose_padded_places_count_is_refused_as_its_paths_differ(
         torch.testing.assert_close(Crossbar(right, 0.1).eval()((x, padded)), right.eval()(x, padded))
 
 
+def test_padding_that_comes_with_a_later_batch_is_flagged_as_the_chip_differs_in_plain_pytorch():
+    torch.manual_seed(0)
+    net, x = Pooled(lambda y, padded: y.mean(1)).eval(), torch.randn(40, 7, 6)
+    padded = torch.arange(7).expand(40, 7) > 1
+    padded[:20] = False
+    labels = torch.cat([net(x[:20], padded[:20]), net(x[20:], padded[20:])]).argmax(1)
+    data = [((x[:20], padded[:20]), labels[:20]), ((x[20:], padded[20:]), labels[20:])]
+    options = {"attacks": attacks.FLWC(steps=2), "progress": False}
+    flagged = evaluate(Crossbar(net, 0.01), data, **options)
+    assert any("in plain PyTorch (docs/flags.md#plain-pytorch)" in flag for flag in flagged.flags), flagged.flags
+    net.encoder.use_nested_tensor = False
+    assert not any("plain PyTorch" in flag for flag in evaluate(Crossbar(net, 0.01), data, **options).flags)
+
+
 def test_a_network_that_asks_for_parameters_is_refused():
     class Asks(nn.Linear):
         def forward(self, x):

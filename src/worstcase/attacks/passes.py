@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from worstcase.batches import Inputs, Loader, inputs_and_labels, of_each
 from worstcase.chip.box import Perturbation
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
+from worstcase.chip.substitution import call
 from worstcase.objectives import Objective
 from worstcase.task import check, decisions, refuse_one_hot, right_answers
 
@@ -68,6 +71,27 @@ def accuracy(crossbar: Crossbar, loader: Loader, perturbation: Perturbation | No
         raise ValueError("there are no samples to score")
     refuse_one_hot_labels(crossbar, loader, one_hot)
     return correct / made
+
+
+@torch.no_grad()
+def accuracy_in_plain_pytorch(crossbar: Crossbar, loader: Loader, chip: Mapping[str, Tensor]) -> float | None:
+    """The accuracy 0..1 of a copy of the network that has loaded a chip's state dict. Cost: one pass.
+
+    None where the copy is not that chip: outputs are quantised, it cannot be copied, or a pass changes it.
+    """
+    if crossbar.outputs is not None:
+        return None
+    correct = made = 0
+    with suppress(Exception):  # whatever a foreign network raises
+        net = copy.deepcopy(crossbar.net).eval()
+        net.load_state_dict(chip)
+        for inputs, labels in on_its_device(crossbar, loader):
+            logits, answers = decisions(call(net, of_each(Tensor.clone, inputs)), labels)
+            correct += int(right_answers(logits, answers).sum())
+            made += len(answers)
+        if all(torch.equal(t, chip[name]) for name, t in net.state_dict().items()):
+            return correct / made
+    return None
 
 
 def refuse_one_hot_labels(crossbar: Crossbar, loader: Loader, found: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 from worstcase.attacks import Attack, AttackResult, Ensemble, MonteCarlo
 from worstcase.attacks.base import check_parameters
 from worstcase.attacks.half import Half
-from worstcase.attacks.passes import classes_of
+from worstcase.attacks.passes import accuracy_in_plain_pytorch, classes_of
 from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thgs
 from worstcase.checks import check_seed, choice
 from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.evaluation.diagnosis import diagnose
 from worstcase.evaluation.evaluation import Evaluation
-from worstcase.evaluation.flags import of_a_chip, of_the_network, red_flags
+from worstcase.evaluation.flags import of_a_chip, of_plain_pytorch, of_the_network, red_flags
 from worstcase.evaluation.heldout import attack_one_half
 from worstcase.evaluation.measured import measure
 
@@ -80,7 +81,7 @@ def evaluate(
         RuntimeError: the result contradicts itself, see `Evaluation`.
 
     Cost: the attacks' passes, 6 for random vertices, 2 for a short diagnosis, 4 to 6 for each certificate by
-    intervals, up to 100 by linear bounds, and one for a chip.
+    intervals, up to 100 by linear bounds, one for a chip, and one for the worst chip in plain PyTorch.
 
     Example:
         >>> import torch
@@ -143,7 +144,12 @@ def evaluate(
     flags = red_flags(found, vertex, explained) + of_the_network(crossbar)
     if read:
         flags += of_a_chip(read.accuracy, read.failed, found)
-    return Evaluation(crossbar, found, flags, explained, read, proven, why_not, largest)
+    result = Evaluation(crossbar, found, flags, explained, read, proven, why_not, largest)
+    with suppress(ValueError):  # no state dict holds the chip
+        plain = accuracy_in_plain_pytorch(crossbar, loader, result.worst_chip())
+        if plain is not None:
+            flags += of_plain_pytorch(plain, result.worst, result.worst.decisions)
+    return result
 
 
 def folder_at(thg: float, of: Sequence[float]) -> str:

@@ -19,6 +19,7 @@ RISE = 3.0  # points, within an attack: iterates swing
 DISAGREEMENT = 20.0  # points
 VANISHED = 0.1  # share of the mini-batches
 COVERED = 0.9  # share of a network's values that are programmed
+ROUNDING = 0.01  # share of the answers that rounding in another order may change
 LISTED = 4  # names
 
 
@@ -66,6 +67,13 @@ def of_a_chip(accuracy: float, failed: int, attacks: Sequence[Found]) -> list[st
     worse = not failed and accuracy < lowest.accuracy
     text = f"{_at(lowest)}: finds {_p(lowest.accuracy)}, but the chip that was read back has {_p(accuracy)}"
     return _explained("measured-chip", [text] if worse else [])
+
+
+def of_plain_pytorch(accuracy: float, worst: Found, decisions: int) -> list[str]:
+    """A flag if the worst chip's accuracy in plain PyTorch is another, by more than rounding explains."""
+    apart = abs(accuracy - worst.accuracy)
+    text = f"{_at(worst)}: the worst chip has {_p(worst.accuracy)}, but {_p(accuracy)} in plain PyTorch"
+    return _explained("plain-pytorch", [text] if apart * decisions > 2 and apart > ROUNDING else [])
 
 
 def _explained(section: str, flags: Iterable[str]) -> list[str]:
