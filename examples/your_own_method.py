@@ -1,6 +1,6 @@
-"""A training method of your own: subclass one of worstcase.methods, and name the class in the command.
+"""A training method of your own: subclass one of worstcase.methods, and name the class in a file of settings.
 
-python -m src.train method=universal_at method._target_=examples.your_own_method.UniversalKL
+python -m src.train --config-dir examples/conf method=universal_kl
 
 Both keep the pool of chips of universal_at and change what is asked of the network on a chip. What they reach is
 in docs/training.md.

@@ -100,6 +100,15 @@ def test_a_class_of_your_own_under_the_name_of_a_method_of_ours_is_refused():
     assert "--config-dir FOLDER" in said
 
 
+def test_a_file_of_your_own_in_whose_place_ours_would_be_taken_is_refused(tmp_path):
+    (tmp_path / "method").mkdir()
+    (own := tmp_path / "method" / "atrice.yaml").write_text("_target_: examples.your_own_method.UniversalKL\n")
+    said = refusal("train", f"hydra.searchpath=[file://{tmp_path}]", "method=atrice")
+    assert said == f"{own}: worstcase has such a file, which it would take instead; rename yours"
+    own.rename(tmp_path / "method" / "atrice_of_mine.yaml")
+    assert refusal("train", f"hydra.searchpath=[file://{tmp_path}]", "method=atrice_of_mine") is None
+
+
 def test_the_own_losses_by_hand():
     """Two classes, logits (x, 0) as programmed and (x + d, 0) on the chip, one sample x = 1 of class 0."""
     net = nn.Linear(1, 2, bias=False)

@@ -63,7 +63,10 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
         FileNotFoundError: there is no finished training run there, or none at all.
         ValueError: it does not say enough to do without one, or the run's record cannot be followed.
     """
-    choice = cfg.hydra.runtime.choices.get("method") if "hydra" in cfg else None
+    choice = None
+    if "hydra" in cfg:
+        choice = cfg.hydra.runtime.choices.get("method")
+        _check_own_files(cfg.hydra)
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     schema.check_names(cfg)
     if "run" in cfg:
@@ -78,6 +81,16 @@ def completed(cfg: DictConfig) -> dict[str, Any]:
     if settings.get("init_from") and (digest := digest_of_files([Path(settings["init_from"])])):
         settings["init_digest"] = digest
     return settings
+
+
+def _check_own_files(hydra: DictConfig) -> None:
+    """Refuse a file in a folder of the user's settings in whose place Hydra would take one of ours."""
+    for source in hydra.runtime.config_sources:
+        if source.schema != "file" or os.path.realpath(source.path) == os.path.realpath(CONF):
+            continue
+        for ours in Path(CONF).rglob("*.yaml"):
+            if (own := Path(source.path, ours.relative_to(CONF))).is_file():
+                raise ValueError(f"{own}: worstcase has such a file, which it would take instead; rename yours")
 
 
 def _check_own_method(choice: str, method: Any) -> None:
