@@ -80,11 +80,19 @@ def test_jobs_at_several_th_g_share_a_training_also_when_they_run_at_once(tmp_pa
 
 @pytest.mark.parametrize(
     ("changes", "taken"),
-    [({}, True), ({"net": "mine:Net"}, False), ({"dataset": {"_target_": OWN_DATA, "of": "mine:data"}}, False)],
+    [
+        ({}, True),
+        ({"net": "mine:Net"}, False),
+        ({"dataset": {"_target_": OWN_DATA, "of": "mine:data"}}, False),
+        ({"method": {"_target_": "mine.Method"}}, False),
+        ({"model": {"optimizer": {"_target_": "mine.Optimizer"}}}, False),
+        ({"callbacks": {"worst_case_per_epoch": {"attack": {"_target_": "mine.Attack"}}}}, False),
+        ({"callbacks": {"worst_case_at_test": {"attacks": [{"_target_": "mine.Attack"}]}}}, True),
+    ],
 )
 def test_a_training_is_taken_over_unless_the_users_code_may_have_changed_it(changes, taken, tmp_path):
-    method = {"trains_without_thg": True, "monitor": "val/accuracy"}
-    settings = {"thg": 0.1, "method": method, "net": None, "dataset": {}, "pulses": None} | changes
+    settings = {"thg": 0.1, "net": None, "dataset": {}, "pulses": None} | changes
+    settings["method"] = {"trains_without_thg": True, "monitor": "val/accuracy"} | settings.get("method", {})
     (tmp_path / "other" / "checkpoints").mkdir(parents=True)
     (tmp_path / "this").mkdir()
     with zipfile.ZipFile(tmp_path / "other" / "checkpoints" / "best.ckpt", "w"):

@@ -17,7 +17,7 @@ from typing import Any
 from worstcase.app.job import is_first_process
 from worstcase.app.state import shown
 from worstcase.evaluation.record import CHECKPOINT, LAST, write_json
-from worstcase.evaluation.settings import SHARED, is_of_own_code, trains_without_thg, without_place
+from worstcase.evaluation.settings import SHARED, trains_by_own_code, trains_without_thg, without_place
 from worstcase.lock import locked
 
 TRAINED = CHECKPOINT.parent / "trained.json"
@@ -66,10 +66,10 @@ def training_of(folder: Path, settings: Mapping[str, Any]) -> Iterator[Trained |
 
     A network that trains without th_g is trained once for all th_g, and any once for all ways to share out pulses:
     the first job that needs it trains within the block. The others, in folders beside it, wait and take a copy.
-    With a network or data of the user's own code each job trains: settings only name the code, which may change.
+    With code of the user's, such as a method, each job trains: settings only name the code, which may change.
     """
     for_several = trains_without_thg(settings) or settings["pulses"] is not None
-    if (folder / LAST).is_file() or is_of_own_code(settings) or not for_several:
+    if (folder / LAST).is_file() or trains_by_own_code(settings) or not for_several:
         yield None
         return
     if (trained := Trained.load(folder, settings)) or not is_first_process():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from worstcase.chip.tolerance import NAME
 NAMED_DATA = tuple(f"worstcase.data.{name}DataModule" for name in ("MNIST", "CIFAR10", "TinyImageNet"))
 """Data sets that are the same in every folder."""
 
+LIBRARIES = ("worstcase", "torch", "torchvision", "lightning")
+"""Whose classes are not code of the user's."""
 OWN_DATA = "worstcase.data.OwnDataModule"
 """Data of the user's own code, which a record cannot say again."""
 DATA_FILES = ("file", "test", "train")
@@ -91,6 +93,30 @@ def is_of_own_code(config: Mapping[str, Any]) -> bool:
         True
     """
     return bool(config["net"]) or config["dataset"].get("_target_") == OWN_DATA
+
+
+def trains_by_own_code(config: Mapping[str, Any]) -> bool:
+    """Whether anything that makes the network of a job is code of the user's.
+
+    Example:
+        >>> trains_by_own_code({"net": None, "dataset": {}, "method": {"_target_": "mine.Method"}})
+        True
+    """
+    trains = {key: value for key, value in config.items() if key not in ("suite", "test_attack", "callbacks")}
+    callbacks = config.get("callbacks")
+    if isinstance(callbacks, Mapping):
+        trains["callbacks"] = {key: one for key, one in callbacks.items() if key != "worst_case_at_test"}
+    return is_of_own_code(config) or any(target.partition(".")[0] not in LIBRARIES for target in _targets(trains))
+
+
+def _targets(settings: Any) -> Iterator[str]:
+    """The classes that settings name, at any depth."""
+    if isinstance(settings, Mapping):
+        if isinstance(target := settings.get("_target_"), str):
+            yield target
+        settings = settings.values()
+    for value in settings if isinstance(settings, Iterable) and not isinstance(settings, str) else ():
+        yield from _targets(value)
 
 
 def without_place(config: Mapping[str, Any]) -> dict[str, Any]:
