@@ -1,6 +1,7 @@
 """Every experiment composes at both scales, and the smallest jobs of the cheap ones run."""
 
 import json
+import os
 import shlex
 from functools import cache
 from types import SimpleNamespace
@@ -139,6 +140,16 @@ def test_status_of_an_experiment_gives_the_command_of_what_is_missing(hydra, tmp
     assert lines[2] == f"{broken}delete it to run the job again\n          {jobs[2].command}"
     assert all(line.startswith("missing   ") for line in lines[3:-1]) and jobs[3].command in lines[3]
     assert lines[-1] == "1 of 20 jobs finished, 1 failed, 1 broken"
+
+
+def test_status_of_an_experiment_of_the_users_says_the_folder_of_its_settings(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    sweep = "# @package _global_\nhydra: {sweeper: {params: {seed: '0,1'}}}"
+    (tmp_path / "experiment" / "mine.yaml").write_text(sweep)
+    lines = run("src.status", "--config-dir", tmp_path, "sweep=mine").stdout.splitlines()
+    words = ["python", "-m", "src.train", "--config-dir", os.path.relpath(tmp_path, REPOSITORY)]
+    said = [shlex.split(line) for line in lines if "src.train" in line]
+    assert said == [[*words, f"seed={seed}", "experiment=mine", "scale=quick"] for seed in (0, 1)]
 
 
 @pytest.mark.parametrize(("dataset", "moves"), [("mnist5k", False), ("mnist", False), ("imagenet", True)])

@@ -126,7 +126,8 @@ def jobs(overrides: Sequence[str]) -> list[Job]:
         job = compose("train", combination, return_hydra_config=True)
         ranges.check(naming.completed(job))
         folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir)
-        found.setdefault(folder, Job(folder, shlex.join([*door("train").split(), *combination])))
+        words = [*door("train").split(), *own_settings(job.hydra), *combination]
+        found.setdefault(folder, Job(folder, shlex.join(words)))
     return list(found.values())
 
 
