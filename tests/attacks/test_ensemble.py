@@ -247,6 +247,8 @@ def test_a_budget_that_is_too_small_for_a_half_is_told_before_other_attacks():
 
 
 class Never(FLWC):
+    name = "never"
+
     def search(self, run):
         pytest.fail("it was run before the settings of the next were looked at")
 

@@ -115,6 +115,8 @@ def test_vanished_gradients_are_flagged_in_python_too():
 
 def test_an_attack_that_finds_less_than_a_random_vertex_is_flagged():
     class Lazy(attacks.FLWC):
+        name = "lazy"
+
         def search(self, run):
             return None
 
@@ -291,6 +293,8 @@ def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
 class Unused(attacks.FLWC):
     """Follows gradients of half of the samples at most."""
 
+    name = "unused"
+
     def search(self, run):
         assert run.samples == 50, "the attack ran"
         super().search(run)
@@ -357,6 +361,8 @@ def test_records_hold_any_name_of_an_array(small_batches, tmp_path, caplog):
         ({"attacks": [Unused(), attacks.FLWC(objective="into_class:99")]}, "into_class:99"),
         ({"attacks": [Unused(), named("a/b")]}, "name='a/b': must be 1 to 100 printable characters"),
         ({"attacks": [Unused(), named("a$")]}, r"name='a\$': must be"),
+        ({"attacks": [Unused(), named("flwc")]}, r"Named\.name='flwc': is another's; give the class"),
+        ({"attacks": [Unused(), named("clean")]}, "name='clean': is another's"),
         ({"attacks": Unused(), "thgs": []}, "thgs="),
         ({"attacks": Unused(), "thgs": [0.1, -1]}, "thg=-1"),
         ({"attacks": Unused(), "thgs": [0.1, 3.0]}, "3"),
@@ -389,6 +395,8 @@ def test_the_smaller_th_gs_chip_counts_too_and_the_lowest_is_diagnosed(small_net
 
 
 class Failing(attacks.FLWC):
+    name = "failing"
+
     def search(self, run):
         raise RuntimeError("the attack failed")
 

@@ -74,6 +74,8 @@ def broken(chip, kind):
 )
 def test_a_chip_that_does_not_fit_is_refused_before_any_attack(crossbar, small_batches, kind, message):
     class Never(attacks.FLWC):
+        name = "never"
+
         def search(self, run):
             raise AssertionError
 
@@ -181,6 +183,8 @@ def test_where_no_state_dict_holds_the_worst_chip_there_is_no_file_and_the_log_s
 
 def test_a_chip_in_the_box_that_is_worse_than_what_was_found_is_flagged(crossbar, small_batches):
     class Lazy(attacks.FLWC):
+        name = "lazy"
+
         def search(self, run):
             return None
 

@@ -136,6 +136,8 @@ def test_the_network_must_have_the_accuracy_to_begin_with():
 
 
 class Unused(attacks.FLWC):
+    name = "unused"
+
     def search(self, run):
         raise AssertionError("the attack ran")
 
@@ -143,6 +145,7 @@ class Unused(attacks.FLWC):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"attack": type("Mine", (Unused,), {"name": "lwc"})()}, "Mine.name='lwc': is another's"),
         ({"precision": 1e-9}, r"precision=1e-09: must be 0\.001 or more"),
         ({"certificate": "crown"}, "certificate='crown': must be interval, linear or None"),
         ({"programming": {"sigma": 0.1}}, "must be a Programming"),
@@ -152,7 +155,7 @@ class Unused(attacks.FLWC):
 )
 def test_bad_settings_are_refused_before_any_work(options, message):
     with pytest.raises(ValueError, match=message):
-        tolerance(*linear([[2.0, 1.0]]), 1.0, attack=Unused(), progress=False, **options)
+        tolerance(*linear([[2.0, 1.0]]), 1.0, **{"attack": Unused(), "progress": False, **options})
 
 
 def test_pulses_are_shared_out_where_it_is_asked_for():

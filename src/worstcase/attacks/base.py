@@ -24,6 +24,8 @@ from worstcase.objectives import objective as find_objective
 from worstcase.progress import progress_bar
 
 SEARCH_DTYPES = ("bfloat16", None)
+TAKEN = ("clean", "ensemble", "flwc", "lwc", "monte_carlo", "pgd")
+"""Names of this project's attacks, and of the accuracy as programmed in tables."""
 
 
 @dataclass(kw_only=True)
@@ -178,6 +180,8 @@ def check_parameters(attack: Attack) -> None:
         raise ValueError(
             f"{type(attack).__name__}.name={name!r}: must be 1 to 100 printable characters other than /, \\ and $"
         )
+    if name in TAKEN and not type(attack).__module__.startswith("worstcase."):
+        raise ValueError(f"{type(attack).__name__}.name={name!r}: is another's; give the class a name of its own")
     parameters = attack.parameters()
     try:
         TypeAdapter(Parameters).validate_json(json.dumps(parameters, allow_nan=False), strict=True)

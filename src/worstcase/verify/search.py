@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble
+from worstcase.attacks.base import check_parameters
 from worstcase.attacks.passes import accuracy as accuracy_of
 from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
@@ -173,6 +174,8 @@ def tolerance(
     number("accuracy", accuracy, above=0, high=1)
     number("precision", precision, low=FINEST)
     choice("certificate", certificate, ("interval", "linear", None))
+    attack = attack or Ensemble()
+    check_parameters(attack)
     programming = Programming.of(crossbar, programming)
     clean = accuracy_of(crossbar, loader)
     if clean < accuracy:
@@ -184,7 +187,7 @@ def tolerance(
     if where and training is not None:
         accuracy_of(crossbar, training)  # sees that it can be used
     first, limit = crossbar.thg, _limit(crossbar)
-    attacks = _Attacks(crossbar, loader, attack or Ensemble(), accuracy, seed, progress)
+    attacks = _Attacks(crossbar, loader, attack, accuracy, seed, progress)
     broken = attacks.search(first, limit, precision)
     proofs: list[Certificate] = []
     proven, why_not = None, None if certificate else "it was not asked for"
