@@ -290,6 +290,16 @@ def test_the_chip_of_each_attack_is_saved(small_net, small_batches, tmp_path):
     shutil.rmtree(tmp_path / "new")
 
 
+def test_evaluations_of_one_network_on_two_sets_as_large_are_told_apart(small_net, small_batches, tmp_path):
+    darker = [(images - 1, labels) for images, labels in small_batches]
+    for name, data in (("as_given", small_batches), ("again", small_batches[::-1]), ("darker", darker)):
+        result = evaluate(Crossbar(small_net, 0.1), data, [attacks.FLWC(steps=1)], progress=False)
+        result.save(tmp_path / name)
+    settings = results_frame([tmp_path]).set_index("folder").reference_settings
+    of = [settings[str(tmp_path / name)] for name in ("as_given", "again", "darker")]
+    assert of[0] == of[1] != of[2]
+
+
 class Unused(attacks.FLWC):
     """Follows gradients of half of the samples at most."""
 

@@ -40,6 +40,8 @@ class AttackResult(Found):
     """Number of samples in the reference set."""
     decisions: int
     """Right-or-wrong answers that they come to, of which an accuracy is the share."""
+    data_digest: str
+    """Of the samples, in any order."""
     backward_passes: float
     """Number of backward passes among the passes."""
 
@@ -152,6 +154,7 @@ class Attack(ABC):
                 feasible=run.box.contains(run.worst),
                 samples=run.samples,
                 decisions=run.decisions,
+                data_digest=run.data_digest,
                 passes=run.passes,
                 backward_passes=run.backward_passes,
                 seconds=run.seconds,

@@ -140,6 +140,7 @@ class Evaluation:
             "method": None,
             "model": type(crossbar.net).__name__,
             "dataset": "its own",
+            "data_digest": self.attacks[0].data_digest,
             "reference": "test",
             "train_seconds": None,
             "epochs": None,
