@@ -23,7 +23,7 @@ SHARED = ("pulses", "share", "programming")
 """What th_g follows from where pulses are shared out."""
 NEWER: dict[tuple[str, ...], dict[str, Any]] = {
     (): {"search_dtype": None, "reprogram": None},
-    ("method",): {"verified": False, "reuse": False, "warm_up": None, "decades": None},
+    ("method",): {"verified": False, "reuse": False, "warm_up": None, "decades": None, "loss": "cross_entropy"},
     ("callbacks", "worst_case_at_test"): {"search_dtype": None},
 }
 """By their place, settings that were added later, and the value that leaves a job what it was before them."""

@@ -10,19 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from worstcase.batches import Inputs
-from worstcase.checks import number, whole
+from worstcase.checks import choice, number, whole
 from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.modes import evaluating
 from worstcase.methods.base import Method, sum_over_processes
 from worstcase.seeds import seeded
+from worstcase.task import decisions
 
 
 class UniversalAT(Method):
     """Each batch trains on one perturbation of the pool, and improves it by one sign step with momentum.
 
-    Cost: 1 forward and 1 backward a step, and 1 more of each with a clean share. The pool is relative to the
+    Cost: 1 forward and 1 backward a step, and 1 more of each with a clean share or `loss` kl. The pool is relative to the
     training box, so it follows the weights, and part of the checkpoint.
 
     Args:
@@ -36,6 +39,8 @@ class UniversalAT(Method):
             stronger than the pool.
         ramp: share of the training over which the training box grows from 0, 0..1.
         clean: share of the loss as programmed, 0..1.
+        loss: on the chip: ``cross_entropy``, or ``kl``, how far its answers are from those as programmed, as TRADES
+            (Zhang et al., ICML 2019, arXiv 1901.08573) asks of inputs.
         weight_clip: see `Method`.
         options: see `Method`.
 
@@ -59,6 +64,7 @@ class UniversalAT(Method):
         factor: float = 1.5,
         ramp: float = 0.3,
         clean: float = 0.2,
+        loss: str = "cross_entropy",
         weight_clip: float | None = 2.0,
         **options: Any,
     ) -> None:
@@ -71,8 +77,9 @@ class UniversalAT(Method):
         number("factor", factor, low=0)
         number("ramp", ramp, low=0, high=1)
         number("clean", clean, low=0, high=1)
+        choice("loss", loss, ("cross_entropy", "kl"))
         self.step, self.momentum, self.lifetime = step, momentum, lifetime
-        self.factor, self.ramp, self.clean = factor, ramp, clean
+        self.factor, self.ramp, self.clean, self.loss = factor, ramp, clean, loss
         size = (members, sum(weight.numel() for weight in crossbar.programmed().values()))
         self.register_buffer("pool", torch.empty(size).uniform_(-1, 1, generator=seeded(self.seed, "pool")))
         self.register_buffer("velocity", torch.zeros(size))
@@ -88,7 +95,21 @@ class UniversalAT(Method):
         self._adversary = box.at(self._by_array(self.pool))
         for d in self._adversary.values():
             d.requires_grad_()
+        if self.loss == "kl":
+            return self._divergence(inputs, labels)
         return self.loss_at(self._adversary, inputs, labels, clean=self.clean)
+
+    def _divergence(self, inputs: Inputs, labels: Tensor) -> Tensor:
+        """clean x cross-entropy as programmed + (1 - clean) x KL divergence of the chip's answers from these.
+
+        The pass as programmed updates batch norm's running statistics, and the chip's uses them.
+        """
+        programmed, classes = decisions(self.crossbar(inputs), labels)
+        with evaluating(self.crossbar):
+            chip, _ = decisions(self.crossbar(inputs, self._adversary), labels)
+        log_p, log_q = programmed.log_softmax(1), chip.log_softmax(1)
+        divergence = F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+        return self.clean * F.cross_entropy(programmed, classes) + (1 - self.clean) * divergence
 
     @torch.no_grad()
     def on_after_backward(self) -> None:
