@@ -9,7 +9,7 @@ from torch import nn
 
 from examples.resnet20 import resnet20, resnet20_group_norm
 from examples.trice_search import kpp, quartile_points, shrunk
-from examples.your_own_method import UniversalKL, UniversalMargin
+from examples.your_own_method import UniversalMargin
 from worstcase import Crossbar
 from worstcase.evaluation.record import Record
 
@@ -74,52 +74,45 @@ def test_kpp_is_a_quantile_of_the_accuracies_of_random_chips():
     assert wrong == pytest.approx(0.24, abs=0.08)  # P(N(1, sqrt 2) < 0)
 
 
-def test_methods_of_your_own_are_trained_under_their_own_name_by_a_command_that_repeats(tmp_path):
+def test_a_method_of_your_own_is_trained_under_its_own_name_by_a_command_that_repeats(tmp_path):
     """The record's command does the same job again, and its sweep's command the same sweep."""
     own = ["--config-dir", "examples/conf"]
-    words = ["method=universal_kl,universal_margin", *QUICK]
+    words = ["method=universal_margin,vanilla", *QUICK]
     run("src.train", *own, "-m", *words, f"hydra.sweep.dir={tmp_path}")
     found = [Record.load(path.parent) for path in tmp_path.rglob("results.json")]
-    records = {record.method: record for record in found}
-    assert records.keys() == {"universal_kl", "universal_margin"}
-    for name, record in records.items():
-        repeated = shlex.split(record.command)
-        assert repeated == ["python", "-m", "src.train", *own, f"method={name}", *words[1:]]
-        at = tmp_path / name
-        run("src.train", *repeated[3:], f"hydra.run.dir={at}")
-        again = Record.load(at)
-        assert again.config == record.config
-        assert (again.clean_accuracy, again.attacked_accuracy) == (record.clean_accuracy, record.attacked_accuracy)
-        sweep = ["python", "-m", "src.train", *own, "-m", *words, f"hydra.sweep.dir={tmp_path}"]
-        assert shlex.split(record.sweep) == sweep
+    assert {record.method for record in found} == {"universal_margin", "vanilla"}
+    (record,) = (record for record in found if record.method == "universal_margin")
+    repeated = shlex.split(record.command)
+    assert repeated == ["python", "-m", "src.train", *own, "method=universal_margin", *QUICK]
+    run("src.train", *repeated[3:], f"hydra.run.dir={tmp_path / 'again'}")
+    again = Record.load(tmp_path / "again")
+    assert again.config == record.config
+    assert (again.clean_accuracy, again.attacked_accuracy) == (record.clean_accuracy, record.attacked_accuracy)
+    sweep = ["python", "-m", "src.train", *own, "-m", *words, f"hydra.sweep.dir={tmp_path}"]
+    assert shlex.split(record.sweep) == sweep
 
 
 def test_a_class_of_your_own_under_the_name_of_a_method_of_ours_is_refused():
-    said = refusal("train", "method=universal_at", "method._target_=examples.your_own_method.UniversalKL")
-    assert said.startswith("method=universal_at with method._target_=examples.your_own_method.UniversalKL:")
+    said = refusal("train", "method=universal_at", "method._target_=examples.your_own_method.UniversalMargin")
+    assert said.startswith("method=universal_at with method._target_=examples.your_own_method.UniversalMargin:")
     assert "--config-dir FOLDER" in said
 
 
 def test_a_file_of_your_own_in_whose_place_ours_would_be_taken_is_refused(tmp_path):
     (tmp_path / "method").mkdir()
-    (own := tmp_path / "method" / "atrice.yaml").write_text("_target_: examples.your_own_method.UniversalKL\n")
+    (own := tmp_path / "method" / "atrice.yaml").write_text("_target_: examples.your_own_method.UniversalMargin\n")
     said = refusal("train", f"hydra.searchpath=[file://{tmp_path}]", "method=atrice")
     assert said == f"{own}: worstcase has such a file, which it would take instead; rename yours"
     own.rename(tmp_path / "method" / "atrice_of_mine.yaml")
     assert refusal("train", f"hydra.searchpath=[file://{tmp_path}]", "method=atrice_of_mine") is None
 
 
-def test_the_own_losses_by_hand():
-    """Two classes, logits (x, 0) as programmed and (x + d, 0) on the chip, one sample x = 1 of class 0."""
+def test_the_hinge_loss_of_the_example_by_hand():
+    """Logits (x, 0) as programmed and (x / 2, 0) on the chip, for one sample x = 1 of class 0."""
     net = nn.Linear(1, 2, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0], [0.0]]))
-    crossbar = Crossbar(net, 0.5)
-    chip = {name: torch.tensor([[-0.5], [0.0]]) for name in crossbar.programmed()}
-    inputs, labels = torch.ones(1, 1), torch.tensor([0])
-    p, q = torch.tensor([1.0, 0.5]).sigmoid()
-    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    kl = UniversalKL(crossbar, num_classes=2).loss_at(chip, inputs, labels, clean=0.2)
-    assert kl.item() == pytest.approx((-0.2 * p.log() + 0.8 * divergence).item())
-    hinge = UniversalMargin(crossbar, num_classes=2).loss_at(chip, inputs, labels, clean=0.2)
+    chip = {"weight": torch.tensor([[-0.5], [0.0]])}
+    method = UniversalMargin(Crossbar(net, 0.5), num_classes=2)
+    hinge = method.loss_at(chip, torch.ones(1, 1), torch.tensor([0]), clean=0.2)
     assert hinge.item() == pytest.approx(0.8 * 0.5 / 2)  # multi_margin_loss is the mean over the classes

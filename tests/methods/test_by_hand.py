@@ -251,6 +251,24 @@ def test_universal_at_step_by_hand():
         torch.testing.assert_close(method.pool, before)
 
 
+def test_universal_at_by_divergence_by_hand():
+    """Logits (1, 0) as programmed, (1 + d, 0) on the chip: KL of two classes, and its derivative in both."""
+    layer = nn.Linear(1, 2, bias=False, dtype=torch.double)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    method = UniversalAT(Crossbar(layer, 0.5), num_classes=2, members=1, clean=0.2, loss="kl")
+    d = method.crossbar.box.scaled(1.5).at({"weight": method.pool[0].double().view(2, 1)})["weight"]
+    loss = method.training_loss(torch.ones(1, 1, dtype=torch.double), torch.tensor([0]))
+    loss.backward()
+    p, q = torch.sigmoid(1 + 0 * d[0]), torch.sigmoid(1 + d[0] - d[1])
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    assert loss.item() == pytest.approx((-0.2 * p.log() + 0.8 * divergence).item())
+    of_chip = 0.8 * (q - p)  # of the logit of class 0 on the chip; as programmed it is the rest
+    as_programmed = 0.8 * p * (1 - p) * ((p / q).log() - ((1 - p) / (1 - q)).log()) - 0.2 * (1 - p)
+    assert method._adversary["weight"].grad[0].item() == pytest.approx(of_chip.item())
+    assert layer.weight.grad[0].item() == pytest.approx((of_chip + as_programmed).item())
+
+
 def test_members_of_the_pool_start_anew_after_their_lifetime(small_net, small_loader):
     def moved(lifetime):
         module = fitted(UniversalAT, small_net, small_loader, epochs=8, members=1, step=0.0, lifetime=lifetime)

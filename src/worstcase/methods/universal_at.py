@@ -25,8 +25,8 @@ from worstcase.task import decisions
 class UniversalAT(Method):
     """Each batch trains on one perturbation of the pool, and improves it by one sign step with momentum.
 
-    Cost: 1 forward and 1 backward a step, and 1 more of each with a clean share or `loss` kl. The pool is relative to the
-    training box, so it follows the weights, and part of the checkpoint.
+    Cost: 1 forward and 1 backward a step, and 1 more of each with a clean share or `loss` kl. The pool is relative
+    to the training box, so it follows the weights, and part of the checkpoint.
 
     Args:
         crossbar: the network with its th_g.
@@ -39,8 +39,8 @@ class UniversalAT(Method):
             stronger than the pool.
         ramp: share of the training over which the training box grows from 0, 0..1.
         clean: share of the loss as programmed, 0..1.
-        loss: on the chip: ``cross_entropy``, or ``kl``, how far its answers are from those as programmed, as TRADES
-            (Zhang et al., ICML 2019, arXiv 1901.08573) asks of inputs.
+        loss: on the chip: ``cross_entropy``, or ``kl``, how far its answers are from those as programmed, as in
+            TRADES (Zhang et al., ICML 2019, arXiv 1901.08573), which perturbs inputs.
         weight_clip: see `Method`.
         options: see `Method`.
 
