@@ -90,6 +90,15 @@ def test_a_table_that_nothing_breaks_is_searched_to_its_end(pair, tmp_path):
     answer_over_thg(found.plain()).savefig(tmp_path / "tolerance.png")
 
 
+def test_a_table_in_weight_units_is_searched_to_its_end():
+    crossbar, data = linear([[0.0, 0.0]])
+    table = Tolerance([0, 1], [-0.01, -0.05], [0.01, 0.05])
+    for thg, end in ((table, 1.0), ({"weight": table}, 1.0), ({"weight": 0.05}, 0.05 * 2**20)):
+        crossbar = Crossbar(crossbar.net, thg, full_scale="unit")
+        found = tolerance(crossbar, data, 1.0, attack=EXACT, certificate=None, progress=False)
+        assert found.broken_thg is None and found.attacks[-1].thg == pytest.approx(end)
+
+
 @pytest.mark.parametrize("unused", [0.5, Tolerance([0, 1], [-0.5, -0.5], [0.5, 0.5])], ids=["number", "table"])
 def test_a_pattern_that_no_array_takes_does_not_end_the_search(unused):
     crossbar, data = linear([[2.0, 1.0]], {"*": 0.01, "w*": unused})

@@ -16,7 +16,7 @@ from worstcase.batches import Loader
 from worstcase.certificate import Certificate, Unsupported, certify, largest_thg
 from worstcase.checks import choice, number
 from worstcase.chip.crossbar import Crossbar, check_crossbar
-from worstcase.chip.tolerance import largest, of_each_array
+from worstcase.chip.tolerance import Tolerance, largest, of_each_array
 from worstcase.verify.cost import Programming
 from worstcase.verify.sharing import OURS, Shared, cheapest, mean_pulses, not_countable
 
@@ -255,12 +255,13 @@ def tolerance(
 
 def _limit(crossbar: Crossbar) -> float:
     """The largest th_g of a search: no device deviates by more than its full scale."""
-    if crossbar.full_scale != "layer_max":
-        return crossbar.thg / SMALLEST
-    if crossbar.has_one_bound:
+    if crossbar.has_one_bound and crossbar.full_scale == "layer_max":
         return 1.0
-    taken = of_each_array(crossbar.tolerance, crossbar.programmed())
-    return (1 - 1e-9) * crossbar.thg / largest(taken)  # rounding may lead beyond
+    of = of_each_array(crossbar.tolerance, crossbar.programmed())
+    if crossbar.full_scale != "layer_max":  # numbers have no end there
+        of = {name: one for name, one in of.items() if isinstance(one, Tolerance)}
+    most = largest(of)
+    return (1 - 1e-9) * crossbar.thg / most if most > 0 else crossbar.thg / SMALLEST  # rounding may lead beyond
 
 
 def _pulses_at(thg: float, crossbar: Crossbar, programming: Programming) -> float | None:
