@@ -115,3 +115,5 @@ def test_what_is_wrong_is_said():
         reprogram(crossbar, data, {"weight": torch.zeros(3, 3)}, 95)
     with pytest.raises(ValueError, match="the data can be gone through only once; give a list or a DataLoader"):
         reprogram(crossbar, data, {"weight": -torch.ones(3, 3)}, 1.0, training=iter(data))
+    with pytest.raises(ValueError, match="there are no samples to take a gradient of"):
+        reprogram(crossbar, data, {"weight": -torch.ones(3, 3)}, 1.0, training=[])

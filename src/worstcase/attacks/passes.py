@@ -130,6 +130,9 @@ def gradient_over(
     """The gradient in a perturbation of an objective's sum over some data, and the number of decisions.
 
     Also where the caller has switched gradients off. Cost: one forward and one backward pass.
+
+    Raises:
+        ValueError: there are no samples.
     """
     made = 0
     with evaluating(crossbar), torch.inference_mode(False), torch.enable_grad():
@@ -140,4 +143,6 @@ def gradient_over(
             made += len(answers)
             for name, g in found.items():
                 total[name] += g
+    if not made:
+        raise ValueError("there are no samples to take a gradient of")
     return total, made
