@@ -115,6 +115,15 @@ def test_a_layer_that_is_exact_takes_endless_pulses():
     assert found.broken_thg and found.pulses["broken"] is None and "endless pulses" in found.not_shared
 
 
+def test_answers_that_saturate_cost_no_answer_where_pulses_are_shared_out():
+    crossbar, data = linear([[2.0, 1.9], [2.0, 1.0]], 0.01)
+    with torch.no_grad():
+        crossbar.net.weight.mul_(3000)
+    found = tolerance(crossbar, data, 1.0, attack=EXACT, where=True, progress=False)
+    assert found.broken_thg == pytest.approx(0.1 / 7.8, rel=0.06) and not found.shared
+    assert "not shared out: by='array': no weight seems to matter" in str(found)
+
+
 def test_bits_of_a_device_change_no_pulses():
     crossbar, data = linear([[2.0, 1.0]])
     of_bits = Crossbar(crossbar.net, 0.1, weight_bits=4, mapping=DeviceMapping(device_bits=2))

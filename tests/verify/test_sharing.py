@@ -119,6 +119,10 @@ def test_what_cannot_be_shared_out_is_said(small_net, small_batches):
         tightened(Crossbar(small_net, 0.05, mapping=DeviceMapping(cut_off=True)), small_batches, 4.0)
     with pytest.raises(ValueError, match="pulses cannot be shared out: only where th_g is in units of each layer"):
         tightened(Crossbar(small_net, 0.05, full_scale="unit"), small_batches, 4.0)
+    nn.init.zeros_(crossbar.net[-1].weight)  # as heads are before training
+    nn.init.zeros_(crossbar.net[-1].bias)
+    with pytest.raises(ValueError, match="by='weight': no weight seems to matter: all gradients are zero"):
+        tightened(crossbar, small_batches, 4.0)
     assert set(OURS) < set(WAYS)
 
 

@@ -117,5 +117,7 @@ def print_answer(answer: dict[str, Any]) -> None:
         print(f"th_g of each array: {each}")
     if "weight" in answer["shared"]:
         print(f"th_g of each weight: thg={BY_WEIGHT}, in the same folder")
+    if not_shared := answer.get("not_shared"):
+        print(f"pulses are not shared out: {not_shared}")
     if answer["not_certified"]:
         print(f"nothing is proven: {answer['not_certified']}")

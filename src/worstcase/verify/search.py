@@ -18,10 +18,11 @@ from worstcase.checks import choice, number
 from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.chip.tolerance import Tolerance, largest, of_each_array
 from worstcase.verify.cost import Programming
-from worstcase.verify.sharing import OURS, Shared, cheapest, mean_pulses, not_countable
+from worstcase.verify.sharing import OURS, NotSharedError, Shared, cheapest, mean_pulses, not_countable
 
 STEP = 2.0  # from one th_g to the next, until the accuracy is broken
 FINEST = 0.001  # precision: a finer one takes longer than anybody waits
+NOT_ASKED = "it was not asked for"
 SMALLEST = 2.0**-20  # of the first th_g: nothing is proven, or everything breaks
 
 
@@ -116,6 +117,8 @@ class ToleranceSearch:
             lines.append(
                 f"with one th_g for each {by} no attack breaks it at {found.pulses_per_weight:.3g} pulses a weight"
             )
+        if self.not_shared not in (None, NOT_ASKED):
+            lines.append(f"pulses are not shared out: {self.not_shared}")
         return "\n".join(lines)
 
 
@@ -190,7 +193,7 @@ def tolerance(
     attacks = _Attacks(crossbar, loader, attack, accuracy, seed, progress)
     broken = attacks.search(first, limit, precision)
     proofs: list[Certificate] = []
-    proven, why_not = None, None if certificate else "it was not asked for"
+    proven, why_not = None, None if certificate else NOT_ASKED
     if certificate:
         try:
             with crossbar.bounded_by(max(found.thg for found in attacks.found)):
@@ -211,7 +214,7 @@ def tolerance(
         except Unsupported as error:
             why_not = f"not supported: {error}"
     shared: dict[str, Shared] = {}
-    not_shared = "it was not asked for" if not where else not_countable(crossbar)
+    not_shared = NOT_ASKED if not where else not_countable(crossbar)
     most = _pulses_at(broken / (1 + precision), crossbar, programming) if broken else 0.0
     if not not_shared:
         if most is None:
@@ -227,11 +230,14 @@ def tolerance(
             "seed": seed,
             "progress": progress,
         }
-        for by in OURS:
-            if found := cheapest(crossbar, loader, accuracy, most, by=by, **options):
-                shared[by] = found
-        if not shared:
-            not_shared = f"sharing them out breaks it too at {most:.3g} pulses a weight"
+        try:
+            for by in OURS:
+                if found := cheapest(crossbar, loader, accuracy, most, by=by, **options):
+                    shared[by] = found
+            if not shared:
+                not_shared = f"sharing them out breaks it too at {most:.3g} pulses a weight"
+        except NotSharedError as error:
+            not_shared = str(error)
     return ToleranceSearch(
         accuracy=accuracy,
         clean_accuracy=clean,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from worstcase.attacks import Attack, AttackResult, Ensemble
@@ -40,6 +41,10 @@ Tolerances = dict[str, float | Tensor]
 """th_g by array: a number, or one for each weight."""
 
 
+class NotSharedError(ValueError):
+    """Nothing tells which weights the pulses should go to."""
+
+
 @dataclass(frozen=True)
 class Shared:
     """Pulses shared out, and what the attack that verifies it found."""
@@ -66,6 +71,7 @@ class Sharing:
 
     Raises:
         ValueError: there is no such way, or weights are held so that pulses cannot be counted.
+        NotSharedError: no weight seems to matter.
     """
 
     def __init__(
@@ -82,6 +88,11 @@ class Sharing:
         self.programming = Programming.of(crossbar, programming)
         drawn = {"seed": seed} if by in DRAWN else {}
         self._total = _normalised(WAYS[by](crossbar, loader, **drawn))
+        if not any(bool(one.any()) for one in self._total.values()):
+            raise NotSharedError(
+                f"by={by!r}: no weight seems to matter: all gradients are zero, as where answers saturate, or "
+                "some are not finite; 'same' needs none"
+            )
 
     def tolerances(self, pulses: float) -> Tolerances:
         """th_g at which a weight takes so many pulses on average.
@@ -272,7 +283,7 @@ def _long(attack: Attack) -> Attack:
 
 
 def _normalised(sensitivity: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU in float64, with the sum 1, so that all found chips count alike."""
+    """On the CPU in float64, with the sum 1, so that all found chips count alike; 0 where it is not finite."""
     wide = {name: one.detach().cpu().double() for name, one in sensitivity.items()}
     total = sum(one.sum().item() for one in wide.values())
-    return {name: one / total if total else one for name, one in wide.items()}
+    return {name: one / total if 0 < total < math.inf else torch.zeros_like(one) for name, one in wide.items()}
