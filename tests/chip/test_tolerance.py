@@ -112,6 +112,14 @@ def test_units_of_a_csv(tmp_path):
         assert Tolerance.from_csv(csv(tmp_path, text)) == table
 
 
+def test_comments_of_a_csv_may_be_indented_and_in_any_encoding(tmp_path):
+    file = tmp_path / "windows.csv"
+    file.write_bytes(
+        "# in \xb5S\r\n  # full_scale_uS = 25\r\nconductance_uS,sigma_uS\r\n0,1\r\n25,2".encode("latin-1")
+    )
+    assert Tolerance.from_csv(file).sigma == (0.04, 0.08)
+
+
 def test_standard_deviations_of_a_csv(tmp_path):
     file = csv(tmp_path, "conductance_percent,sigma_percent\n0,1\n100,3\n")
     assert Tolerance.from_csv(file) == Tolerance([0, 1], [-0.02, -0.06], [0.02, 0.06], [0.01, 0.03])

@@ -41,13 +41,14 @@ def read(file: Path, sigmas: float | None = None) -> Tolerance:
     if not file.is_file():
         raise FileNotFoundError(f"there is no table of a tolerance at {file}")
     try:
-        return _read(file.read_text(encoding="utf-8-sig").splitlines(), sigmas)
+        text = file.read_text(encoding="utf-8-sig", errors="replace")  # a comment may be in any encoding
+        return _read(text.splitlines(), sigmas)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}{', ' if str(error).startswith('line ') else ': '}{error}") from None
 
 
 def _read(lines: list[str], sigmas: float | None) -> Tolerance:
-    full_scale = next((m[1] for line in lines if (m := re.match(r"#\s*full_scale_uS\s*=\s*(\S+)", line))), None)
+    full_scale = next((m[1] for line in lines if (m := re.match(r"\s*#\s*full_scale_uS\s*=\s*(\S+)", line))), None)
     rows = [
         (number, next(csv.reader([line])))
         for number, line in enumerate(lines, 1)
