@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from worstcase.checks import check_seed, choice, number, whole
@@ -17,6 +18,16 @@ from worstcase.checks import check_seed, choice, number, whole
         (lambda: whole("n", math.nan), "n=nan: must be a whole number, 1 or more"),
         (lambda: whole("n", 0), "n=0: must be 1 or more"),
         (lambda: whole("n", 1, least=2, also="or null"), "n=1: must be 2 or more, or null"),
+        (
+            lambda: whole("n", np.int64(3)),
+            f"n={np.int64(3)!r}: must be a whole number, 1 or more, and of Python's own: .item() makes it so",
+        ),
+        (
+            lambda: number("x", np.float32(0.5), above=0, also="in metres"),
+            f"x={np.float32(0.5)!r}: must be a number, above 0 and finite, in metres, and of Python's own: "
+            ".item() makes it so",
+        ),
+        (lambda: number("x", np.float64(1.5), low=0, high=1), f"x={np.float64(1.5)!r}: must be 0..1"),
         (lambda: whole("n", 33, most=32), "n=33: must be a whole number from 1 to 32"),
         (lambda: whole("n", 0.5, least=0, most=32), "n=0.5: must be a whole number from 0 to 32"),
         (lambda: choice("c", [], {"a": 1, "b": 2}), "c=[]: must be a or b"),

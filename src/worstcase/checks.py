@@ -111,4 +111,6 @@ def check_seed(name: str, value: Any) -> None:
 
 
 def _message(name: str, value: Any, allowed: str, also: str) -> str:
+    if hasattr(value, "item") and not isinstance(value, int | float):  # of NumPy or PyTorch
+        also = f"{also}, and of Python's own: .item() makes it so".removeprefix(", ")
     return f"{name}={value!r}: must be {allowed}" + (f", {also}" if also else "")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,13 @@ def test_drift_by_hand():
     later = held.drifted(100.0, (0.05, 0.05))
     assert later.upper == pytest.approx((factor * 0.1, max(0, factor * 0.6 - 0.5), max(0, factor * 1.1 - 1)))
     assert held.drifted(1.0, (0.03, 0.07)).lower == pytest.approx(held.lower)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_columns_may_be_arrays(dtype):
+    columns = [[0, 1], [0, -1], [1, 0]]
+    assert Tolerance(*(np.array(column, dtype) for column in columns)) == Tolerance(*columns)
+    assert Tolerance(*map(torch.tensor, columns)) == Tolerance(*columns)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ class Tolerance:
             if (column := getattr(self, name)) is None:
                 continue
             for row, value in enumerate(column):
-                number(f"{name}[{row}]", value, low=low, high=high)
+                of_python = value.item() if hasattr(value, "item") else value
+                number(f"{name}[{row}]", of_python, low=low, high=high)
             if len(column) != len(self.conductance):
                 raise ValueError(f"{name}: {len(column)} values for {len(self.conductance)} conductances")
             object.__setattr__(self, name, tuple(map(float, column)))
