@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -150,16 +151,27 @@ def test_a_tolerance_by_array_the_first_pattern_counts(small_net):
         ([0.1, 0.2], r"thg=\[0.1, 0.2\]: must be a number or a Tolerance"),
         (torch.full((2, 3), 0.1), "thg: a tensor with a number for each weight needs its array's name"),
         ({"*": torch.empty(0)}, "thg of 0.weight: each number must be .*, one for each weight"),
+        ({"*": torch.zeros(4, dtype=torch.long)}, "thg of 0.weight: .*, one for each weight, as floats"),
+        ({"*": np.full((4, 4), 0.1)}, r"thg of 0.weight is a ndarray; give torch.as_tensor\(\) of it"),
         (Path("own.safetensors"), r"load_tolerances\(FILE\) read them"),
     ],
 )
 def test_a_tolerance_that_cannot_be(thg, message, small_net):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as told:
         Crossbar(small_net, thg)
+    assert "\n" not in str(told.value)
     crossbar = Crossbar(small_net, 0.1)
     with pytest.raises(ValueError, match=message):
         crossbar.thg = thg
     assert crossbar.thg == 0.1 and crossbar.tolerance == 0.1
+
+
+def test_a_table_that_cannot_be_scaled_so_far():
+    crossbar = crossbar_of([1.0], Tolerance([0, 1], [-0.01, -0.1], [0, 0.1]), mapping=DeviceMapping(pair=True))
+    with crossbar.bounded_by(1.0):
+        assert crossbar.thg == 1.0
+    with pytest.raises(ValueError, match=r"thg=1\.5: must be at most 1\.1, at which a device deviates by its"):
+        crossbar.bounded_by(1.5).__enter__()
 
 
 def test_a_mapping_that_cannot_be():

@@ -96,7 +96,8 @@ class Devices:
         """All tolerances times one factor, so that the largest deviation is another.
 
         Raises:
-            ValueError: it is out of range, or nothing deviates that could be scaled, or weights may be stuck.
+            ValueError: it, or a device's deviation, is out of range; nothing deviates that could be scaled; or
+                weights may be stuck.
         """
         _checked(largest, self.mapping.largest(self.limit), "")
         if self.stuck:
@@ -106,6 +107,12 @@ class Devices:
         if not self.largest:
             raise ValueError(f"thg={largest}: a tolerance of 0 at all conductances cannot be scaled to it")
         factor = largest / self.largest
+        widest = max((one.largest for one in self.of.values() if isinstance(one, Tolerance)), default=0.0)
+        if factor * widest > 1:
+            raise ValueError(
+                f"thg={largest:g}: must be at most {self.largest / widest:g}, at which a device deviates by its "
+                "largest conductance"
+            )
 
         def scaled(one: float | Tolerance | Tensor) -> float | Tolerance | Tensor:
             return one.scaled(factor) if isinstance(one, Tolerance) else one * factor
@@ -219,6 +226,8 @@ def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> 
     if isinstance(tolerance, Tolerance):
         return tolerance
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real | Tensor):
+        if hasattr(tolerance, "shape"):
+            raise ValueError(f"thg of {name} is a {type(tolerance).__name__}; give torch.as_tensor() of it")
         raise ValueError(
             f"thg={tolerance!r}: must be a number or a Tolerance, or these by patterns of names; "
             "Tolerance.from_csv(FILE) and load_tolerances(FILE) read them"
@@ -228,7 +237,7 @@ def _checked(tolerance: float | Tolerance | Tensor, limit: float, name: str) -> 
     if isinstance(tolerance, Tensor):
         fine = tolerance.isfinite() & (tolerance >= 0) & (tolerance <= limit)
         if not tolerance.is_floating_point() or not bool(fine.all()) or not tolerance.numel():
-            raise ValueError(f"thg of {name}: each number must be {allowed}, one for each weight")
+            raise ValueError(f"thg of {name}: each number must be {allowed}, one for each weight, as floats")
         return tolerance
     if not (0 <= tolerance <= limit and math.isfinite(tolerance)):
         raise ValueError(f"thg={tolerance}: must be {allowed}")
