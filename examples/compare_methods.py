@@ -49,7 +49,9 @@ def markdown(results: pd.DataFrame) -> str:
     mean, deviation = seeds.mean(), seeds.std()
     spread = deviation.map(" ± {:.2f}".format).where(deviation.notna(), "")
     cells = (mean.map("{:.2f}".format) + spread).where(mean.notna(), "-")
-    cells.insert(0, "seeds", seeds.size().astype(str))
+    counts = seeds.count()
+    few, many = counts.min(axis=1).astype(str), counts.max(axis=1).astype(str)
+    cells.insert(0, "seeds", many.where(few == many, few + " to " + many))
     order = mean.sort_values(mean.columns[-1], ascending=False).index
     lines = [["method", *cells], ["---"] * (1 + len(cells.columns))]
     lines += [[f"`{method}`", *cells.loc[method]] for method in order]

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from worstcase.evaluation.figures.legend import legend_below
 from worstcase.report.rows import GIVEN, differing
 from worstcase.report.section import Section
 from worstcase.text import cut, visible
@@ -135,8 +136,4 @@ def _height_of_legend(styles: list[dict[str, Any]]) -> float:
 
 def _add_legend(figure: Figure, styles: list[dict[str, Any]]) -> None:
     marks = [Line2D([], [], ls="", color=style["color"], marker=style["marker"]) for style in styles]
-    names = [""] * len(marks)
-    legend = figure.legend(marks, names, loc="outside lower center", ncols=_columns(styles), fontsize="small")
-    for text, style in zip(legend.get_texts(), styles, strict=True):
-        text.set_parse_math(False)
-        text.set_text(style["label"])
+    legend_below(figure, marks, [style["label"] for style in styles], columns=_columns(styles))

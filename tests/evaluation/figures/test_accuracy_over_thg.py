@@ -57,6 +57,23 @@ def test_means_and_deviations_over_seeds_are_drawn(results):
     assert "th_g" in axes.get_xlabel() and "%" in axes.get_ylabel()
 
 
+def test_each_method_is_in_the_legend_and_the_title_tells_of_unequal_seeds():
+    names = ["_mine", "universal_at, " + ", ".join(["clean=0.1234567"] * 5)]
+    runs = [
+        row(folder=f"{name}{seed}", seed=seed, low=0.6) | {"method": name} for name in names for seed in (0, 1)
+    ]
+    figure = accuracy_over_thg(pd.DataFrame(runs[:3]))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    shown = [text.get_text().replace("\n", " ") for text in legend.get_texts()]
+    what = ("without perturbation", "lowest found (lwc)")
+    assert shown == [f"{name}, {one}" for name in names for one in what]
+    assert legend.get_window_extent().x0 >= 0 and legend.get_window_extent().x1 <= figure.bbox.width
+    assert legend.get_window_extent().y1 < figure.axes[0].get_tightbbox().y0
+    assert "lenet on mnist5k, 1 to 2 seeds: mean and" in figure.axes[0].get_title()
+    assert "mnist5k, 2 seeds:" in accuracy_over_thg(pd.DataFrame(runs)).axes[0].get_title()
+
+
 def test_a_copied_run_counts_once():
     runs = pd.DataFrame([row(folder="a", seed=0, low=0.6), row(folder="b", seed=1, low=0.2)])
     copied = pd.concat([runs, runs.head(1).assign(folder="copy of a")], ignore_index=True)

@@ -64,6 +64,24 @@ def test_table_and_figure_show_the_same_numbers(sweep):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["vanilla", "universal_at"]
 
 
+def test_a_table_of_unequal_seeds_says_so(sweep):
+    ((_, found),) = method_tables(results_frame([sweep]))
+    fewer = found[(found.method == "vanilla") | (found.seed == 0) | (found.attack == "clean")]
+    assert [line.split(" | ")[1] for line in markdown(fewer).splitlines()[2:]] == ["1 to 2", "2"]
+
+
+def test_long_names_of_methods_are_shown_in_full(sweep):
+    ((_, found),) = method_tables(results_frame([sweep]))
+    names = {"vanilla": "_a_$name$_" * 8, "universal_at": "universal_at, " + ", ".join(["clean=0.1234567"] * 5)}
+    figure = methods(found.assign(method=found.method.map(names)), "LeNet, " * 10)
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_yticklabels()
+    shown = [label.get_text().replace("\n", "").replace(" ", "") for label in labels]
+    assert shown == [name.replace(" ", "") for name in names.values()]
+    for text in (*labels, figure._suptitle):
+        assert text.get_window_extent().x0 >= 0 and text.get_window_extent().x1 <= figure.bbox.width
+
+
 def test_the_example_prints_a_table_and_draws_a_figure(sweep, tmp_path):
     example = ["examples.compare_methods", sweep, tmp_path / "methods.png"]
     assert run(*example).stdout.startswith("| method | seeds | clean | flwc | ensemble |")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
+from math import ceil
+from textwrap import fill, shorten
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+
+from worstcase.evaluation.figures.legend import legend_below
 
 ONE = ["network", "dataset", "full_scale", "reference", "weights_perturbed", "reference_settings"]
 FOUND, CERTIFIED, CLEAN = "attacked_accuracy", "certified_accuracy", "clean_accuracy"
@@ -50,6 +54,7 @@ def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
+    marks: dict[str, Any] = {}
     for color, (method, own) in enumerate(runs.groupby("method")):
         of = own.droplevel("method").groupby("thg")
         means, deviations = of.mean(), of.std().fillna(0)
@@ -59,20 +64,31 @@ def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
         ):
             label = f"{method}, {label}"
             y, spread = means[column], deviations[column]
-            axes.errorbar(means.index, y, spread, color=f"C{color}", ls=style, capsize=3, label=label)
+            line = axes.errorbar(means.index, y, spread, color=f"C{color}", ls=style, capsize=3, label=label)
+            marks[label] = line
             axes.plot(own.index.get_level_values("thg"), own[column], ".", color=f"C{color}", alpha=0.5)
         proven = own.dropna(subset=CERTIFIED).groupby("thg").mean()
         if len(proven):
             band = proven.index, proven[CERTIFIED], proven[FOUND]
-            axes.fill_between(*band, color=f"C{color}", alpha=0.15, label=f"{method}, between certified and found")
+            label = f"{method}, between certified and found"
+            marks[label] = axes.fill_between(*band, color=f"C{color}", alpha=0.15, label=label)
     unit = "units of each layer's largest weight" if full_scale == "layer_max" else "weight units"
     seeds = sorted(results.seed.dropna().unique())
+    each = runs.groupby(["method", "thg"]).size()
+    count = f"{len(seeds)}" if each.min() == len(seeds) else f"{each.min()} to {each.max()}"
     axes.set_xlabel(f"write-verify bound th_g (in {unit})")
     axes.set_ylabel(f"accuracy on the {reference} split (%)")
-    over = [f"{len(seeds)} seeds: mean and standard deviation"] if len(seeds) > 1 else [f"seed {n}" for n in seeds]
+    over = [f"{count} seeds: mean and standard deviation"] if len(seeds) > 1 else [f"seed {n}" for n in seeds]
     title = ", ".join([f"{network} on {dataset}", *over])
-    axes.set_title(title + (f"\n({shorten(scale, 90, placeholder=' ...')})" if scale else ""), fontsize="medium")
+    axes.set_title(
+        title + (f"\n({shorten(scale, 90, placeholder=' ...')})" if scale else ""),
+        fontsize="medium",
+        parse_math=False,
+    )
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    names = [fill(label, 40) for label in marks]
+    rows = ceil(sum(name.count("\n") + 1 for name in names) / 2)
+    figure.set_figheight(4.6 + 0.18 * max(0, rows - 2))
+    legend_below(figure, list(marks.values()), names, columns=2)
     return figure

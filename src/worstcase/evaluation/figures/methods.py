@@ -42,10 +42,10 @@ def methods(results: pd.DataFrame, title: str) -> Figure:
             label="as programmed" if name == "clean" else f"lowest found ({name})",
         )
         axes.plot(own, heights[own.index], ".", color=color, alpha=0.4)
-    axes.set_yticks(height, order)
+    axes.set_yticks(height, [fill(name, 34) for name in order], parse_math=False)
     axes.set_xlim(-2, 102)
     axes.set_xlabel("accuracy (%): mean and standard deviation over seeds")
-    axes.set_title(fill(title, 75), fontsize="medium")
+    figure.suptitle(fill(title, 75), fontsize="medium", parse_math=False)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(names), fontsize="small")
     return figure
