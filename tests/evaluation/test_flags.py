@@ -37,6 +37,18 @@ def test_attacks_that_disagree_are_flagged_unless_one_is_sampling():
     assert red_flags([found("monte_carlo", 0.02, 0.9, 0.9, distribution={"chips": 10}), strong]) == []
 
 
+def test_lower_accuracies_on_some_weights_are_flagged_with_which():
+    points = [{"share": share, "only_these_move": 0.5, "all_others_move": 0.9 - share} for share in (0.001, 0.3)]
+    diagnosis = {"accuracy": 0.9, "layers": [{"array": "fc.weight", "lowest_alone": 0.89}]}
+    flags = red_flags([found("flwc", 0.02, 0.9)], diagnosis=diagnosis | {"selective_write_verify": points})
+    assert [flag.partition(" finds ")[0] for flag in flags] == [
+        "an attack on fc.weight",
+        "an attack on the 0.1 % most important weights",
+        "an attack on the 30 % most important weights",
+        "an attack on all but the 30 % most important weights",
+    ]
+
+
 def test_an_attack_worse_than_a_random_vertex_is_flagged():
     (flag,) = red_flags([found("flwc", 0.02, 0.9, 0.89)], random_vertex=0.7)
     assert flag == "flwc at th_g 0.02: finds 89.00%, but a random vertex has 70.00% (docs/flags.md#random-vertex)"

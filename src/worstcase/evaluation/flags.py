@@ -242,8 +242,9 @@ def _on_some_weights(diagnosis: Mapping[str, Any]) -> Iterator[tuple[str, float]
         if "lowest_alone" in layer:
             yield layer["array"], layer["lowest_alone"]
     for point in diagnosis.get("selective_write_verify") or []:
-        yield "the most important weights", point["only_these_move"]
-        yield "all but the most important weights", point["all_others_move"]
+        these = f"the {100 * point['share']:g} % most important weights"
+        yield these, point["only_these_move"]
+        yield f"all but {these}", point["all_others_move"]
 
 
 def _own(found: Found) -> list[dict[str, Any]]:

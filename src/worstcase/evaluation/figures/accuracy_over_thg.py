@@ -87,7 +87,7 @@ def accuracy_over_thg(results: pd.DataFrame, scale: str = "") -> Figure:
     )
     axes.set_ylim(0, 102)
     axes.grid(alpha=0.3)
-    names = [fill(label, 40) for label in marks]
+    names = [fill(label, 42) for label in marks]
     rows = ceil(sum(name.count("\n") + 1 for name in names) / 2)
     figure.set_figheight(4.6 + 0.18 * max(0, rows - 2))
     legend_below(figure, list(marks.values()), names, columns=2)
