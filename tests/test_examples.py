@@ -107,6 +107,20 @@ def test_a_file_of_your_own_in_whose_place_ours_would_be_taken_is_refused(tmp_pa
     assert refusal("train", f"hydra.searchpath=[file://{tmp_path}]", "method=atrice_of_mine") is None
 
 
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ("method", "method._target_=torch.nn.Identity: must be a subclass of worstcase.methods.Method"),
+        ("attack@val_attack", "Identity: is no attack; give an object of worstcase.attacks.Attack"),
+    ],
+)
+def test_a_class_of_your_own_that_is_of_another_kind_is_named(tmp_path, group, said):
+    (tmp_path / group.split("@")[0]).mkdir()
+    (tmp_path / group.split("@")[0] / "mine.yaml").write_text("_target_: torch.nn.Identity")
+    words = ["--config-dir", tmp_path, f"{group}=mine", *QUICK, f"hydra.run.dir={tmp_path / 'run'}"]
+    assert f"error: {said}" in run("src.train", *words, fails=True).stderr
+
+
 def test_the_hinge_loss_of_the_example_by_hand():
     """Logits (x, 0) as programmed and (x / 2, 0) on the chip, for one sample x = 1 of class 0."""
     net = nn.Linear(1, 2, bias=False)

@@ -380,3 +380,10 @@ def test_settings_out_of_range(method, options):
 def test_classes_and_seeds_out_of_range(method, options, message):
     with pytest.raises(ValueError, match=message):
         method(Crossbar(nn.Linear(2, 2), 0.1), **{"num_classes": 2, **options})
+
+
+@pytest.mark.parametrize(("loss", "made"), [(None, "NoneType"), (torch.ones(2), r"shape \(2,\)"), (1.0, "float")])
+def test_a_loss_that_is_none_is_named(small_net, small_batches, loss, made):
+    method = type("Mine", (Vanilla,), {"training_loss": lambda *_: loss})(Crossbar(small_net, 0.1), num_classes=3)
+    with pytest.raises(ValueError, match=rf"Mine\.training_loss: must return a tensor of one value, not {made}"):
+        method.training_step(small_batches[0], 0)

@@ -127,6 +127,7 @@ def under_test(cfg: dict[str, Any]) -> Subject:
     """Build the network, data and attack of conf/under_test.yaml."""
     import torch
 
+    from worstcase.attacks.base import check_parameters
     from worstcase.checkpoints import load_weights
     from worstcase.data import InMemoryDataModule
     from worstcase.runs import check_fit, dataset, make_crossbar, network
@@ -151,6 +152,7 @@ def under_test(cfg: dict[str, Any]) -> Subject:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"model.activation_bits needs training data, to set ranges: {error}") from None
     attack = instantiated(cfg, "attack")
+    check_parameters(attack)
     attack.check_classes(datamodule.num_classes)
     return Subject(crossbar, datamodule, attack, trained, chosen or (trained.dataset if trained else None))
 

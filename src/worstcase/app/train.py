@@ -148,6 +148,7 @@ def train(cfg: dict[str, Any], folder: Path) -> Record | None:
 def _method(cfg: dict[str, Any], datamodule: ImageDataModule) -> Method:
     """The training method of the settings, with the network in it."""
     from worstcase.checkpoints import load_weights
+    from worstcase.methods import Method
     from worstcase.runs import check_fit, make_crossbar, user_net
 
     net = user_net(cfg["net"]) if cfg["net"] else instantiated(cfg, "model.net")
@@ -158,13 +159,18 @@ def _method(cfg: dict[str, Any], datamodule: ImageDataModule) -> Method:
         load_weights(crossbar, Path(cfg["init_from"]))
     check_fit(crossbar, datamodule)
     described = {key: value for key, value in cfg["method"].items() if key != "trains_without_thg"}
-    return instantiated({"method": described}, "method", _partial_=True)(
+    made = instantiated({"method": described}, "method", _partial_=True)(
         crossbar,
         num_classes=datamodule.num_classes,
         optimizer=instantiated(cfg, "model.optimizer"),
         scheduler=instantiated(cfg, "model.scheduler"),
         seed=cfg["seed"],
     )
+    if not isinstance(made, Method):
+        raise ValueError(
+            f"method._target_={described['_target_']}: must be a subclass of worstcase.methods.Method"
+        )
+    return made
 
 
 def _callbacks(

@@ -173,12 +173,23 @@ class Attack(ABC):
         }
 
 
-def check_parameters(attack: Attack) -> None:
-    """Make sure that a record can hold an attack's name and settings.
+def check_attack(attack: Any) -> None:
+    """Make sure that it is one.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it is not.
     """
+    if not isinstance(attack, Attack):
+        raise ValueError(f"{type(attack).__name__}: is no attack; give an object of worstcase.attacks.Attack")
+
+
+def check_parameters(attack: Attack) -> None:
+    """Make sure that it is an attack, and that a record can hold its name and settings.
+
+    Raises:
+        ValueError: it is not, or it cannot.
+    """
+    check_attack(attack)
     if not re.fullmatch(r"[^/\\$]{1,100}", name := getattr(attack, "name", "")) or not name.isprintable():
         raise ValueError(
             f"{type(attack).__name__}.name={name!r}: must be 1 to 100 printable characters other than /, \\ and $"

@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
 
 from worstcase.attacks import Attack
-from worstcase.attacks.base import SEARCH_DTYPES, check_parameters
+from worstcase.attacks.base import SEARCH_DTYPES, check_attack, check_parameters
 from worstcase.batches import Loader
 from worstcase.checks import choice
 from worstcase.evaluation.evaluate import CERTIFICATES, DIAGNOSES, evaluate
@@ -30,6 +30,7 @@ class WorstCasePerEpoch(L.Callback):
     """
 
     def __init__(self, attack: Attack, seed: int = 0) -> None:
+        check_attack(attack)
         self.attack, self.seed = attack, seed
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

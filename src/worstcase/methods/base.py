@@ -281,6 +281,9 @@ class Method(L.LightningModule):
             if not self._not_finite(inputs):
                 raise
             loss = torch.tensor(torch.nan)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            made = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"{type(self).__name__}.training_loss: must return a tensor of one value, not {made}")
         if not torch.isfinite(loss):
             cause = self._not_finite(inputs) or f"the logits or the loss overflowed; {CALMER}"
             raise FloatingPointError(
