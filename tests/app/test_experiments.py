@@ -73,7 +73,8 @@ def test_figures_of_the_same_networks_share_their_jobs(hydra):
 def test_the_command_of_a_job_names_its_folder(monkeypatch):
     places = ["hydra.sweep.dir=out", "hydra.sweep.subdir=x-${seed}"]
     overrides = SimpleNamespace(task=["seed=0"], hydra=["hydra.mode=MULTIRUN", *places])
-    told = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=overrides)
+    runtime = SimpleNamespace(config_sources=[])
+    told = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=overrides, runtime=runtime)
     monkeypatch.setattr(doors.HydraConfig, "get", lambda: told)
     assert shlex.split(doors.command_in_place("train"))[-4:] == ["-m", "seed=0", *places]
 

@@ -113,6 +113,7 @@ def test_a_search_for_the_settings_that_train_worst_is_refused(name, refused, mo
                 "sweeper": {"direction": direction},
                 "sweep": {"dir": "x"},
                 "overrides": {"task": [], "hydra": []},
+                "runtime": {"config_sources": []},
             }
         }
     )

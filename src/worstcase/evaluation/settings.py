@@ -177,7 +177,7 @@ def _as_before(settings: Mapping[str, Any], *place: str) -> dict[str, Any]:
     return {
         str(key): _as_before(value, *place, key) if isinstance(value, Mapping) else value
         for key, value in settings.items()
-        if key not in newer or value is not newer[key]
+        if key not in newer or type(value) is not type(newer[key]) or value != newer[key]
     }
 
 
