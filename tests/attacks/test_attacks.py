@@ -261,7 +261,5 @@ def test_weights_that_are_not_finite_are_named(attack, full_scale, value, small_
 @every_attack
 def test_inputs_of_which_the_network_makes_nan_are_refused(attack, small_net, small_batches):
     batches = [(images * torch.inf, labels) for images, labels in small_batches]
-    with pytest.raises(
-        ValueError, match=r"^the network as programmed gives NaN for 40 of 40 answers: "
-    ):
+    with pytest.raises(ValueError, match=r"^the network as programmed gives NaN for 40 of 40 answers: "):
         attack(Crossbar(small_net, 0.1), batches, progress=False)
