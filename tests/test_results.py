@@ -52,6 +52,15 @@ def test_the_page_shows_the_records_of_convnet():
         assert re.search(row + re.escape(" | ".join(numbers)), page)
 
 
+def test_the_page_shows_the_records_of_convnet_by_divergence():
+    page = (DOCS / "training.md").read_text()
+    frame = results_frame(DOCS / "records" / "convnet_kl")
+    assert set(frame.seed) == {0, 1}
+    for one in frame.itertuples():
+        numbers = f"{100 * one.clean_accuracy:.2f} | {100 * one.attacked_accuracy:.2f}"
+        assert f"| `universal_at_deep`, `loss=kl` | {one.seed} | - | - | {numbers} |" in page
+
+
 def test_the_page_shows_the_records_of_lenet(tmp_path):
     page = (DOCS / "results.md").read_text()
     picture = tmp_path / "methods.png"

@@ -345,6 +345,8 @@ def test_a_batch_from_which_batch_norm_cannot_learn_is_refused(method):
         (MTLIBP, {"steps": 0}),
         (MTLIBP, {"clean": 2.0}),
         (UniversalAT, {"members": 0}),
+        (UniversalAT, {"loss": "hinge"}),
+        (UniversalAT, {"clean": 0, "loss": "kl"}),
         (UniversalAT, {"lifetime": 0.5}),
         (UniversalAT, {"momentum": -1.0}),
         (ATrice, {"sigma": True}),

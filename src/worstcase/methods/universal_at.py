@@ -78,6 +78,10 @@ class UniversalAT(Method):
         number("ramp", ramp, low=0, high=1)
         number("clean", clean, low=0, high=1)
         choice("loss", loss, ("cross_entropy", "kl"))
+        if loss == "kl" and clean == 0:
+            raise ValueError(
+                f"clean={clean}: must be above 0 with loss=kl, of which it is the share of the labels"
+            )
         self.step, self.momentum, self.lifetime = step, momentum, lifetime
         self.factor, self.ramp, self.clean, self.loss = factor, ramp, clean, loss
         size = (members, sum(weight.numel() for weight in crossbar.programmed().values()))
