@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from worstcase import Crossbar
+from worstcase import Crossbar, attacks
 from worstcase.attacks import FLWC, LWC, PGD, Ensemble, MonteCarlo
+from worstcase.attacks.base import TAKEN
 from worstcase.attacks.passes import accuracy as accuracy_of
 
 ATTACKS = {
@@ -263,3 +264,8 @@ def test_inputs_of_which_the_network_makes_nan_are_refused(attack, small_net, sm
     batches = [(images * torch.inf, labels) for images, labels in small_batches]
     with pytest.raises(ValueError, match=r"^the network as programmed gives NaN for 40 of 40 answers: "):
         attack(Crossbar(small_net, 0.1), batches, progress=False)
+
+
+def test_names_that_others_may_not_take_are_those_of_all_attacks():
+    ours = [one for one in vars(attacks).values() if isinstance(one, type) and issubclass(one, attacks.Attack)]
+    assert {one.name for one in ours if one is not attacks.Attack} | {"clean"} == set(TAKEN)

@@ -109,10 +109,9 @@ class Search:
         samples = made = mini_batches = 0
         for inputs, labels in self.batches():
             outputs = self.crossbar(inputs, perturbation)
+            logits, answers = decisions(outputs, labels)
             if not self.history:  # once for all passes, since looking at the labels waits for the device
                 one_hot.append(check(outputs, labels, sigmoid=self.crossbar.ends_in_a_sigmoid))
-            logits, answers = decisions(outputs, labels)
-            if not self.history:
                 no_answers += logits.isnan().any(1).sum()
             correct += right_answers(logits, answers).sum()
             given += by_class(logits, logits.argmax(1))
