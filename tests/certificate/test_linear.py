@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import LARGE, NETWORKS, Skewed, check_no_chip_is_below, margins_of, of, used
+from random_networks import Applied
 from torch import Tensor, nn
 
 from worstcase import evaluate
 from worstcase.attacks import FLWC
-from worstcase.certificate import Unsupported, backward, certify
+from worstcase.certificate import Unsupported, certify, linear_parts
 from worstcase.certificate.interval import IntervalBounds
 from worstcase.certificate.linear import LinearBounds
-from worstcase.certificate.products import slack, terms
+from worstcase.certificate.products import Interval, slack, terms
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.modes import evaluating
 from worstcase.models import MLP, LeNet
@@ -47,6 +50,52 @@ class Functional(nn.Module):
         return F.linear((x @ self.third.weight.T).relu(), self.out.weight, bias=self.out.bias)
 
 
+class InARow(nn.Module):
+    """Of one dimension, as for an electrocardiogram."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(1, 4, 5, padding=2), nn.Conv1d(4, 4, 3, stride=2, groups=2)
+        self.third, self.out = nn.Conv1d(4, 3, 3, padding="same", dilation=2), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool1d(F.relu(self.first(x.flatten(2))), 3, 2, padding=1)
+        x = F.relu(F.conv1d(x, self.second.weight, self.second.bias, 2, groups=2))
+        return self.out(F.avg_pool1d(F.relu(self.third(x)), 2).flatten(1))
+
+
+class Joined(nn.Module):
+    """What came before stays beside what comes after; positions share a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(3, 4, 3, padding="same")
+        self.mixed, self.out = nn.Linear(7, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, F.relu(self.first(x))], dim=1)
+        x = torch.concat([F.relu(self.second(x)), x], -3)
+        x = F.relu(self.mixed(x.permute(0, 2, 3, 1)))
+        return self.out(x.sum((1, 2)) / 36)
+
+
+class Shuffled(nn.Module):
+    """Halves of the channels, a shortcut of every other pixel, padded, and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(2, 4, 3, 2, 1, bias=False)
+        self.third, self.out = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), nn.Linear(64, 3)
+        self.register_buffer("middle", torch.full((4, 1, 1), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, y = (F.relu(self.first(x)) - self.middle).chunk(2, 1)
+        x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1), value=0.1) - 0.5 * self.second(y)
+        x = (1 - F.relu(x)).view(-1, 2, 2, 3, 3).transpose(1, 2).reshape(-1, 4, 3, 3)
+        x = F.interpolate(F.relu(self.third(x.detach())), 4)
+        return self.out(-x.flatten(1) / 0.7)
+
+
 OWN = {
     "mlp": lambda: of(nn.Flatten(), nn.Linear(36, 9), nn.ReLU(), nn.Linear(9, 9), nn.ReLU(), inputs=9),
     "both signs": lambda: of(nn.Flatten(), nn.Linear(36, 9), nn.Linear(9, 9), nn.ReLU(), inputs=9),
@@ -56,6 +105,11 @@ OWN = {
     "average": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.ReLU(), inputs=27),
     "residual": Residual,
     "functions": Functional,
+    "in a row": InARow,
+    "joined": Joined,
+    "shuffled": Shuffled,
+    "reflected": lambda: of(nn.Conv2d(1, 3, 3, padding=2, padding_mode="reflect"), nn.ReLU(), inputs=192),
+    "resized": lambda: of(nn.ReplicationPad2d(1), nn.Conv2d(1, 2, 3), nn.Upsample(scale_factor=1.5), inputs=162),
 }
 SUPPORTED = ["linear", "no bias", "no activation", "stride", "two", "groups", "batch norm", "max pool", "dropout"]
 ALL = {name: (make, (1, 6, 6)) for name, make in OWN.items()}
@@ -96,6 +150,24 @@ def test_intervals_never_prove_more(name: str) -> None:
     assert (linear >= interval).all()
     if name in ("two", "mlp", "narrow", "residual", "lenet", "three layers"):
         assert (linear > interval).any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_in_a_box_of_nothing_each_bound_is_the_output(name: str) -> None:
+    make, shape = ALL[name]
+    torch.manual_seed(0)
+    crossbar, images = Crossbar(make().double(), 1e-10).eval(), torch.randn(4, *shape).double()
+    bounds = LinearBounds(crossbar)
+    with torch.no_grad():
+        outputs = crossbar(images)
+        bounds.run(Interval.of(images))
+        bounds._opened(torch.arange(4))
+        rows = torch.arange(4).repeat_interleave(outputs.shape[1])
+        (end,) = next(n for n in bounds._nodes if n.op == "output").all_input_nodes
+        for sign in (1, -1):
+            least = bounds._lower(end, sign * torch.eye(outputs.shape[1]).double().repeat(4, 1), rows)
+            assert (least <= sign * outputs.flatten()).all()
+            torch.testing.assert_close(least, sign * outputs.flatten(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_kernel_that_all_positions_share_is_bounded_exactly() -> None:
@@ -182,14 +254,21 @@ def test_what_one_batch_proves_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(LinearBounds(crossbar).margins(images, labels), whole, rtol=1e-5, atol=1e-6)
 
 
+def after_a_convolution(f: Callable[[Tensor], Tensor]) -> nn.Module:
+    return of(nn.Conv2d(1, 2, 3), Applied("f", f), inputs=32)
+
+
 @pytest.mark.parametrize(
     ("net", "named"),
     [
         (of(nn.Flatten(), nn.Linear(36, 4), nn.GELU(), inputs=4), r"^2 \(GELU\) by linear bounds"),
         (of(nn.ConvTranspose2d(1, 2, 3), nn.ReLU(), inputs=128), r"^0 \(ConvTranspose2d\) by linear bounds"),
-        (of(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), nn.ReLU(), inputs=72), "reflect"),
         (of(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, ceil_mode=True), inputs=8), "such a max pooling"),
-        (of(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2), nn.Linear(2, 2), inputs=8), "2 at several positions"),
+        (after_a_convolution(lambda x: x * x), "mul, which mixes samples or is not linear, by linear bounds"),
+        (after_a_convolution(lambda x: x.roll(1, 0)), "roll, which mixes samples"),
+        (after_a_convolution(lambda x: x.flip(0)), "flip, which mixes samples"),
+        (after_a_convolution(lambda x: x.sum(0, keepdim=True) + x), "sum, which mixes samples"),
+        (after_a_convolution(lambda x: x * x.relu()), "mul of 2 inputs by linear bounds"),
     ],
 )
 def test_what_has_no_linear_rule_is_named(net: nn.Module, named: str) -> None:
@@ -212,7 +291,7 @@ class Means(nn.Module):
 def test_all_terms_of_a_mean_round_however_few_samples_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     counts, net, x = [], Means(), torch.randn(50, 4)
-    monkeypatch.setattr(backward, "slack", lambda terms, like: counts.append(terms) or slack(terms, like))
+    monkeypatch.setattr(linear_parts, "slack", lambda terms, like: counts.append(terms) or slack(terms, like))
     labels = net(x).argmax(1)
     labels[0] = (labels[0] + 1) % 6  # which stays open
     certify(Crossbar(net, 1e-6), [(x, labels)], "linear")

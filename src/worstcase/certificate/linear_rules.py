@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worstcase.certificate.products import Interval, Unsupported
+from worstcase.certificate.rules import monotone
 
 OWN = 2**-32  # of what is added up, for the roundings of the bound itself
 
@@ -84,20 +85,14 @@ class Linear:
 
 
 class Convolution:
-    """A convolution of two dimensions, or a linear layer at several positions: they share the weights."""
+    """A convolution of two dimensions, whose positions share the weights."""
 
-    def __init__(self, layer: nn.Conv2d, x: Interval, weight: Interval, bias: Interval | None) -> None:
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise Unsupported(f"padding {layer.padding}, {layer.padding_mode}")
-        self.size, self.groups, self.bias = x.low.shape[1:], layer.groups, bias
-        self.patches = {
-            "kernel_size": layer.kernel_size,
-            "dilation": layer.dilation,
-            "padding": layer.padding,
-            "stride": layer.stride,
-        }
+    def __init__(
+        self, x: Interval, weight: Interval, bias: Interval | None, groups: int, patches: dict[str, Any]
+    ) -> None:
+        self.size, self.groups, self.bias, self.patches = x.low.shape[1:], groups, bias, patches
         w, b = weight.low / 2 + weight.high / 2, (weight.high - weight.low) / 2
-        shape = (layer.groups, layer.out_channels // layer.groups, -1)
+        shape = (groups, len(w) // groups, -1)
         self.w, self.b = w.reshape(shape), b.expand_as(w).reshape(shape)
         self.centre, self.radius = x.low / 2 + x.high / 2, None if x.is_point else (x.high - x.low) / 2
 
@@ -107,7 +102,7 @@ class Convolution:
         of_kernel = a @ self._unfolded(self.centre[rows]).mT  # what each weight of the kernel is multiplied with
         if self.radius is None:
             total.add(self.w * of_kernel - self.b * of_kernel.abs())
-            return a
+            return a.new_zeros(len(a), *self.size)
         spread = a.abs() @ self._unfolded(self.radius[rows]).mT
         slope, shift = chord(of_kernel - spread, of_kernel + spread)
         total.add(-self.b * shift, self.b * (of_kernel.abs() + spread))
@@ -119,6 +114,53 @@ class Convolution:
         return patches.reshape(len(h), self.groups, self.w.shape[2], patches.shape[2])
 
 
+def shared(layer: nn.Module, x: Interval, weight: Interval, bias: Interval | None) -> Rule:
+    """The rule of a convolution of one or two dimensions, or of a linear layer at several positions."""
+    if isinstance(layer, nn.Linear):
+        size = x.low.shape[1:-1]
+        patches: dict[str, Any] = {"kernel_size": 1}
+        x = monotone(lambda t: t.movedim(-1, 1).flatten(2)[:, :, None], x)
+        rule = Convolution(x, monotone(lambda w: w[:, :, None, None], weight), bias, 1, patches)
+        return lambda a, rows, total: (
+            rule(a.movedim(-1, 1).flatten(2)[:, :, None], rows, total).reshape(len(a), -1, *size).movedim(1, -1)
+        )
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        raise Unsupported(f"{type(layer).__name__} by linear bounds")
+    window = {name: getattr(layer, name) for name in ("kernel_size", "dilation", "padding", "stride")}
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        around: Any = layer._reversed_padding_repeated_twice
+        mode = layer.padding_mode.replace("zeros", "constant")
+        pad = Map(lambda t: F.pad(t, around, mode=mode), x.low.shape[1:])
+        inner = _of_window(layer, monotone(pad.f, x), weight, bias, window | {"padding": (0,) * (x.low.ndim - 2)})
+        return lambda a, rows, total: pad(inner(a, rows, total), rows, total)
+    return _of_window(layer, x, weight, bias, window)
+
+
+def _of_window(
+    layer: nn.Conv1d | nn.Conv2d, x: Interval, weight: Interval, bias: Interval | None, window: dict[str, Any]
+) -> Rule:
+    if isinstance(layer, nn.Conv2d):
+        return Convolution(x, weight, bias, layer.groups, window)
+    x, weight = (monotone(lambda t: t[:, :, None], one) for one in (x, weight))
+    return in_a_row(Convolution(x, weight, bias, layer.groups, two_dimensions(window)))
+
+
+def two_dimensions(window: dict[str, Any]) -> dict[str, Any]:
+    """A window of one dimension as one of two, one high.
+
+    Example:
+        >>> two_dimensions({"kernel_size": (3,), "padding": 1})
+        {'kernel_size': (1, 3), 'padding': (0, 1)}
+    """
+    high = {"kernel_size": 1, "dilation": 1, "padding": 0, "stride": 1}
+    return {name: (high[name], *(own if isinstance(own, tuple) else (own,))) for name, own in window.items()}
+
+
+def in_a_row(rule: Rule) -> Rule:
+    """Of one dimension, by the rule of two."""
+    return lambda a, rows, total: rule(a[:, :, None], rows, total)[:, :, 0]
+
+
 class Scaled:
     """Each channel times a number, and another added, such as batch norm in eval mode."""
 
@@ -128,18 +170,6 @@ class Scaled:
     def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
         total.add(a * self.shift)
         return a * self.scale
-
-
-class Plus:
-    """A sum of parts, each of which gets the same coefficients, and of constants."""
-
-    def __init__(self, constants: list[Any]) -> None:
-        self.constants = constants
-
-    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        for constant in self.constants:
-            total.add(a * constant)
-        return a
 
 
 class ReLU:
@@ -204,13 +234,15 @@ class MaxPool:
 
 
 class Map:
-    """A linear map without weights, such as an average."""
+    """A map without weights that is linear, such as an average, or adds a constant beside."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], size: torch.Size) -> None:
         self.f, self.size = f, size
 
     def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-        found: Tensor = torch.func.vjp(self.f, a.new_zeros(len(a), *self.size))[1](a)[0]
+        constant, back, *_ = torch.func.vjp(self.f, a.new_zeros(len(a), *self.size))
+        total.add(a * constant)
+        found: Tensor = back(a)[0]
         return found
 
 

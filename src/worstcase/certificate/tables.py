@@ -38,6 +38,7 @@ _PADS: set[type] = {
     getattr(nn, f"{kind}Pad{n}d") for kind in ("Zero", "Reflection", "Replication") for n in (1, 2, 3)
 }
 _CONSTANT_PADS: set[type] = {nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d}
+PADS = {*_PADS, *_CONSTANT_PADS, F.pad}
 _MAX_POOLS: set[type] = {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d}
 _MAX_POOLS |= {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
 AVERAGES = {nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}

@@ -1,0 +1,281 @@
+"""Which linear rule each part of a network's graph has."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from worstcase.certificate.in_place import name_of
+from worstcase.certificate.interval import IntervalBounds, product_of
+from worstcase.certificate.linear_rules import (
+    Fixed,
+    Linear,
+    Map,
+    MaxPool,
+    ReLU,
+    Reshaped,
+    Rounded,
+    Rule,
+    Scaled,
+    in_a_row,
+    shared,
+    two_dimensions,
+)
+from worstcase.certificate.products import Interval, Unsupported, slack, terms
+from worstcase.certificate.rules import FEW, monotone, of_type
+from worstcase.certificate.tables import (
+    AVERAGES,
+    BATCH_NORMS,
+    DROPOUTS,
+    IN_PLACE,
+    MATRIX_PRODUCTS,
+    PADS,
+    SHAPE_FUNCTIONS,
+    SHAPE_METHODS,
+    SHAPES,
+)
+from worstcase.chip.crossbar import Crossbar
+from worstcase.chip.float64 import has_float64
+
+RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
+MAX_POOLS = {nn.MaxPool1d, F.max_pool1d, torch.max_pool1d, nn.MaxPool2d, F.max_pool2d, torch.max_pool2d}
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
+SUMS = ADDITIONS | SUBTRACTIONS
+JOINS = {torch.cat, torch.concat}
+MEANS = AVERAGES | {F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean"}
+MEANS |= {torch.sum, "sum", nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate}
+IN_ORDER = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS, F.dropout, torch.flatten, torch.reshape}
+IN_ORDER |= {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "contiguous", "detach", "clone"}
+PLACES = {*SHAPES, *SHAPE_METHODS, *SHAPE_FUNCTIONS, *PADS}
+BY_NUMBERS = {operator.mul, operator.imul, torch.mul, "mul", operator.truediv, operator.itruediv, torch.div, "div"}
+BY_NUMBERS |= {operator.neg, torch.neg, "neg", "mul_", "div_"}
+
+Source = tuple[fx.Node, Callable[[Tensor], Tensor]]
+"""Where a part's coefficients go back to, and what becomes of them on the way."""
+
+
+class LinearParts(IntervalBounds):
+    """Interval bounds of a batch that are kept, and the linear rules of some of its samples.
+
+    Raises:
+        Unsupported: see `IntervalBounds`; a part of the network may have an interval rule only.
+    """
+
+    def __init__(self, crossbar: Crossbar) -> None:
+        super().__init__(crossbar)
+        if self._quantised:
+            raise Unsupported("quantised outputs, of which intervals alone are known")
+        if not has_float64(next(crossbar.parameters()).device):
+            raise Unsupported("a device without float64, of which intervals alone are known")
+        self.garbage_collect_values = False  # the intervals of the last run are kept
+        self._nodes = list(self.graph.nodes)
+        self._of_data: set[fx.Node] = set()  # what depends on the samples
+        for n in self._nodes:
+            if n.op == "placeholder" or self._of_data.intersection(n.all_input_nodes):
+                self._of_data.add(n)
+        self._open = torch.empty(0)  # the samples of the last run that sums are bounded for
+        self._rules: dict[fx.Node, tuple[Rule, list[Source]]] = {}
+
+    def _interval(self, node: Any) -> Interval:
+        """The node's interval of the samples that are open, in float64."""
+        x = self.env[node]
+        low = x.low[self._open]
+        return _in_float64(Interval(low, low if x.is_point else x.high[self._open], x.nonnegative))
+
+    def _rule(self, n: fx.Node) -> tuple[Rule, list[Source]]:
+        y = self.env[n]
+        if isinstance(y, Interval) and y.is_point:
+            return Fixed(self._interval(n).low), []
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        kind = n.target if module is None else type(module)
+        sources = [t for t in n.all_input_nodes if t in self._of_data and list(of_type(Interval, self.env[t]))]
+        if kind in JOINS:
+            return self._joined(n)
+        if kind in SUMS and len(sources) == 2:
+            return self._sum(n)
+        if len(sources) != 1:
+            raise Unsupported(f"{name_of(n.target)} of {len(sources)} inputs by linear bounds")
+        source: Any = sources[0]
+        if source.target in PLACES and isinstance(self.env[source], tuple):  # such as of chunk
+            source = source.args[0]
+        x, (product, weight, bias) = self._interval(source), self._layer(n)
+        rule: Rule
+        if product is not None:
+            rule = self._product(n, product, x, weight, bias)
+        elif kind in BATCH_NORMS and module is not None:
+            rule = self._batch_norm(module, x)
+        elif kind in RELUS:
+            rule = ReLU(x)
+        elif kind in MAX_POOLS:
+            rule = _max_pool(x, module, *n.args[1:], **n.kwargs)  # type: ignore[arg-type]
+        elif kind in IN_ORDER and len(y.low) == len(self.env[source].low):
+            rule = Reshaped(x.low.shape[1:])
+        elif kind in PLACES | MEANS | BY_NUMBERS | SUMS:
+            rule = self._map(n, source, x)
+            if kind in MEANS:
+                count = math.prod(x.low.shape[1:]) // math.prod(y.low.shape[1:])
+                count = max(count, math.prod(x.low.shape[2:]))
+                rule = Rounded(rule, slack(count, y.low) * rule.f(x.magnitude))
+            elif kind not in PLACES:
+                constant = rule.f(0 * x.low).abs()
+                rule = Rounded(rule, slack(FEW, y.low) * (self._interval(n).magnitude + constant))
+        else:
+            layer = "" if module is None else f" ({type(module).__name__})"
+            raise Unsupported(f"{name_of(n.target)}{layer} by linear bounds")
+        return rule, [(source, _same)]
+
+    def _layer(self, n: fx.Node) -> tuple[Any, Any, Any]:
+        """The linear layer or convolution that does what a node does, its weight and bias; else None of each."""
+        if n.op == "call_module":
+            layer = self.fetch_attr(str(n.target))
+            if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d):
+                return None, None, None
+            weight, bias = self._of(layer.weight), self._of(layer.bias)
+        elif n.target in (F.linear, F.conv1d, F.conv2d, *MATRIX_PRODUCTS) and self._of_data.isdisjoint(
+            n.all_input_nodes[1:]
+        ):
+            args, options = fx.node.map_arg((n.args[1:], n.kwargs), lambda node: self.env[node])
+            make = _convolution if n.target in (F.conv1d, F.conv2d) else _linear
+            layer, weight, bias = make(*args, **options)
+            if n.target in MATRIX_PRODUCTS:
+                weight = monotone(Tensor.t, Interval.of(weight))
+        else:
+            return None, None, None
+        return layer, Interval.of(weight), None if bias is None else Interval.of(bias)
+
+    def _product(self, n: fx.Node, layer: Any, x: Interval, weight: Interval, bias: Interval | None) -> Rule:
+        bias = bias and _in_float64(bias)
+        count = max(terms(weight.low), terms(weight.low, transposed=True))
+        rounding = slack(count, weight.low)
+        weight = _in_float64(weight)
+        error = rounding * product_of(layer)(
+            x.magnitude, weight.magnitude, None if bias is None else bias.magnitude
+        )
+        alone = isinstance(layer, nn.Linear) and x.low.ndim == 2
+        return Rounded((Linear(x, weight, bias) if alone else shared(layer, x, weight, bias)), error)
+
+    def _batch_norm(self, norm: Any, x: Interval) -> Rule:
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.affine:
+            scale = scale * norm.weight.double()
+        move = norm.running_mean.double() * scale
+        shift = norm.bias.double() if norm.affine else torch.zeros_like(scale)
+        shape = (-1, *[1] * (x.low.ndim - 2))
+        rounding = slack(FEW, norm.running_mean)
+        error = rounding * (x.magnitude * scale.abs().reshape(shape) + (move.abs() + shift.abs()).reshape(shape))
+        return Rounded(Scaled(scale.reshape(shape), (shift - move).reshape(shape)), error)
+
+    def _map(self, n: fx.Node, source: fx.Node, x: Interval) -> Map:
+        """The rule of a part that maps each sample by itself, linearly but for a constant."""
+
+        def of(part: fx.Node, t: Tensor) -> Any:
+            def value(node: fx.Node) -> Any:
+                if node is source:
+                    return t
+                if isinstance(self.env[node], tuple) and source in node.all_input_nodes:
+                    return of(node, t)
+                if isinstance(self.env[node], Interval) or (
+                    node in self._of_data and torch.is_tensor(self.env[node])
+                ):
+                    raise Unsupported(f"{name_of(n.target)} with {name_of(node.target)} by linear bounds")
+                return self.env[node]
+
+            args, options = fx.node.map_arg((part.args, part.kwargs), value)
+            if part.op == "call_module":
+                return self.fetch_attr(str(part.target))(*args)
+            if part.op == "call_method":
+                return getattr(args[0], str(part.target).rstrip("_"))(*args[1:], **options)
+            return IN_PLACE.get(part.target, part.target)(*args, **options)
+
+        f, size = partial(of, n), x.low.shape[1:]
+        some = torch.arange(3.0 * size.numel(), dtype=torch.double, device=x.low.device).sin().reshape(3, *size)
+        y, back, *_ = torch.func.vjp(f, some)
+        a = torch.arange(float(y.numel()), dtype=torch.double, device=y.device).cos().reshape(y.shape)
+        moved, told = a * (y - f(0 * some)), some * back(a)[0]
+        if len(y) != 3 or not torch.allclose(moved.flatten(1).sum(1), told.flatten(1).sum(1)):
+            raise Unsupported(f"{name_of(n.target)}, which mixes samples or is not linear, by linear bounds")
+        return Map(f, size)
+
+    def _sum(self, n: fx.Node) -> tuple[Rule, list[Source]]:
+        if set(n.kwargs) - {"alpha"} or n.kwargs.get("alpha", 1) != 1:
+            raise Unsupported(f"{name_of(n.target)} with {', '.join(n.kwargs)} by linear bounds")
+        terms: Any = n.args
+        y, shapes = self._interval(n), {self.env[t].low.shape for t in terms}
+        if shapes != {self.env[n].low.shape}:
+            raise Unsupported(f"{name_of(n.target)} of different shapes by linear bounds")
+        second = torch.neg if n.target in SUBTRACTIONS else _same
+        rule = Rounded(Reshaped(y.low.shape[1:]), slack(1, self.env[n].low) * y.magnitude)
+        return rule, list(zip(terms, (_same, second), strict=True))
+
+    def _joined(self, n: fx.Node) -> tuple[Rule, list[Source]]:
+        parts: Any = n.args[0]
+        if not all(part in self._of_data and isinstance(self.env[part], Interval) for part in parts):
+            raise Unsupported(f"{name_of(n.target)} of what comes from no sample by linear bounds")
+        dim: Any = n.args[1] if len(n.args) > 1 else n.kwargs.get("dim", 0)
+        sizes = [self.env[part].low.shape[dim] for part in parts]
+        ends = itertools.accumulate(sizes)
+        sources: list[Source] = [
+            (part, partial(torch.narrow, dim=dim, start=end - size, length=size))
+            for part, size, end in zip(parts, sizes, ends, strict=True)
+        ]
+        return Reshaped(self.env[n].low.shape[1:]), sources
+
+
+def _same(a: Tensor) -> Tensor:
+    return a
+
+
+def _linear(weight: Any, bias: Any = None) -> tuple[nn.Module, Any, Any]:
+    """A layer without numbers of its own, and what it computes with."""
+    return nn.Linear(1, 1, bias is not None, device="meta"), weight, bias
+
+
+def _convolution(
+    weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> tuple[nn.Module, Any, Any]:
+    """The same of a convolution of one or two dimensions."""
+    outputs, inputs, *kernel = Interval.of(weight).low.shape
+    kind: Any = nn.Conv1d if len(kernel) == 1 else nn.Conv2d
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    layer = kind(inputs * groups, outputs, tuple(kernel), bias=bias is not None, device="meta", **options)
+    return layer, weight, bias
+
+
+def _max_pool(
+    x: Interval,
+    module: Any,
+    kernel_size: Any = None,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    **options: Any,
+) -> Rule:
+    if module is not None:
+        kernel_size, stride, padding = module.kernel_size, module.stride, module.padding
+        dilation, ceil_mode = module.dilation, module.ceil_mode
+    if ceil_mode or x.low.ndim not in (3, 4):
+        raise Unsupported("such a max pooling by linear bounds")
+    window = {
+        "kernel_size": kernel_size,
+        "stride": stride or kernel_size,
+        "padding": padding,
+        "dilation": dilation,
+    }
+    if x.low.ndim == 4:
+        return MaxPool(x, **window)
+    return in_a_row(MaxPool(monotone(lambda t: t[:, :, None], x), **two_dimensions(window)))
+
+
+def _in_float64(x: Interval) -> Interval:
+    low = x.low.double()
+    return Interval(low, low if x.is_point else x.high.double(), x.nonnegative)
