@@ -1,5 +1,6 @@
 """Settings, starts and data that an attack cannot use are named."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,11 @@ from worstcase.attacks.passes import accuracy as accuracy_of
 def test_settings_out_of_range(attack, options, message):
     with pytest.raises(ValueError, match=message):
         attack(**options)
+
+
+def test_a_seed_is_a_number_of_python(small_net, small_batches):
+    with pytest.raises(ValueError, match=r"seed=.*: must be .*Python's own: \.item\(\) makes it so"):
+        MonteCarlo(instances=2)(Crossbar(small_net, 0.1), small_batches, seed=np.int64(3))
 
 
 def test_only_bfloat16_is_a_lower_dtype(small_net, small_batches):

@@ -58,5 +58,12 @@ def test_no_bound_is_wider_than_a_crossbar_takes():
 def test_what_cannot_be_shared_out_is_refused(wrong):
     with pytest.raises(ValueError, match="sensitivity"):
         allocated({"w": torch.tensor(wrong)}, 4.0)
-    with pytest.raises(ValueError, match="pulses"):
+    with pytest.raises(ValueError, match=r"pulses=2.0: must be above 2 and 2e\+06 or less, a weight"):
         allocated({"w": torch.ones(2)}, 2.0)
+    with pytest.raises(ValueError, match="and 1,000,000 at most"):
+        allocated({"w": torch.ones(2)}, 1e9)
+
+
+def test_the_most_pulses_are_spent():
+    bounds = allocated({"w": torch.tensor([1.0, 2.0])}, 2e6)["w"]
+    assert Programming().pulses(bounds).mean().item() == pytest.approx(2e6, rel=0.01)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from worstcase.checks import number
 from worstcase.verify.cost import Programming
 
 WIDEST = 3.0
@@ -36,7 +35,8 @@ def allocated(
         th_g of each weight, at most 1, by array, in the sensitivity's shapes, in float64.
 
     Raises:
-        ValueError: fewer pulses than devices, or sensitivities that are negative, not finite, or all 0.
+        ValueError: fewer pulses than devices, more than 10^6 for each, or sensitivities that are negative, not
+            finite, or all 0.
 
     Example:
         >>> bounds = allocated({"w": torch.tensor([1.0, 10.0])}, pulses=4.0)["w"]
@@ -44,7 +44,7 @@ def allocated(
         (True, 4.0)
     """
     programming = programming or Programming()
-    number("pulses", pulses, above=programming.devices, also="a weight: each device takes one or more")
+    programming.bound_of(pulses)  # raises where no bound takes so many
     flat = torch.cat([one.detach().double().flatten().cpu() for one in sensitivity.values()])
     if not bool((flat.isfinite() & (flat >= 0)).all()) or not bool(flat.any()):
         raise ValueError("sensitivity: each must be finite and 0 or more, and not all may be 0")

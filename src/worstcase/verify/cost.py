@@ -12,6 +12,9 @@ from worstcase.checks import number
 from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.write_verify import device_weights
 
+MOST = 10**6
+"""Pulses of a device on average, at most."""
+
 
 @dataclass(frozen=True)
 class Programming:
@@ -114,9 +117,10 @@ class Programming:
         """The th_g that takes so many pulses a weight on average: the inverse of `pulses`.
 
         Raises:
-            ValueError: fewer pulses than a weight has devices.
+            ValueError: fewer pulses than a weight has devices, or more than `MOST` for each.
         """
-        number("pulses", pulses, above=self.devices, also="a weight: each device takes one or more")
+        also = f"a weight: each of {self.devices} devices takes one or more, and {MOST:,} at most"
+        number("pulses", pulses, above=self.devices, high=MOST * self.devices, also=also)
         share = torch.tensor(self.devices / pulses, dtype=torch.double)
         return (torch.special.erfinv(share) * math.sqrt(2)).item() / self.sigmas_of_full_scale
 
