@@ -79,6 +79,19 @@ class Joined(nn.Module):
         return self.out(x.sum((1, 2)) / 36)
 
 
+class Pooled(nn.Module):
+    """Windows that reach over the end, are given in lists, or are as large as the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 3, 2, padding=1)
+        self.pool, self.out = nn.MaxPool2d(3, 2, ceil_mode=True), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.second(self.pool(self.first(x))), [2, 3], [1, 1], [0, 1])
+        return self.out(F.max_pool2d(x, kernel_size=x.size()[2:]).flatten(1))
+
+
 class Shuffled(nn.Module):
     """Halves of the channels, a shortcut of every other pixel, padded, and numbers."""
 
@@ -103,6 +116,7 @@ OWN = {
     "dilation": lambda: of(nn.Conv2d(1, 3, 2, dilation=2), nn.ReLU(), nn.Conv2d(3, 2, 2), inputs=18),
     "overlapping": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 3, 2), inputs=3),
     "average": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.ReLU(), inputs=27),
+    "pooled": Pooled,
     "residual": Residual,
     "functions": Functional,
     "in a row": InARow,
@@ -263,7 +277,10 @@ def after_a_convolution(f: Callable[[Tensor], Tensor]) -> nn.Module:
     [
         (of(nn.Flatten(), nn.Linear(36, 4), nn.GELU(), inputs=4), r"^2 \(GELU\) by linear bounds"),
         (of(nn.ConvTranspose2d(1, 2, 3), nn.ReLU(), inputs=128), r"^0 \(ConvTranspose2d\) by linear bounds"),
-        (of(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, ceil_mode=True), inputs=8), "such a max pooling"),
+        (
+            of(nn.Flatten(1, 2), nn.Linear(6, 6), nn.MaxPool2d(3, 1, 1), inputs=36),
+            r"^2 \(MaxPool2d\) of images without",
+        ),
         (after_a_convolution(lambda x: x * x), "mul, which mixes samples or is not linear, by linear bounds"),
         (after_a_convolution(lambda x: x.roll(1, 0)), "roll, which mixes samples"),
         (after_a_convolution(lambda x: x.flip(0)), "flip, which mixes samples"),

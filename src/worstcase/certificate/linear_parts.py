@@ -46,7 +46,8 @@ from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
 
 RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
-MAX_POOLS = {nn.MaxPool1d, F.max_pool1d, torch.max_pool1d, nn.MaxPool2d, F.max_pool2d, torch.max_pool2d}
+MAX_POOLS = dict.fromkeys([nn.MaxPool1d, F.max_pool1d, torch.max_pool1d], 1)  # and over how many dimensions
+MAX_POOLS |= dict.fromkeys([nn.MaxPool2d, F.max_pool2d, torch.max_pool2d], 2)
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 SUMS = ADDITIONS | SUBTRACTIONS
@@ -116,7 +117,10 @@ class LinearParts(IntervalBounds):
         elif kind in RELUS:
             rule = ReLU(x)
         elif kind in MAX_POOLS:
-            rule = _max_pool(x, module, *n.args[1:], **n.kwargs)  # type: ignore[arg-type]
+            if x.low.ndim != MAX_POOLS[kind] + 2:
+                raise Unsupported(f"{self._name(n)} of images without channels by linear bounds")
+            window: Any = fx.node.map_arg((n.args[1:], n.kwargs), lambda node: self.env[node])
+            rule = _max_pool(x, module, *window[0], **window[1])
         elif kind in IN_ORDER and len(y.low) == len(self.env[source].low):
             rule = Reshaped(x.low.shape[1:])
         elif kind in PLACES | MEANS | BY_NUMBERS | SUMS:
@@ -129,9 +133,12 @@ class LinearParts(IntervalBounds):
                 constant = rule.f(0 * x.low).abs()
                 rule = Rounded(rule, slack(FEW, y.low) * (self._interval(n).magnitude + constant))
         else:
-            layer = "" if module is None else f" ({type(module).__name__})"
-            raise Unsupported(f"{name_of(n.target)}{layer} by linear bounds")
+            raise Unsupported(f"{self._name(n)} by linear bounds")
         return rule, [(source, _same)]
+
+    def _name(self, n: fx.Node) -> str:
+        layer = f" ({type(self.fetch_attr(str(n.target))).__name__})" if n.op == "call_module" else ""
+        return f"{name_of(n.target)}{layer}"
 
     def _layer(self, n: fx.Node) -> tuple[Any, Any, Any]:
         """The linear layer or convolution that does what a node does, its weight and bias; else None of each."""
@@ -263,8 +270,6 @@ def _max_pool(
     if module is not None:
         kernel_size, stride, padding = module.kernel_size, module.stride, module.padding
         dilation, ceil_mode = module.dilation, module.ceil_mode
-    if ceil_mode or x.low.ndim not in (3, 4):
-        raise Unsupported("such a max pooling by linear bounds")
     window = {
         "kernel_size": kernel_size,
         "stride": stride or kernel_size,
@@ -272,8 +277,9 @@ def _max_pool(
         "dilation": dilation,
     }
     if x.low.ndim == 4:
-        return MaxPool(x, **window)
-    return in_a_row(MaxPool(monotone(lambda t: t[:, :, None], x), **two_dimensions(window)))
+        return MaxPool(x, ceil_mode=ceil_mode, **window)
+    x = monotone(lambda t: t[:, :, None], x)
+    return in_a_row(MaxPool(x, ceil_mode=ceil_mode, **two_dimensions(window)))
 
 
 def _in_float64(x: Interval) -> Interval:

@@ -153,7 +153,7 @@ def two_dimensions(window: dict[str, Any]) -> dict[str, Any]:
         {'kernel_size': (1, 3), 'padding': (0, 1)}
     """
     high = {"kernel_size": 1, "dilation": 1, "padding": 0, "stride": 1}
-    return {name: (high[name], *(own if isinstance(own, tuple) else (own,))) for name, own in window.items()}
+    return {name: (high[name], *((own,) if isinstance(own, int) else own)) for name, own in window.items()}
 
 
 def in_a_row(rule: Rule) -> Rule:
@@ -201,23 +201,28 @@ class MaxPool:
     Below m + the chord of max(h - m, 0), where h is the input that reaches highest and m what the others reach.
     """
 
-    def __init__(self, x: Interval, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> None:
+    def __init__(
+        self, x: Interval, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+    ) -> None:
         self.size = x.low.shape[1:]
-        height, width = self.size[1:]
-        options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
-        p, q = padding if isinstance(padding, tuple) else (padding, padding)
-        places = torch.arange(float(height * width), dtype=torch.double, device=x.low.device)
-        places = F.pad(places.reshape(1, 1, height, width), (q, q, p, p), value=-1.0)
-        places = F.unfold(places, **options)[0].long()  # (window, outputs); -1 is outside
-        self.best, top = (
-            F.max_pool2d(t.contiguous(), padding=padding, return_indices=True, **options)[1].flatten(2)
+        kernel, step, before, apart = (
+            (one, one) if isinstance(one, int) else tuple(one) for one in (kernel_size, stride, padding, dilation)
+        )
+        best, top = (
+            F.max_pool2d(t.contiguous(), kernel, step, before, apart, ceil_mode, return_indices=True)[1]
             for t in (x.low + x.high, x.high)
         )
-        self.top = top
+        axes = zip(top.shape[2:], step, apart, kernel, before, self.size[1:], strict=True)
+        after = [(outputs - 1) * s + d * (k - 1) + 1 - p - inputs for outputs, s, d, k, p, inputs in axes]
+        places = torch.arange(float(self.size[1:].numel()), dtype=torch.double, device=x.low.device)
+        around = (before[1], after[1], before[0], after[0])
+        places = F.pad(places.reshape(1, 1, *self.size[1:]), around, value=-1.0)
+        places = F.unfold(places, kernel, apart, 0, step)[0].long()  # (window, outputs); -1 is outside
+        self.best, self.top = best.flatten(2), top.flatten(2)
         low, high = (end.flatten(2) for end in (x.low, x.high))
         windows = high[:, :, places.clamp_min(0)]  # (B, C, window, outputs)
-        others = windows.masked_fill((places < 0) | (places == top[:, :, None]), -torch.inf).amax(2)
-        low, high = low.gather(2, top), high.gather(2, top)
+        others = windows.masked_fill((places < 0) | (places == self.top[:, :, None]), -torch.inf).amax(2)
+        low, high = low.gather(2, self.top), high.gather(2, self.top)
         certain = low >= others
         others = torch.where(certain, low, others)
         self.slope = torch.where(certain, 1, (high - others) / torch.where(certain, 1, high - low))
