@@ -315,6 +315,28 @@ def test_all_terms_of_a_mean_round_however_few_samples_are_open(monkeypatch: pyt
     assert set(counts) == {16, 64, 6}
 
 
+class Enlarged(nn.Module):
+    """A place that is a point of the image in float64, and a little beside it in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(1, 1, 1, bias=False), nn.Linear(15, 2, bias=False)
+        self.first.weight.data.fill_(1)
+        self.out.weight.data = F.one_hot(torch.tensor([12, 12]), 15) * torch.tensor([[-1.0], [1.0]])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.interpolate(self.first(x), size=(15, 1), mode="bilinear").flatten(1))
+
+
+def test_places_between_points_are_rounded() -> None:
+    image = torch.zeros(1, 1, 39, 1)
+    image[:, :, 31] = 1000
+    crossbar, wrong = Crossbar(Enlarged(), 1e-9).eval(), torch.tensor([0])
+    with torch.no_grad():
+        least = LinearBounds(crossbar).margins(image, wrong)
+        assert (least <= margins_of(crossbar(image), wrong)).all()
+
+
 def test_a_weight_of_one_dimension_is_one_sum() -> None:
     assert (terms(torch.ones(7)), terms(torch.ones(3, 7)), terms(torch.ones(3, 7), transposed=True)) == (7, 7, 3)
 

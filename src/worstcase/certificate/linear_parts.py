@@ -53,7 +53,8 @@ SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 SUMS = ADDITIONS | SUBTRACTIONS
 JOINS = {torch.cat, torch.concat}
 MEANS = AVERAGES | {F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean"}
-MEANS |= {torch.sum, "sum", nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate}
+RESIZED = {nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate}
+MEANS |= {torch.sum, "sum", *RESIZED}
 IN_ORDER = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS, F.dropout, torch.flatten, torch.reshape}
 IN_ORDER |= {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "contiguous", "detach", "clone"}
 PLACES = {*SHAPES, *SHAPE_METHODS, *SHAPE_FUNCTIONS, *PADS}
@@ -127,8 +128,10 @@ class LinearParts(IntervalBounds):
             rule = self._map(n, source, x)
             if kind in MEANS:
                 count = math.prod(x.low.shape[1:]) // math.prod(y.low.shape[1:])
-                count = max(count, math.prod(x.low.shape[2:]))
-                rule = Rounded(rule, slack(count, y.low) * rule.f(x.magnitude))
+                count, size = max(count, math.prod(x.low.shape[2:])), x.magnitude
+                if kind in RESIZED:  # the places between points are rounded too, and may reach the next point
+                    count, size = 4 * count, size.amax(tuple(range(2, size.ndim)), keepdim=True).expand_as(size)
+                rule = Rounded(rule, slack(count, y.low) * rule.f(size))
             elif kind not in PLACES:
                 constant = rule.f(0 * x.low).abs()
                 rule = Rounded(rule, slack(FEW, y.low) * (self._interval(n).magnitude + constant))
