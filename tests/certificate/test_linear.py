@@ -79,6 +79,22 @@ class Joined(nn.Module):
         return self.out(x.sum((1, 2)) / 36)
 
 
+class TakenApart(nn.Module):
+    """Tensors that are taken apart and put together, and what is broadcast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Conv2d(1, 4, 3), nn.Conv2d(3, 2, 1), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu_()
+        x = x - x.mean((2, 3), keepdim=True)
+        y = torch.cat([x.new_ones(len(x), 1, 4, 4), torch.cat(x.chunk(4, 1)[1:3][::-1], 1)], 1)
+        return self.out(
+            torch.stack([F.relu_(self.second(y)), x[:, :2], x[:, :1] - x[:, 2:]], -1)[..., 1:].flatten(1)
+        )
+
+
 class Pooled(nn.Module):
     """Windows that reach over the end, are given in lists, or are as large as the image."""
 
@@ -117,6 +133,7 @@ OWN = {
     "overlapping": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 3, 2), inputs=3),
     "average": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.ReLU(), inputs=27),
     "pooled": Pooled,
+    "taken apart": TakenApart,
     "residual": Residual,
     "functions": Functional,
     "in a row": InARow,
@@ -127,7 +144,7 @@ OWN = {
 }
 SUPPORTED = ["linear", "no bias", "no activation", "stride", "two", "groups", "batch norm", "max pool", "dropout"]
 ALL = {name: (make, (1, 6, 6)) for name, make in OWN.items()}
-ALL |= {name: NETWORKS[name] for name in [*SUPPORTED, "squeezed", *LARGE]}
+ALL |= {name: NETWORKS[name] for name in [*SUPPORTED, "squeezed", "turned", *LARGE]}
 del ALL["torchvision's resnet18"]  # its kernels are wide, and the narrow one is alike
 
 
@@ -286,6 +303,11 @@ def after_a_convolution(f: Callable[[Tensor], Tensor]) -> nn.Module:
         (after_a_convolution(lambda x: x.flip(0)), "flip, which mixes samples"),
         (after_a_convolution(lambda x: x.sum(0, keepdim=True) + x), "sum, which mixes samples"),
         (after_a_convolution(lambda x: x * x.relu()), "mul of 2 inputs by linear bounds"),
+        (after_a_convolution(lambda x: x - x.mean((1, 2))), "sub of different shapes by linear bounds"),
+        (
+            of(nn.Flatten(1, 2), nn.GRU(6, 4, batch_first=True), Applied("outputs", lambda t: t[0]), inputs=24),
+            r"^1 \(GRU\) by linear",
+        ),
     ],
 )
 def test_what_has_no_linear_rule_is_named(net: nn.Module, named: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from worstcase.certificate.linear_rules import (
     Rounded,
     Rule,
     Scaled,
+    Sum,
     in_a_row,
     shared,
     two_dimensions,
@@ -48,18 +48,16 @@ from worstcase.chip.float64 import has_float64
 RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
 MAX_POOLS = dict.fromkeys([nn.MaxPool1d, F.max_pool1d, torch.max_pool1d], 1)  # and over how many dimensions
 MAX_POOLS |= dict.fromkeys([nn.MaxPool2d, F.max_pool2d, torch.max_pool2d], 2)
-ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
-SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
-SUMS = ADDITIONS | SUBTRACTIONS
-JOINS = {torch.cat, torch.concat}
+SUBTRACTIONS = {operator.sub, torch.sub, "sub"}
+SUMS = {operator.add, torch.add, "add", *SUBTRACTIONS}
+JOINS = {torch.cat, torch.concat, torch.stack}
 MEANS = AVERAGES | {F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean"}
 RESIZED = {nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate}
 MEANS |= {torch.sum, "sum", *RESIZED}
 IN_ORDER = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS, F.dropout, torch.flatten, torch.reshape}
 IN_ORDER |= {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "contiguous", "detach", "clone"}
-PLACES = {*SHAPES, *SHAPE_METHODS, *SHAPE_FUNCTIONS, *PADS}
-BY_NUMBERS = {operator.mul, operator.imul, torch.mul, "mul", operator.truediv, operator.itruediv, torch.div, "div"}
-BY_NUMBERS |= {operator.neg, torch.neg, "neg", "mul_", "div_"}
+PLACES = {*SHAPES, *SHAPE_METHODS, *SHAPE_FUNCTIONS, *PADS, *JOINS}
+BY_NUMBERS = {operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div", operator.neg, torch.neg, "neg"}
 
 Source = tuple[fx.Node, Callable[[Tensor], Tensor]]
 """Where a part's coefficients go back to, and what becomes of them on the way."""
@@ -98,16 +96,19 @@ class LinearParts(IntervalBounds):
         if isinstance(y, Interval) and y.is_point:
             return Fixed(self._interval(n).low), []
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        kind = n.target if module is None else type(module)
+        kind: Any = IN_PLACE.get(n.target, n.target) if module is None else type(module)
+        kind = kind.rstrip("_") if n.op == "call_method" else kind
         sources = [t for t in n.all_input_nodes if t in self._of_data and list(of_type(Interval, self.env[t]))]
-        if kind in JOINS:
-            return self._joined(n)
+        if kind in JOINS and not isinstance(n.args[0], fx.Node):
+            return self._joined(n, kind)
         if kind in SUMS and len(sources) == 2:
-            return self._sum(n)
+            return self._sum(n, kind)
         if len(sources) != 1:
             raise Unsupported(f"{name_of(n.target)} of {len(sources)} inputs by linear bounds")
         source: Any = sources[0]
-        if source.target in PLACES and isinstance(self.env[source], tuple):  # such as of chunk
+        while isinstance(self.env[source], tuple):  # such as of chunk
+            if source.target not in PLACES:
+                raise Unsupported(f"{self._name(source)} by linear bounds")
             source = source.args[0]
         x, (product, weight, bias) = self._interval(source), self._layer(n)
         rule: Rule
@@ -191,7 +192,8 @@ class LinearParts(IntervalBounds):
             def value(node: fx.Node) -> Any:
                 if node is source:
                     return t
-                if isinstance(self.env[node], tuple) and source in node.all_input_nodes:
+                taken_apart = next(of_type(Interval, self.env[node]), None) or source in node.all_input_nodes
+                if isinstance(self.env[node], tuple) and taken_apart:
                     return of(node, t)
                 if isinstance(self.env[node], Interval) or (
                     node in self._of_data and torch.is_tensor(self.env[node])
@@ -215,33 +217,58 @@ class LinearParts(IntervalBounds):
             raise Unsupported(f"{name_of(n.target)}, which mixes samples or is not linear, by linear bounds")
         return Map(f, size)
 
-    def _sum(self, n: fx.Node) -> tuple[Rule, list[Source]]:
+    def _sum(self, n: fx.Node, kind: Any) -> tuple[Rule, list[Source]]:
         if set(n.kwargs) - {"alpha"} or n.kwargs.get("alpha", 1) != 1:
             raise Unsupported(f"{name_of(n.target)} with {', '.join(n.kwargs)} by linear bounds")
         terms: Any = n.args
-        y, shapes = self._interval(n), {self.env[t].low.shape for t in terms}
-        if shapes != {self.env[n].low.shape}:
+        y, sizes = self._interval(n), [self.env[t].low.shape[1:] for t in terms]
+        if {len(size) for size in sizes} != {y.low.ndim - 1}:
             raise Unsupported(f"{name_of(n.target)} of different shapes by linear bounds")
-        second = torch.neg if n.target in SUBTRACTIONS else _same
         rule = Rounded(Reshaped(y.low.shape[1:]), slack(1, self.env[n].low) * y.magnitude)
-        return rule, list(zip(terms, (_same, second), strict=True))
+        backs = [partial(_of_term, size=size) for size in sizes]
+        if kind in SUBTRACTIONS:
+            backs[1] = partial(_of_term, size=sizes[1], negative=True)
+        return rule, list(zip(terms, backs, strict=True))
 
-    def _joined(self, n: fx.Node) -> tuple[Rule, list[Source]]:
+    def _joined(self, n: fx.Node, kind: Any) -> tuple[Rule, list[Source]]:
         parts: Any = n.args[0]
-        if not all(part in self._of_data and isinstance(self.env[part], Interval) for part in parts):
-            raise Unsupported(f"{name_of(n.target)} of what comes from no sample by linear bounds")
         dim: Any = n.args[1] if len(n.args) > 1 else n.kwargs.get("dim", 0)
-        sizes = [self.env[part].low.shape[dim] for part in parts]
-        ends = itertools.accumulate(sizes)
-        sources: list[Source] = [
-            (part, partial(torch.narrow, dim=dim, start=end - size, length=size))
-            for part, size, end in zip(parts, sizes, ends, strict=True)
-        ]
-        return Reshaped(self.env[n].low.shape[1:]), sources
+        if dim % self.env[n].low.ndim == 0:
+            raise Unsupported(f"{name_of(n.target)}, which mixes samples, by linear bounds")
+        sources: list[Source] = []
+        exact: list[tuple[Fixed, Callable[[Tensor], Tensor]]] = []
+        start = 0
+        for part in parts:
+            value = self.env[part]
+            is_interval = isinstance(value, Interval)
+            length = 1 if kind is torch.stack else Interval.of(value).low.shape[dim]
+            back = partial(torch.narrow, dim=dim, start=start, length=length)
+            if kind is torch.stack:
+                back = partial(torch.select, dim=dim, index=start)
+            start += length
+            if part in self._of_data and is_interval:
+                sources.append((part, back))
+            elif is_interval:
+                raise Unsupported(f"{name_of(n.target)} with {name_of(part.target)} by linear bounds")
+            else:
+                exact.append((Fixed(value[self._open].double()), back))
+
+        def rule(a: Tensor, rows: Tensor, total: Sum) -> Tensor:
+            for value, back in exact:
+                value(back(a), rows, total)
+            return a
+
+        return rule, sources
 
 
 def _same(a: Tensor) -> Tensor:
     return a
+
+
+def _of_term(a: Tensor, size: torch.Size, negative: bool = False) -> Tensor:
+    """The coefficients of a term that may have been broadcast."""
+    a = a.sum_to_size(len(a), *size)
+    return -a if negative else a
 
 
 def _linear(weight: Any, bias: Any = None) -> tuple[nn.Module, Any, Any]:
