@@ -204,18 +204,20 @@ def test_in_a_box_of_nothing_each_bound_is_the_output(name: str) -> None:
 def test_a_kernel_that_all_positions_share_is_bounded_exactly() -> None:
     """With exact inputs the worst kernel of a linear network is known; intervals choose one for each position."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.Flatten(), nn.Linear(32, 3)).double()
-    crossbar, images = Crossbar(net, 0.1, exclude=["2"]).eval(), torch.randn(5, 1, 6, 6).double()
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 3)).double()
+    crossbar = Crossbar(net, 0.1, exclude=["2"], arrays=["0.bias"]).eval()
+    images = torch.randn(5, 1, 6, 6).double()
     labels = crossbar(images).argmax(1)
-    bound = crossbar.bound()["0.weight"]
-    zero = torch.zeros_like(net[0].weight).requires_grad_()
+    bound = crossbar.bound()
+    zero = {name: torch.zeros_like(net.get_parameter(name)).requires_grad_() for name in bound}
     worst = torch.full((5, 3), torch.inf).double()
-    z = crossbar(images, {"0.weight": zero})
+    z = crossbar(images, zero)
     for n in range(5):
         for other in set(range(3)) - {int(labels[n])}:
             margin = z[n, labels[n]] - z[n, other]
-            (slope,) = torch.autograd.grad(margin, zero, retain_graph=True)
-            worst[n, other] = (margin - bound * slope.abs().sum()).detach()
+            slopes = torch.autograd.grad(margin, list(zero.values()), retain_graph=True)
+            lost = [(bound[name] * slope.abs()).sum() for name, slope in zip(zero, slopes, strict=True)]
+            worst[n, other] = (margin - sum(lost)).detach()
     with torch.no_grad():
         found = LinearBounds(crossbar).margins(images, labels)
         interval = IntervalBounds(crossbar).margins(images, labels)

@@ -277,5 +277,5 @@ def chord(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def _add_bias(a: Tensor, bias: Interval | None, total: Sum) -> None:
     if bias is None:
         return
-    of_each, absolute = (t.flatten(2).sum(2) if t.ndim > 2 else t for t in (a, a.abs()))
-    total.add(of_each * (bias.low / 2 + bias.high / 2) - absolute * (bias.high - bias.low) / 2)
+    of_each = a.flatten(2).sum(2) if a.ndim > 2 else a  # positions share the bias
+    total.add(of_each * (bias.low / 2 + bias.high / 2) - of_each.abs() * (bias.high - bias.low) / 2)
