@@ -133,6 +133,7 @@ OWN = {
     "overlapping": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 3, 2), inputs=3),
     "average": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.ReLU(), inputs=27),
     "pooled": Pooled,
+    "adaptive": lambda: of(nn.Conv2d(1, 3, 3), nn.AdaptiveMaxPool2d((None, 2)), nn.ReLU(), inputs=24),
     "taken apart": TakenApart,
     "residual": Residual,
     "functions": Functional,
@@ -299,6 +300,10 @@ def after_a_convolution(f: Callable[[Tensor], Tensor]) -> nn.Module:
         (
             of(nn.Flatten(1, 2), nn.Linear(6, 6), nn.MaxPool2d(3, 1, 1), inputs=36),
             r"^2 \(MaxPool2d\) of images without",
+        ),
+        (
+            of(nn.Conv2d(1, 2, 3), nn.AdaptiveMaxPool2d(3), inputs=18),
+            r"^1 \(AdaptiveMaxPool2d\) of windows that overlap",
         ),
         (after_a_convolution(lambda x: x * x), "mul, which mixes samples or is not linear, by linear bounds"),
         (after_a_convolution(lambda x: x.roll(1, 0)), "roll, which mixes samples"),

@@ -48,6 +48,8 @@ from worstcase.chip.float64 import has_float64
 RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
 MAX_POOLS = dict.fromkeys([nn.MaxPool1d, F.max_pool1d, torch.max_pool1d], 1)  # and over how many dimensions
 MAX_POOLS |= dict.fromkeys([nn.MaxPool2d, F.max_pool2d, torch.max_pool2d], 2)
+ADAPTIVE = {nn.AdaptiveMaxPool1d: 1, F.adaptive_max_pool1d: 1, nn.AdaptiveMaxPool2d: 2, F.adaptive_max_pool2d: 2}
+MAX_POOLS |= ADAPTIVE
 SUBTRACTIONS = {operator.sub, torch.sub, "sub"}
 SUMS = {operator.add, torch.add, "add", *SUBTRACTIONS}
 JOINS = {torch.cat, torch.concat, torch.stack}
@@ -122,6 +124,11 @@ class LinearParts(IntervalBounds):
             if x.low.ndim != MAX_POOLS[kind] + 2:
                 raise Unsupported(f"{self._name(n)} of images without channels by linear bounds")
             window: Any = fx.node.map_arg((n.args[1:], n.kwargs), lambda node: self.env[node])
+            if kind in ADAPTIVE:
+                sizes = list(zip(x.low.shape[2:], y.low.shape[2:], strict=True))
+                if any(inputs % outputs for inputs, outputs in sizes):
+                    raise Unsupported(f"{self._name(n)} of windows that overlap by linear bounds")
+                module, window = None, ([[inputs // outputs for inputs, outputs in sizes]], {})
             rule = _max_pool(x, module, *window[0], **window[1])
         elif kind in IN_ORDER and len(y.low) == len(self.env[source].low):
             rule = Reshaped(x.low.shape[1:])
