@@ -89,7 +89,7 @@ class TakenApart(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).relu_()
         x = x - x.mean((2, 3), keepdim=True)
-        y = torch.cat([x.new_ones(len(x), 1, 4, 4), torch.cat(x.chunk(4, 1)[1:3][::-1], 1)], 1)
+        y = torch.cat([torch.ones_like(x[:, :1]), torch.cat(x.chunk(4, 1)[1:3][::-1], 1)], 1)
         return self.out(
             torch.stack([F.relu_(self.second(y)), x[:, :2], x[:, :1] - x[:, 2:]], -1)[..., 1:].flatten(1)
         )
@@ -323,6 +323,16 @@ def test_what_has_no_linear_rule_is_named(net: nn.Module, named: str) -> None:
     images = torch.randn(4, 1, 6, 6)
     with pytest.raises(Unsupported, match=named):
         certify(crossbar, [(images, crossbar(images).argmax(1))], "linear")
+
+
+def test_a_cast_to_the_same_type_costs_nothing() -> None:
+    torch.manual_seed(0)
+    plain, images = of(nn.Conv2d(1, 2, 3), nn.ReLU(), inputs=32), torch.randn(4, 1, 6, 6)
+    cast = nn.Sequential(*plain[:2], Applied("float", lambda x: x.float()), *plain[2:])
+    labels = plain(images).argmin(1)
+    with torch.no_grad():
+        found, expected = (LinearBounds(Crossbar(net, 0.01)).margins(images, labels) for net in (cast, plain))
+    assert found.equal(expected)
 
 
 class Means(nn.Module):

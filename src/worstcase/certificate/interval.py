@@ -24,6 +24,7 @@ from worstcase.certificate.tables import (
     DROPOUTS,
     FUNCTIONS,
     IN_PLACE,
+    LIKE,
     LINEAR,
     LINEAR_FUNCTIONS,
     MATRIX_PRODUCTS,
@@ -216,6 +217,8 @@ class IntervalBounds(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         if target is getattr and args[1] in QUERIES:
             return getattr(args[0].low, args[1])
+        if target in LIKE:
+            return target(args[0].low, *args[1:], **kwargs)
         if target is getattr:
             if args[1] not in TURNED:
                 raise _without_rule(f"Tensor.{args[1]}")

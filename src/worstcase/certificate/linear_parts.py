@@ -58,6 +58,7 @@ RESIZED = {nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.inter
 MEANS |= {torch.sum, "sum", *RESIZED}
 IN_ORDER = {nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS, F.dropout, torch.flatten, torch.reshape}
 IN_ORDER |= {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze", "contiguous", "detach", "clone"}
+IN_ORDER |= {"float", "double"}
 PLACES = {*SHAPES, *SHAPE_METHODS, *SHAPE_FUNCTIONS, *PADS, *JOINS}
 BY_NUMBERS = {operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div", operator.neg, torch.neg, "neg"}
 
@@ -130,7 +131,7 @@ class LinearParts(IntervalBounds):
                     raise Unsupported(f"{self._name(n)} of windows that overlap by linear bounds")
                 module, window = None, ([[inputs // outputs for inputs, outputs in sizes]], {})
             rule = _max_pool(x, module, *window[0], **window[1])
-        elif kind in IN_ORDER and len(y.low) == len(self.env[source].low):
+        elif kind in IN_ORDER and y.low.dtype == self.env[source].low.dtype:
             rule = Reshaped(x.low.shape[1:])
         elif kind in PLACES | MEANS | BY_NUMBERS | SUMS:
             rule = self._map(n, source, x)

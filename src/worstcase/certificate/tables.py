@@ -71,7 +71,7 @@ SHAPE_METHODS += ["movedim", "swapaxes", "ravel", "repeat", "tile", "roll", "fli
 SHAPE_FUNCTIONS = {getattr(torch, n) for n in SHAPE_METHODS if hasattr(torch, n)} | {operator.getitem}
 SHAPE_FUNCTIONS |= {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 FUNCTIONS: dict[Any, Rule] = {
-    **dict.fromkeys([*SHAPE_FUNCTIONS, torch.cat, torch.concat, torch.stack], monotone),
+    **dict.fromkeys([*SHAPE_FUNCTIONS, torch.cat, torch.concat, torch.stack, torch.amax, torch.amin], monotone),
     **dict.fromkeys([F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d], monotone),
     **dict.fromkeys([F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d], monotone),
     **dict.fromkeys([F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.mean], average),
@@ -88,7 +88,7 @@ FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys([operator.mul, torch.mul], corners),
     **dict.fromkeys([operator.truediv, torch.div], quotient),
     **dict.fromkeys([operator.neg, torch.neg], negated),
-    **dict.fromkeys([torch.maximum, torch.minimum, torch.amax, torch.amin, torch.clamp], signless),
+    **dict.fromkeys([torch.maximum, torch.minimum, torch.clamp], signless),
     **dict.fromkeys([operator.abs, torch.abs], valley(0.0)),
     torch.sum: average,
     F.gelu: _GELU,
@@ -97,7 +97,7 @@ FUNCTIONS: dict[Any, Rule] = {
     F.hardswish: _HARDSWISH,
 }
 METHODS: dict[str, Rule] = {
-    **dict.fromkeys(SHAPE_METHODS, monotone),
+    **dict.fromkeys([*SHAPE_METHODS, "amax", "amin", "float", "double"], monotone),
     "mean": average,
     "relu": positive,
     "tanh": smooth,
@@ -107,11 +107,12 @@ METHODS: dict[str, Rule] = {
     "mul": corners,
     "div": quotient,
     "neg": negated,
-    **dict.fromkeys(["maximum", "minimum", "amax", "amin", "clamp", "float", "double"], signless),
+    **dict.fromkeys(["maximum", "minimum", "clamp"], signless),
     "abs": valley(0.0),
     "sum": average,
 }
 QUERIES = ("size", "dim", "numel", "shape", "ndim", "dtype", "device", "new_zeros", "new_ones")
+LIKE = {torch.zeros_like, torch.ones_like}
 TURNED = ("T", "mT")
 LINEAR_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 MATRIX_PRODUCTS = {operator.matmul, torch.matmul, torch.mm, "matmul", "mm"}
@@ -123,7 +124,7 @@ IN_PLACE |= {torch.relu_: torch.relu, F.relu_: F.relu}
 _COPIES = [*_MAX_POOLS, F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d]
 _COPIES += [F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, nn.Hardtanh, F.hardtanh]
 _COPIES += [*_PADS, *_CONSTANT_PADS, F.pad, torch.cat, torch.concat, torch.stack, torch.clone, "clone"]
-_COPIES += [nn.Embedding, *MATRIX_PRODUCTS]
+_COPIES += [nn.Embedding, *MATRIX_PRODUCTS, *LIKE]
 _COPIES += [getattr(torch, n) for n in ("maximum", "minimum", "amax", "amin", "clamp")]
 _COPIES += ["maximum", "minimum", "amax", "amin", "clamp", nn.RNN, nn.LSTM, nn.GRU]
 NEW = {*LINEAR, *TRANSPOSED, *NORMS, *LINEAR_FUNCTIONS, *TRANSPOSED_FUNCTIONS, *_COPIES}
