@@ -133,6 +133,10 @@ OWN = {
     "overlapping": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 3, 2), inputs=3),
     "average": lambda: of(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2, padding=1), nn.ReLU(), inputs=27),
     "pooled": Pooled,
+    "leaky": lambda: of(nn.Conv2d(1, 3, 3), nn.LeakyReLU(0.2), nn.Conv2d(3, 3, 2), nn.LeakyReLU(2), inputs=27),
+    "bent": lambda: of(
+        nn.Conv2d(1, 3, 3), Applied("abs", abs), nn.Conv2d(3, 3, 2), Applied("leaky", F.leaky_relu), inputs=27
+    ),
     "adaptive": lambda: of(nn.Conv2d(1, 3, 3), nn.AdaptiveMaxPool2d((None, 2)), nn.ReLU(), inputs=24),
     "taken apart": TakenApart,
     "residual": Residual,
@@ -180,7 +184,7 @@ def test_intervals_never_prove_more(name: str) -> None:
     with torch.no_grad():
         linear, interval = (method(crossbar).margins(images, labels) for method in (LinearBounds, IntervalBounds))
     assert (linear >= interval).all()
-    if name in ("two", "mlp", "narrow", "residual", "lenet", "three layers"):
+    if name in ("two", "mlp", "narrow", "residual", "leaky", "bent", "lenet", "three layers"):
         assert (linear > interval).any()
 
 

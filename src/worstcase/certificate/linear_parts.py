@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from worstcase.certificate.in_place import name_of
 from worstcase.certificate.interval import IntervalBounds, product_of
 from worstcase.certificate.linear_rules import (
+    Bent,
     Fixed,
     Linear,
     Map,
@@ -46,6 +47,7 @@ from worstcase.chip.crossbar import Crossbar
 from worstcase.chip.float64 import has_float64
 
 RELUS = {nn.ReLU, F.relu, torch.relu, "relu"}
+BENT = {nn.LeakyReLU, F.leaky_relu, operator.abs, torch.abs, "abs"}
 MAX_POOLS = dict.fromkeys([nn.MaxPool1d, F.max_pool1d, torch.max_pool1d], 1)  # and over how many dimensions
 MAX_POOLS |= dict.fromkeys([nn.MaxPool2d, F.max_pool2d, torch.max_pool2d], 2)
 ADAPTIVE = {nn.AdaptiveMaxPool1d: 1, F.adaptive_max_pool1d: 1, nn.AdaptiveMaxPool2d: 2, F.adaptive_max_pool2d: 2}
@@ -121,6 +123,8 @@ class LinearParts(IntervalBounds):
             rule = self._batch_norm(module, x)
         elif kind in RELUS:
             rule = ReLU(x)
+        elif kind in BENT:
+            rule = Rounded(Bent(x, _slope(n, module)), slack(FEW, y.low) * self._interval(n).magnitude)
         elif kind in MAX_POOLS:
             if x.low.ndim != MAX_POOLS[kind] + 2:
                 raise Unsupported(f"{self._name(n)} of images without channels by linear bounds")
@@ -293,6 +297,16 @@ def _convolution(
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     layer = kind(inputs * groups, outputs, tuple(kernel), bias=bias is not None, device="meta", **options)
     return layer, weight, bias
+
+
+def _slope(n: fx.Node, module: Any) -> float:
+    """Of a leaky ReLU or an absolute value, below 0."""
+    if module is not None:
+        return float(module.negative_slope)
+    if n.target is not F.leaky_relu:
+        return -1.0
+    given: Any = dict(enumerate(n.args)).get(1, n.kwargs.get("negative_slope", 0.01))
+    return float(given)
 
 
 def _max_pool(

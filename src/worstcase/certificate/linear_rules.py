@@ -195,6 +195,16 @@ class ReLU:
         return below * lower + above * self.upper[rows]
 
 
+class Bent:
+    """x above 0 and a slope times x below, such as the leaky ReLU: a share of x, and the rest of its ReLU."""
+
+    def __init__(self, x: Interval, slope: float) -> None:
+        self.relu, self.slope = ReLU(x), slope
+
+    def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
+        return self.slope * a + self.relu((1 - self.slope) * a, rows, total)
+
+
 class MaxPool:
     """Above each of its inputs, such as the one whose interval lies highest.
 
