@@ -77,6 +77,20 @@ class Rearranged(nn.Module):
         return self.out(y.repeat(1, 1, 3).narrow(2, 2, 8).ravel().view(x.size(0), -1))
 
 
+class Excited(nn.Module):
+    """Squeeze and excitation, and channels that become pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, 4), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        x = x * self.gate(x.mean((2, 3))).sigmoid().view(-1, 4, 1, 1).expand_as(x)
+        x = F.pixel_unshuffle(F.pixel_shuffle(x, 2).repeat_interleave(2, 1), 4).view_as(x.repeat(1, 2, 1, 1))
+        return self.out(F.channel_shuffle(x, 2)[:, 2:6].reshape(len(x), -1))
+
+
 class Turned(nn.Module):
     """Parameters of the network's own that are turned, or got by name, and tensors as long as the batch."""
 
@@ -157,6 +171,7 @@ IMAGES = {
     "functions": Functional,
     "elementwise": Elementwise,
     "squeezed": Squeezed,
+    "excited": Excited,
     "rearranged": Rearranged,
     "turned": Turned,
     "upsampled": lambda: of(

@@ -67,9 +67,11 @@ MODULES: dict[type, Rule] = {
 }
 SHAPE_METHODS = ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"]
 SHAPE_METHODS += ["contiguous", "chunk", "split", "expand", "detach", "clone", "unbind", "narrow", "select"]
-SHAPE_METHODS += ["movedim", "swapaxes", "ravel", "repeat", "tile", "roll", "flip", "t"]
+SHAPE_METHODS += ["movedim", "swapaxes", "ravel", "repeat", "tile", "roll", "flip", "t", "repeat_interleave"]
+SHAPE_METHODS += ["expand_as", "reshape_as"]
 SHAPE_FUNCTIONS = {getattr(torch, n) for n in SHAPE_METHODS if hasattr(torch, n)} | {operator.getitem}
 SHAPE_FUNCTIONS |= {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
+SHAPE_FUNCTIONS |= {F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle}
 FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys([*SHAPE_FUNCTIONS, torch.cat, torch.concat, torch.stack, torch.amax, torch.amin], monotone),
     **dict.fromkeys([F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d], monotone),
