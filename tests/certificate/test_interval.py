@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import IMAGES, LARGE, NETWORKS, Skewed, check_no_chip_is_below, margins_of, of
-from random_networks import ACTIVATION_FUNCTIONS, ACTIVATIONS
+from random_networks import ACTIVATION_FUNCTIONS, ACTIVATIONS, Applied
 from torch import Tensor, nn
 
 from worstcase import evaluate
@@ -437,3 +437,15 @@ def test_a_tensor_as_long_as_the_batch_may_be_made_while_it_is_traced(made: Call
     net, x = Adds().eval(), torch.randn(12, 4)
     plain = certify(Crossbar(net, 0.0), [(x, net(x).argmax(1))])
     assert plain.accuracy == 1 and certify(Crossbar(net, 0.01), [(x, net(x).argmax(1))]).accuracy > 0.5
+
+
+def test_padding_with_zeros_loses_nothing_however_it_is_said() -> None:
+    torch.manual_seed(0)
+    first, rest = nn.Conv2d(1, 2, 3), [nn.Conv2d(2, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)]
+    pads = [nn.ZeroPad2d(1), nn.ConstantPad2d(1, 0.0), Applied("pad", lambda x: F.pad(x, (1, 1, 1, 1)))]
+    nets = [nn.Sequential(first, nn.ReLU(), pad, *rest) for pad in pads]
+    images = torch.randn(4, 1, 6, 6)
+    labels = nets[0](images).argmax(1)
+    with torch.no_grad():
+        zeros, constant, function = (IntervalBounds(Crossbar(net, 0.05)).margins(images, labels) for net in nets)
+    assert zeros.equal(constant) and zeros.equal(function)

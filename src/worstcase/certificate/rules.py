@@ -89,6 +89,14 @@ def positive(f: Callable[..., Any], *args: Any, **options: Any) -> Interval:
     return Interval(found.low, found.high, nonnegative=True)
 
 
+def padded(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:
+    """The same of padding, by a number that may be negative."""
+    y: Interval = monotone(f, x, *args, **options)
+    if y.nonnegative and bool((f(torch.zeros_like(x.low), *args, **options) < 0).any()):
+        return Interval(y.low, y.high)
+    return y
+
+
 def smooth(f: Callable[..., Tensor], x: Interval, *args: Any, **options: Any) -> Interval:
     """A function that rises and changes by at most 1 + |x|, computed up to a few roundings, such as tanh."""
     return _rounded(signless(f, x, *args, **options), x)

@@ -16,6 +16,7 @@ from worstcase.certificate.rules import (
     corners,
     monotone,
     negated,
+    padded,
     positive,
     quotient,
     resized,
@@ -51,7 +52,7 @@ Rule = Callable[..., Any]
 
 MODULES: dict[type, Rule] = {
     **dict.fromkeys([*SHAPES, *_MAX_POOLS, *_PADS], monotone),
-    **dict.fromkeys(_CONSTANT_PADS, signless),
+    **dict.fromkeys(_CONSTANT_PADS, padded),
     **dict.fromkeys([nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d], resized),
     **dict.fromkeys(AVERAGES, average),
     **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardsigmoid], positive),
@@ -84,7 +85,8 @@ FUNCTIONS: dict[Any, Rule] = {
     **dict.fromkeys([torch.sigmoid, F.sigmoid], smooth_positive),
     F.softplus: softplus,
     F.interpolate: resized,
-    **dict.fromkeys([F.hardtanh, F.pad], signless),
+    F.hardtanh: signless,
+    F.pad: padded,
     **dict.fromkeys([operator.add, torch.add], added),
     **dict.fromkeys([operator.sub, torch.sub], subtracted),
     **dict.fromkeys([operator.mul, torch.mul], corners),
