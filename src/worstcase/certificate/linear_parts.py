@@ -25,7 +25,6 @@ from worstcase.certificate.linear_rules import (
     Rounded,
     Rule,
     Scaled,
-    Sum,
     in_a_row,
     shared,
     two_dimensions,
@@ -98,6 +97,8 @@ class LinearParts(IntervalBounds):
 
     def _rule(self, n: fx.Node) -> tuple[Rule, list[Source]]:
         y = self.env[n]
+        if torch.is_tensor(y):
+            return Fixed(y[self._open].double()), []
         if isinstance(y, Interval) and y.is_point:
             return Fixed(self._interval(n).low), []
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
@@ -106,7 +107,10 @@ class LinearParts(IntervalBounds):
         sources = [t for t in n.all_input_nodes if t in self._of_data and list(of_type(Interval, self.env[t]))]
         if kind in JOINS and not isinstance(n.args[0], fx.Node):
             return self._joined(n, kind)
-        if kind in SUMS and len(sources) == 2:
+        tensors = [
+            t for t in n.all_input_nodes if t in self._of_data and isinstance(self.env[t], Interval | Tensor)
+        ]
+        if kind in SUMS and len(tensors) == 2:
             return self._sum(n, kind)
         if len(sources) != 1:
             raise Unsupported(f"{name_of(n.target)} of {len(sources)} inputs by linear bounds")
@@ -233,13 +237,13 @@ class LinearParts(IntervalBounds):
         if set(n.kwargs) - {"alpha"} or n.kwargs.get("alpha", 1) != 1:
             raise Unsupported(f"{name_of(n.target)} with {', '.join(n.kwargs)} by linear bounds")
         terms: Any = n.args
-        y, sizes = self._interval(n), [self.env[t].low.shape[1:] for t in terms]
-        if {len(size) for size in sizes} != {y.low.ndim - 1}:
+        y, shapes = self._interval(n), [Interval.of(self.env[t]).low.shape for t in terms]
+        if any((len(shape), shape[:1]) != (y.low.ndim, self.env[n].low.shape[:1]) for shape in shapes):
             raise Unsupported(f"{name_of(n.target)} of different shapes by linear bounds")
         rule = Rounded(Reshaped(y.low.shape[1:]), slack(1, self.env[n].low) * y.magnitude)
-        backs = [partial(_of_term, size=size) for size in sizes]
+        backs = [partial(_of_term, size=shape[1:]) for shape in shapes]
         if kind in SUBTRACTIONS:
-            backs[1] = partial(_of_term, size=sizes[1], negative=True)
+            backs[1] = partial(_of_term, size=shapes[1][1:], negative=True)
         return rule, list(zip(terms, backs, strict=True))
 
     def _joined(self, n: fx.Node, kind: Any) -> tuple[Rule, list[Source]]:
@@ -248,29 +252,17 @@ class LinearParts(IntervalBounds):
         if dim % self.env[n].low.ndim == 0:
             raise Unsupported(f"{name_of(n.target)}, which mixes samples, by linear bounds")
         sources: list[Source] = []
-        exact: list[tuple[Fixed, Callable[[Tensor], Tensor]]] = []
         start = 0
         for part in parts:
-            value = self.env[part]
-            is_interval = isinstance(value, Interval)
-            length = 1 if kind is torch.stack else Interval.of(value).low.shape[dim]
+            if isinstance(self.env[part], Interval) and part not in self._of_data:
+                raise Unsupported(f"{name_of(n.target)} with {name_of(part.target)} by linear bounds")
+            length = 1 if kind is torch.stack else Interval.of(self.env[part]).low.shape[dim]
             back = partial(torch.narrow, dim=dim, start=start, length=length)
             if kind is torch.stack:
                 back = partial(torch.select, dim=dim, index=start)
+            sources.append((part, back))
             start += length
-            if part in self._of_data and is_interval:
-                sources.append((part, back))
-            elif is_interval:
-                raise Unsupported(f"{name_of(n.target)} with {name_of(part.target)} by linear bounds")
-            else:
-                exact.append((Fixed(value[self._open].double()), back))
-
-        def rule(a: Tensor, rows: Tensor, total: Sum) -> Tensor:
-            for value, back in exact:
-                value(back(a), rows, total)
-            return a
-
-        return rule, sources
+        return Reshaped(self.env[n].low.shape[1:]), sources
 
 
 def _same(a: Tensor) -> Tensor:
