@@ -55,10 +55,14 @@ def test_the_page_shows_the_records_of_convnet():
 def test_the_page_shows_the_records_of_convnet_by_divergence():
     page = (DOCS / "training.md").read_text()
     frame = results_frame(DOCS / "records" / "convnet_kl")
-    assert set(frame.seed) == {0, 1}
+    assert set(frame.seed) == {0, 1, 2}
     for one in frame.itertuples():
         numbers = f"{100 * one.clean_accuracy:.2f} | {100 * one.attacked_accuracy:.2f}"
         assert f"| `universal_at_deep`, `loss=kl` | {one.seed} | - | - | {numbers} |" in page
+    mean, std = (100 * getattr(frame[["clean_accuracy", "attacked_accuracy"]], how)() for how in ("mean", "std"))
+    numbers = " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, std, strict=True))
+    assert f"| | mean | - | - | {numbers} |" in page
+    assert f"| 0.03 | {numbers} |" in (DOCS.parent / "README.md").read_text()
 
 
 def test_the_page_shows_the_records_of_lenet(tmp_path):
