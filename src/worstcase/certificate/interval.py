@@ -241,9 +241,8 @@ class IntervalBounds(fx.Interpreter):
             return getattr(args[0].low, target)(*args[1:], **kwargs)
         if target in MATRIX_PRODUCTS:
             return _matrix_product(*args, **kwargs)
-        name = {"view": "reshape", "view_as": "reshape_as"}.get(target, target).rstrip(
-            "_"
-        )  # a view may not fit how these lie in memory
+        name = {"view": "reshape", "view_as": "reshape_as"}.get(target, target)  # it may not lie so in memory
+        name = name.rstrip("_")
         if name not in METHODS:
             raise _without_rule(f"Tensor.{target}")
         return METHODS[name](lambda t, *rest, **options: getattr(t, name)(*rest, **options), *args, **kwargs)

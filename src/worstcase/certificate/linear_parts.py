@@ -104,14 +104,12 @@ class LinearParts(IntervalBounds):
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         kind: Any = IN_PLACE.get(n.target, n.target) if module is None else type(module)
         kind = kind.rstrip("_") if n.op == "call_method" else kind
-        sources = [t for t in n.all_input_nodes if t in self._of_data and list(of_type(Interval, self.env[t]))]
+        of_data = [t for t in n.all_input_nodes if t in self._of_data]
         if kind in JOINS and not isinstance(n.args[0], fx.Node):
             return self._joined(n, kind)
-        tensors = [
-            t for t in n.all_input_nodes if t in self._of_data and isinstance(self.env[t], Interval | Tensor)
-        ]
-        if kind in SUMS and len(tensors) == 2:
+        if kind in SUMS and sum(isinstance(self.env[t], Interval | Tensor) for t in of_data) == 2:
             return self._sum(n, kind)
+        sources = [t for t in of_data if list(of_type(Interval, self.env[t]))]
         if len(sources) != 1:
             raise Unsupported(f"{name_of(n.target)} of {len(sources)} inputs by linear bounds")
         source: Any = sources[0]
@@ -130,28 +128,17 @@ class LinearParts(IntervalBounds):
         elif kind in BENT:
             rule = Rounded(Bent(x, _slope(n, module)), slack(FEW, y.low) * self._interval(n).magnitude)
         elif kind in MAX_POOLS:
-            if x.low.ndim != MAX_POOLS[kind] + 2:
-                raise Unsupported(f"{self._name(n)} of images without channels by linear bounds")
-            window: Any = fx.node.map_arg((n.args[1:], n.kwargs), lambda node: self.env[node])
-            if kind in ADAPTIVE:
-                sizes = list(zip(x.low.shape[2:], y.low.shape[2:], strict=True))
-                if any(inputs % outputs for inputs, outputs in sizes):
-                    raise Unsupported(f"{self._name(n)} of windows that overlap by linear bounds")
-                module, window = None, ([[inputs // outputs for inputs, outputs in sizes]], {})
-            rule = _max_pool(x, module, *window[0], **window[1])
+            rule = self._max_pool(n, kind, module, x)
         elif kind in IN_ORDER and y.low.dtype == self.env[source].low.dtype:
             rule = Reshaped(x.low.shape[1:])
-        elif kind in PLACES | MEANS | BY_NUMBERS | SUMS:
+        elif kind in PLACES:
             rule = self._map(n, source, x)
-            if kind in MEANS:
-                count = math.prod(x.low.shape[1:]) // math.prod(y.low.shape[1:])
-                count, size = max(count, math.prod(x.low.shape[2:])), x.magnitude
-                if kind in RESIZED:  # the places between points are rounded too, and may reach the next point
-                    count, size = 4 * count, size.amax(tuple(range(2, size.ndim)), keepdim=True).expand_as(size)
-                rule = Rounded(rule, slack(count, y.low) * rule.f(size))
-            elif kind not in PLACES:
-                constant = rule.f(0 * x.low).abs()
-                rule = Rounded(rule, slack(FEW, y.low) * (self._interval(n).magnitude + constant))
+        elif kind in MEANS:
+            rule = self._mean(n, kind, source, x)
+        elif kind in BY_NUMBERS | SUMS:
+            rule = self._map(n, source, x)
+            size = self._interval(n).magnitude + rule.f(0 * x.low).abs()
+            rule = Rounded(rule, slack(FEW, y.low) * size)
         else:
             raise Unsupported(f"{self._name(n)} by linear bounds")
         return rule, [(source, _same)]
@@ -200,6 +187,24 @@ class LinearParts(IntervalBounds):
         rounding = slack(FEW, norm.running_mean)
         error = rounding * (x.magnitude * scale.abs().reshape(shape) + (move.abs() + shift.abs()).reshape(shape))
         return Rounded(Scaled(scale.reshape(shape), (shift - move).reshape(shape)), error)
+
+    def _max_pool(self, n: fx.Node, kind: Any, module: Any, x: Interval) -> Rule:
+        if x.low.ndim != MAX_POOLS[kind] + 2:
+            raise Unsupported(f"{self._name(n)} of images without channels by linear bounds")
+        window: Any = fx.node.map_arg((n.args[1:], n.kwargs), lambda node: self.env[node])
+        if kind in ADAPTIVE:
+            sizes = list(zip(x.low.shape[2:], self.env[n].low.shape[2:], strict=True))
+            if any(inputs % outputs for inputs, outputs in sizes):
+                raise Unsupported(f"{self._name(n)} of windows that overlap by linear bounds")
+            module, window = None, ([[inputs // outputs for inputs, outputs in sizes]], {})
+        return _max_pool(x, module, *window[0], **window[1])
+
+    def _mean(self, n: fx.Node, kind: Any, source: fx.Node, x: Interval) -> Rule:
+        rule, y, size = self._map(n, source, x), self.env[n].low, x.magnitude
+        count = max(math.prod(x.low.shape[1:]) // math.prod(y.shape[1:]), math.prod(x.low.shape[2:]))
+        if kind in RESIZED:  # the places between points are rounded too, and may reach the next point
+            count, size = 4 * count, size.amax(tuple(range(2, size.ndim)), keepdim=True).expand_as(size)
+        return Rounded(rule, slack(count, y) * rule.f(size))
 
     def _map(self, n: fx.Node, source: fx.Node, x: Interval) -> Map:
         """The rule of a part that maps each sample by itself, linearly but for a constant."""

@@ -177,22 +177,17 @@ class ReLU:
 
     def __init__(self, x: Interval) -> None:
         low, high = x.low, x.high
-        self.unsure = (low < 0) & (high > 0)
+        unsure = (low < 0) & (high > 0)
         one = (low >= 0).to(low.dtype)
-        self.upper = torch.where(self.unsure, high / (high - low), one)
-        self.shift = torch.where(self.unsure, -self.upper * low, 0 * low)
-        self.largest = torch.where(self.unsure, torch.maximum(high, -low), 0 * low)
+        self.upper = torch.where(unsure, high / torch.where(unsure, high - low, 1), one)
+        self.shift = torch.where(unsure, -self.upper * low, 0 * low)
+        self.largest = torch.where(unsure, torch.maximum(high, -low), 0 * low)
         self.lower = (high > -low).to(low.dtype)
-        self.chosen: Tensor | None = None
-        """Slopes (M, ...), 0..1, in place of `lower`."""
 
     def __call__(self, a: Tensor, rows: Tensor, total: Sum) -> Tensor:
         below, above = a.clamp_min(0), a.clamp_max(0)
-        lower = self.lower[rows]
-        if self.chosen is not None:
-            lower = torch.where(self.unsure[rows], self.chosen, lower)
         total.add(above * self.shift[rows], above * self.largest[rows])
-        return below * lower + above * self.upper[rows]
+        return below * self.lower[rows] + above * self.upper[rows]
 
 
 class Bent:
