@@ -276,7 +276,7 @@ def test_a_training_refuses_pulses_that_cannot_be_shared_out_before_it_begins(wo
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["pulses=1"], "pulses=1.0: must be above 2, a weight"),
+        (["pulses=1"], "pulses=1.0: must be above 2 and 2e+06 or less, a weight"),
         (["pulses=4", "share=best"], "share=best: must be same or random"),
         (["pulses=4", "thg=[0.01,0.02]"], "with pulses=4: th_g follows from pulses; say one of them"),
         (["pulses=4", "thg=0.02"], "thg=0.02 with pulses=4: th_g follows from pulses"),

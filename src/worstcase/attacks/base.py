@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worstcase.attacks.search import Search
 from worstcase.batches import Loader
-from worstcase.checks import check_seed, choice
+from worstcase.checks import choice, whole
 from worstcase.chip.box import Box, Perturbation
 from worstcase.chip.crossbar import Crossbar, check_crossbar
 from worstcase.chip.modes import evaluating
@@ -112,13 +112,13 @@ class Attack(ABC):
                 its own.
 
         Raises:
-            ValueError: no crossbar; a seed that is no whole number from 0 to 2^32 - 1; weights that are not
-                finite; a reference set that is empty, changes from pass to pass, or whose labels do not belong to
-                the network's outputs; a network that does not repeat its answers, or does not multiply with its
+            ValueError: no crossbar; a seed that is no whole number, 0 or more; weights that are not finite; a
+                reference set that is empty, changes from pass to pass, or whose labels do not belong to the
+                network's outputs; a network that does not repeat its answers, or does not multiply with its
                 arrays; a box that is not a part of the crossbar's; a start outside it.
         """
         check_crossbar(crossbar)
-        check_seed("seed", seed)
+        whole("seed", seed, least=0)
         choice("search_dtype", search_dtype, SEARCH_DTYPES)
         with (
             evaluating(crossbar),
