@@ -158,8 +158,8 @@ Without a number, nothing was proven: no proof was tried, or the network has par
     python -m src.evaluate run=zoo/lenet-mnist5k-universal_at-0.03 seed=1
 
 A row of one seed may be lucky: over three seeds 30 epochs of `universal_at` on ConvNet have 69.5 ± 1.2 at 0.01
-and 43.3 ± 2.4 at 0.03 ([training](training.md#convnet-on-cifar-10)). There it has the settings of
-`universal_at_deep`.
+and 43.3 ± 2.4 at 0.03, and 60 epochs 47.6 ± 0.8 there ([training](training.md#convnet-on-cifar-10)), with the
+settings of `universal_at_deep`.
 
 **Your network in this table.** It must be a model of worstcase or torchvision: networks and data of your own code
 cannot be published. Train it with `python -m src.train suite=single attack@test_attack=ensemble`.
