@@ -197,7 +197,7 @@ class LinearParts(IntervalBounds):
             if any(inputs % outputs for inputs, outputs in sizes):
                 raise Unsupported(f"{self._name(n)} of windows that overlap by linear bounds")
             module, window = None, ([[inputs // outputs for inputs, outputs in sizes]], {})
-        return _max_pool(x, module, *window[0], **window[1])
+        return _of_windows(x, module, *window[0], **window[1])
 
     def _mean(self, n: fx.Node, kind: Any, source: fx.Node, x: Interval) -> Rule:
         rule, y, size = self._map(n, source, x), self.env[n].low, x.magnitude
@@ -306,7 +306,7 @@ def _slope(n: fx.Node, module: Any) -> float:
     return float(given)
 
 
-def _max_pool(
+def _of_windows(
     x: Interval,
     module: Any,
     kernel_size: Any = None,
